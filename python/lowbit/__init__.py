@@ -1,0 +1,29 @@
+"""lowbit chooses the levels, packs the codes and runs the integers.
+
+The kernels on numpy arrays are here; ``lowbit.reference`` has the same
+functions in plain NumPy; ``lowbit.torch`` quantizes PyTorch models.
+"""
+
+from lowbit._core import InternalError, __version__
+from lowbit.config import Int8
+from lowbit.packing import pack_codes, unpack_codes
+from lowbit.system import available_isas, get_num_threads, isa, set_num_threads, threads
+from lowbit.types import PerAxis, PerGroup, PerTensor, QParams, RowCodes
+
+__all__ = [
+    "Int8",
+    "InternalError",
+    "PerAxis",
+    "PerGroup",
+    "PerTensor",
+    "QParams",
+    "RowCodes",
+    "__version__",
+    "available_isas",
+    "get_num_threads",
+    "isa",
+    "pack_codes",
+    "set_num_threads",
+    "threads",
+    "unpack_codes",
+]

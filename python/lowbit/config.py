@@ -1,0 +1,69 @@
+"""The quantizers' configs: frozen, torch-free, to and from JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar
+
+__all__ = ["Config", "Int8", "from_json"]
+
+
+@dataclass(frozen=True)
+class Config:
+    """The base of all configs."""
+
+    _kinds: ClassVar[dict[str, type[Config]]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        Config._kinds[cls.__name__] = cls
+
+    def to_json(self) -> str:
+        """This config as a JSON object with its class's name under ``"kind"``.
+
+        Examples
+        --------
+        >>> import lowbit
+        >>> lowbit.Int8().to_json()
+        '{"kind": "Int8"}'
+        """
+        return json.dumps({"kind": type(self).__name__, **asdict(self)})
+
+
+@dataclass(frozen=True)
+class Int8(Config):
+    """Eight bits: symmetric weights with one scale per output row, and
+    activations rounded to 8 bits per row, with a zero point, within the call.
+
+    For embeddings: one scale per row.
+    """
+
+
+def from_json(text: str) -> Config:
+    """The config that :meth:`Config.to_json` wrote.
+
+    Raises
+    ------
+    ValueError
+        Not JSON, an unknown kind, or a field that the kind does not have.
+
+    Examples
+    --------
+    >>> from lowbit.config import from_json
+    >>> from_json('{"kind": "Int8"}')
+    Int8()
+    """
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"config: not JSON: {error}") from None
+    if not isinstance(data, dict) or data.get("kind") not in Config._kinds:
+        known = ", ".join(sorted(Config._kinds))
+        got = data.get("kind") if isinstance(data, dict) else type(data).__name__
+        raise ValueError(f"config: expected an object with kind one of {known}, got {got!r}")
+    kind = Config._kinds[data.pop("kind")]
+    unknown = sorted(set(data) - {f.name for f in fields(kind)})
+    if unknown:
+        raise ValueError(f"config: {kind.__name__} has no field {', '.join(unknown)}")
+    return kind(**data)

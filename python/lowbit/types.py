@@ -1,0 +1,91 @@
+"""What the families pass around: granularities and the results of quantizing."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["Granularity", "PerAxis", "PerGroup", "PerTensor", "QParams", "RowCodes"]
+
+
+@dataclass(frozen=True)
+class PerTensor:
+    """One scale for the whole array: x of any shape, scale of shape ()."""
+
+
+@dataclass(frozen=True)
+class PerAxis:
+    """One scale for each index of ``axis``, the axis that keeps its own scale.
+
+    x of shape (N, K) with ``PerAxis(0)``: scale of shape (N,).
+    """
+
+    axis: int = 0
+
+
+@dataclass(frozen=True)
+class PerGroup:
+    """One scale for each ``group_size`` values along the last axis.
+
+    x of shape (..., K): scale of shape (..., ceil(K / group_size)); the last
+    group of a row is shorter where ``group_size`` does not divide K.
+    """
+
+    group_size: int
+
+    def __post_init__(self) -> None:
+        if isinstance(self.group_size, bool):
+            raise TypeError(f"group_size: expected an int, got {self.group_size!r}")
+        try:
+            operator.index(self.group_size)
+        except TypeError:
+            raise TypeError(f"group_size: expected an int, got {self.group_size!r}") from None
+        if self.group_size < 1:
+            raise ValueError(f"group_size: expected at least 1, got {self.group_size}")
+
+
+Granularity = PerTensor | PerAxis | PerGroup
+
+
+@dataclass(frozen=True, eq=False)
+class QParams:
+    """How real numbers become codes: ``x ~ (code - zero_point) * scale``.
+
+    ``scale`` is float32 and ``zero_point`` int32, both of the shape that
+    ``granularity`` gives. Codes are unsigned, in ``qmin..=qmax``; a signed code
+    is stored with 2**(nbits - 1) added, and its zero point in the same domain.
+    """
+
+    scale: NDArray[np.float32]
+    zero_point: NDArray[np.int32]
+    nbits: int
+    qmin: int
+    qmax: int
+    granularity: Granularity
+    symmetric: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class RowCodes:
+    """Rows of activations in 8 bits, each with its own scale.
+
+    ``codes`` uint8 (..., K), ``scale`` float32 (...), ``zero_point`` uint8
+    (...), ``group_sums`` int32 (..., G): the sums of each group's codes, G = 1
+    where there are no groups. A row that held NaN or Inf has scale NaN.
+    """
+
+    codes: NDArray[np.uint8]
+    scale: NDArray[np.float32]
+    zero_point: NDArray[np.uint8]
+    group_sums: NDArray[np.int32]
+
+    def __repr__(self) -> str:
+        return f"RowCodes(shape={self.codes.shape}, groups={self.group_sums.shape[-1]})"
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        raise TypeError("RowCodes is codes with scales: use .codes, or lowbit.dequantize_rows")

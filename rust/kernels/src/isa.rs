@@ -1,0 +1,133 @@
+//! Instruction sets: found once, passed down by value, named by callers.
+
+use std::sync::OnceLock;
+
+use crate::{Error, Result};
+
+/// An instruction set that kernels are written for, in order of preference.
+///
+/// Holding a value other than [`Isa::Scalar`] proves that this CPU can run it:
+/// [`Isa::best`] and [`Isa::named`] are the only doors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Isa(Level);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Level {
+    Scalar,
+    Avx2,
+    AvxVnni,
+    Avx512,
+    Avx512Vbmi,
+}
+
+const ALL: [(Level, &str); 5] = [
+    (Level::Scalar, "scalar"),
+    (Level::Avx2, "avx2"),
+    (Level::AvxVnni, "avxvnni"),
+    (Level::Avx512, "avx512"),
+    (Level::Avx512Vbmi, "avx512vbmi"),
+];
+
+#[allow(non_upper_case_globals)] // read as the variants they stand for
+impl Isa {
+    /// Portable Rust: every CPU, and the definition of every kernel.
+    pub const Scalar: Isa = Isa(Level::Scalar);
+
+    /// At least AVX2, FMA, BMI1, BMI2 (Haswell, Zen and later).
+    pub fn has_avx2(self) -> bool {
+        self.0 >= Level::Avx2
+    }
+
+    /// AVX2 and the VEX-coded 256-bit `vpdpbusd` (most client CPUs since 2021),
+    /// and nothing wider.
+    pub fn is_avxvnni(self) -> bool {
+        self.0 == Level::AvxVnni
+    }
+
+    /// At least AVX-512 F, BW, DQ, VL, VNNI (Cascade Lake, Zen 4 and later).
+    pub fn has_avx512(self) -> bool {
+        self.0 >= Level::Avx512
+    }
+
+    /// AVX-512 as above, with VBMI (Ice Lake, Zen 4 and later).
+    pub fn has_avx512vbmi(self) -> bool {
+        self.0 >= Level::Avx512Vbmi
+    }
+
+    /// The name by which users choose it.
+    pub fn name(self) -> &'static str {
+        ALL[self.0 as usize].1
+    }
+
+    /// Every instruction set that this CPU can run, the best one last.
+    pub fn available() -> &'static [Isa] {
+        static FOUND: OnceLock<Vec<Isa>> = OnceLock::new();
+        FOUND.get_or_init(|| ALL.iter().filter(|(level, _)| runs(*level)).map(|&(l, _)| Isa(l)).collect())
+    }
+
+    /// The best one that this CPU can run.
+    pub fn best() -> Isa {
+        *Isa::available().last().unwrap_or(&Isa::Scalar)
+    }
+
+    /// The one of this name.
+    ///
+    /// # Errors
+    /// [`Error::Value`] where there is no such name, [`Error::Isa`] where this
+    /// CPU lacks it.
+    pub fn named(name: &str) -> Result<Isa> {
+        let known = || ALL.map(|(_, n)| n).join(", ");
+        let Some(&(level, _)) = ALL.iter().find(|(_, n)| *n == name) else {
+            return Err(Error::Value(format!("isa: expected one of {}, got '{name}'", known())));
+        };
+        let isa = Isa(level);
+        if Isa::available().contains(&isa) {
+            return Ok(isa);
+        }
+        let has: Vec<_> = Isa::available().iter().map(|i| i.name()).collect();
+        Err(Error::Isa(name.to_owned(), has.join(", ")))
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn runs(level: Level) -> bool {
+    let avx2 = is_x86_feature_detected!("avx2")
+        && is_x86_feature_detected!("fma")
+        && is_x86_feature_detected!("bmi1")
+        && is_x86_feature_detected!("bmi2");
+    let avx512 = avx2
+        && is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512vnni");
+    match level {
+        Level::Scalar => true,
+        Level::Avx2 => avx2,
+        Level::AvxVnni => avx2 && is_x86_feature_detected!("avxvnni"),
+        Level::Avx512 => avx512,
+        Level::Avx512Vbmi => avx512 && is_x86_feature_detected!("avx512vbmi"),
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn runs(level: Level) -> bool {
+    level == Level::Scalar
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scalar_is_first_and_best_is_last() {
+        assert_eq!(Isa::available()[0], Isa::Scalar);
+        assert!(Isa::available().is_sorted());
+        assert_eq!(Isa::named(Isa::best().name()), Ok(Isa::best()));
+    }
+
+    #[test]
+    fn unknown_names_are_refused() {
+        assert!(matches!(Isa::named("mmx"), Err(Error::Value(m)) if m.contains("avxvnni")));
+    }
+}

@@ -1,0 +1,310 @@
+//! Vectors of f32, so that the float arithmetic of a family is written once.
+//!
+//! A [`Lanes`] value is a token: holding one proves that the CPU has the
+//! instruction set, because the only way to make one is an `unsafe` call in an
+//! instruction-set file. Code generic over it is `#[inline(always)]` and takes
+//! its target features from the `#[target_feature]` function that it inlines
+//! into.
+//!
+//! Every operation is one IEEE operation, rounded to nearest even, and nothing
+//! is contracted to a fused multiply-add: a result is the same bits on every
+//! instruction set, and in NumPy's float32.
+
+/// A vector of [`Lanes::N`] floats and what can be done with it.
+///
+/// Slices passed to `load_*` and `store_*` hold exactly as many elements as
+/// the method says; it asserts so.
+pub(crate) trait Lanes: Copy {
+    /// Lanes in a vector.
+    const N: usize;
+    /// The vector.
+    type F: Copy;
+
+    fn splat(self, x: f32) -> Self::F;
+    /// N floats.
+    fn load(self, x: &[f32]) -> Self::F;
+    /// N floats.
+    fn store(self, x: Self::F, out: &mut [f32]);
+    /// N bfloat16, as their bits.
+    fn load_bf16(self, x: &[u16]) -> Self::F;
+    /// N bfloat16, rounded to nearest even; a NaN stays one.
+    fn store_bf16(self, x: Self::F, out: &mut [u16]);
+    /// N integers, rounded to the nearest float.
+    fn load_i32(self, x: &[i32]) -> Self::F;
+    /// 4N integral values in 0..=255, NaN as anything.
+    fn store_u8(self, x: [Self::F; 4], out: &mut [u8]);
+
+    fn add(self, a: Self::F, b: Self::F) -> Self::F;
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F;
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    fn div(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `if a > b { a } else { b }` in each lane: `b` where either is NaN.
+    fn max(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `if a < b { a } else { b }` in each lane: `b` where either is NaN.
+    fn min(self, a: Self::F, b: Self::F) -> Self::F;
+    /// To the nearest integer, half to even.
+    fn rint(self, a: Self::F) -> Self::F;
+    fn abs(self, a: Self::F) -> Self::F;
+    /// The magnitude of `a` with the sign of `b`.
+    fn copysign(self, a: Self::F, b: Self::F) -> Self::F;
+    /// 2^n for an integral n in -126..=127.
+    fn exp2i(self, n: Self::F) -> Self::F;
+
+    /// The lanes' greatest value, NaN lanes aside.
+    #[inline(always)]
+    fn reduce_max(self, a: Self::F) -> f32 {
+        let mut lanes = [0.0; 16];
+        self.store(a, &mut lanes[..Self::N]);
+        lanes[..Self::N].iter().fold(f32::NEG_INFINITY, |m, &x| if x > m { x } else { m })
+    }
+
+    /// e^x for x ≤ 88, within 2 units in the last place; e^-87.3 = 1.2e-38 for
+    /// everything below -87.3; NaN for NaN.
+    #[inline(always)]
+    fn exp(self, x: Self::F) -> Self::F {
+        // n = rint(x / ln 2); r = x - n ln 2 in two parts; Taylor to r^7 over
+        // |r| ≤ ln 2 / 2, whose remainder is 5e-9; times 2^n.
+        let low = self.splat(-87.3);
+        let clamped = self.max(low, x); // x where it is NaN
+        let n = self.rint(self.mul(clamped, self.splat(std::f32::consts::LOG2_E)));
+        let r = self.sub(clamped, self.mul(n, self.splat(0.693_359_4)));
+        let r = self.sub(r, self.mul(n, self.splat(-2.121_944_4e-4)));
+        let mut p = self.splat(1.0 / 5040.0);
+        for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+            p = self.add(self.mul(p, r), self.splat(c));
+        }
+        let scale = self.exp2i(self.max(self.min(n, self.splat(127.0)), self.splat(-126.0)));
+        self.mul(p, scale)
+    }
+}
+
+/// One lane of portable Rust.
+#[derive(Clone, Copy)]
+pub(crate) struct Scalar;
+
+impl Lanes for Scalar {
+    const N: usize = 1;
+    type F = f32;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> f32 {
+        x
+    }
+    #[inline(always)]
+    fn load(self, x: &[f32]) -> f32 {
+        x[0]
+    }
+    #[inline(always)]
+    fn store(self, x: f32, out: &mut [f32]) {
+        out[0] = x;
+    }
+    #[inline(always)]
+    fn load_bf16(self, x: &[u16]) -> f32 {
+        half::bf16::from_bits(x[0]).to_f32()
+    }
+    #[inline(always)]
+    fn store_bf16(self, x: f32, out: &mut [u16]) {
+        out[0] = half::bf16::from_f32(x).to_bits();
+    }
+    #[inline(always)]
+    fn load_i32(self, x: &[i32]) -> f32 {
+        x[0] as f32
+    }
+    #[inline(always)]
+    fn store_u8(self, x: [f32; 4], out: &mut [u8]) {
+        for (o, x) in out.iter_mut().zip(x) {
+            *o = x as u8;
+        }
+    }
+    #[inline(always)]
+    fn add(self, a: f32, b: f32) -> f32 {
+        a + b
+    }
+    #[inline(always)]
+    fn sub(self, a: f32, b: f32) -> f32 {
+        a - b
+    }
+    #[inline(always)]
+    fn mul(self, a: f32, b: f32) -> f32 {
+        a * b
+    }
+    #[inline(always)]
+    fn div(self, a: f32, b: f32) -> f32 {
+        a / b
+    }
+    #[inline(always)]
+    fn max(self, a: f32, b: f32) -> f32 {
+        if a > b { a } else { b }
+    }
+    #[inline(always)]
+    fn min(self, a: f32, b: f32) -> f32 {
+        if a < b { a } else { b }
+    }
+    #[inline(always)]
+    fn rint(self, a: f32) -> f32 {
+        a.round_ties_even()
+    }
+    #[inline(always)]
+    fn abs(self, a: f32) -> f32 {
+        a.abs()
+    }
+    #[inline(always)]
+    fn copysign(self, a: f32, b: f32) -> f32 {
+        a.copysign(b)
+    }
+    #[inline(always)]
+    fn exp2i(self, n: f32) -> f32 {
+        f32::from_bits((n as i32 as u32).wrapping_add(127) << 23)
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) use x86::{Avx2, Avx512};
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::Lanes;
+
+    /// Eight lanes.
+    #[derive(Clone, Copy)]
+    pub(crate) struct Avx2(());
+
+    /// Sixteen lanes.
+    #[derive(Clone, Copy)]
+    pub(crate) struct Avx512(());
+
+    impl Avx2 {
+        /// # Safety
+        /// The CPU has AVX2.
+        #[inline(always)]
+        pub(crate) unsafe fn new() -> Self {
+            Avx2(())
+        }
+    }
+
+    impl Avx512 {
+        /// # Safety
+        /// The CPU has AVX-512 F, BW, DQ and VL.
+        #[inline(always)]
+        pub(crate) unsafe fn new() -> Self {
+            Avx512(())
+        }
+    }
+
+    /// Methods whose bodies are intrinsics of the token's instruction set.
+    macro_rules! intrinsics {
+        ($($name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)? $body:block)*) => {$(
+            #[inline(always)]
+            fn $name(self, $($arg: $ty),*) $(-> $ret)? {
+                // SAFETY: the token proves the instruction set (see `new`), and
+                // each slice's length is asserted before its pointer is used.
+                unsafe { $body }
+            }
+        )*};
+    }
+
+    impl Lanes for Avx2 {
+        const N: usize = 8;
+        type F = __m256;
+
+        intrinsics! {
+            splat(x: f32) -> __m256 { _mm256_set1_ps(x) }
+            load(x: &[f32]) -> __m256 { assert!(x.len() == 8); _mm256_loadu_ps(x.as_ptr()) }
+            store(x: __m256, out: &mut [f32]) { assert!(out.len() == 8); _mm256_storeu_ps(out.as_mut_ptr(), x) }
+            load_bf16(x: &[u16]) -> __m256 {
+                assert!(x.len() == 8);
+                let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(x.as_ptr().cast()));
+                _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16))
+            }
+            store_bf16(x: __m256, out: &mut [u16]) {
+                assert!(out.len() == 8);
+                let bits = _mm256_castps_si256(x);
+                let odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+                let rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7fff)), odd);
+                let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x0040_0000));
+                let nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+                let high = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
+                let packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(high, high), 0b10_00);
+                _mm_storeu_si128(out.as_mut_ptr().cast(), _mm256_castsi256_si128(packed));
+            }
+            load_i32(x: &[i32]) -> __m256 { assert!(x.len() == 8); _mm256_cvtepi32_ps(_mm256_loadu_si256(x.as_ptr().cast())) }
+            store_u8(x: [__m256; 4], out: &mut [u8]) {
+                assert!(out.len() == 32);
+                let i = x.map(|x| unsafe { _mm256_cvtps_epi32(x) });
+                let words = (_mm256_packs_epi32(i[0], i[1]), _mm256_packs_epi32(i[2], i[3]));
+                let bytes = _mm256_packus_epi16(words.0, words.1);
+                let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+                _mm256_storeu_si256(out.as_mut_ptr().cast(), _mm256_permutevar8x32_epi32(bytes, order));
+            }
+            add(a: __m256, b: __m256) -> __m256 { _mm256_add_ps(a, b) }
+            sub(a: __m256, b: __m256) -> __m256 { _mm256_sub_ps(a, b) }
+            mul(a: __m256, b: __m256) -> __m256 { _mm256_mul_ps(a, b) }
+            div(a: __m256, b: __m256) -> __m256 { _mm256_div_ps(a, b) }
+            max(a: __m256, b: __m256) -> __m256 { _mm256_max_ps(a, b) }
+            min(a: __m256, b: __m256) -> __m256 { _mm256_min_ps(a, b) }
+            rint(a: __m256) -> __m256 { _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC) }
+            abs(a: __m256) -> __m256 { _mm256_andnot_ps(_mm256_set1_ps(-0.0), a) }
+            copysign(a: __m256, b: __m256) -> __m256 {
+                let sign = _mm256_set1_ps(-0.0);
+                _mm256_or_ps(_mm256_andnot_ps(sign, a), _mm256_and_ps(sign, b))
+            }
+            exp2i(n: __m256) -> __m256 {
+                let biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+                _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23))
+            }
+        }
+    }
+
+    impl Lanes for Avx512 {
+        const N: usize = 16;
+        type F = __m512;
+
+        intrinsics! {
+            splat(x: f32) -> __m512 { _mm512_set1_ps(x) }
+            load(x: &[f32]) -> __m512 { assert!(x.len() == 16); _mm512_loadu_ps(x.as_ptr()) }
+            store(x: __m512, out: &mut [f32]) { assert!(out.len() == 16); _mm512_storeu_ps(out.as_mut_ptr(), x) }
+            load_bf16(x: &[u16]) -> __m512 {
+                assert!(x.len() == 16);
+                let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(x.as_ptr().cast()));
+                _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16))
+            }
+            store_bf16(x: __m512, out: &mut [u16]) {
+                assert!(out.len() == 16);
+                let bits = _mm512_castps_si512(x);
+                let odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+                let rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+                let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x0040_0000));
+                let nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+                let high = _mm512_srli_epi32(_mm512_mask_blend_epi32(nan, rounded, quiet), 16);
+                _mm256_storeu_si256(out.as_mut_ptr().cast(), _mm512_cvtepi32_epi16(high));
+            }
+            load_i32(x: &[i32]) -> __m512 { assert!(x.len() == 16); _mm512_cvtepi32_ps(_mm512_loadu_si512(x.as_ptr().cast())) }
+            store_u8(x: [__m512; 4], out: &mut [u8]) {
+                assert!(out.len() == 64);
+                let i = x.map(|x| unsafe { _mm512_cvtps_epi32(x) });
+                let words = (_mm512_packs_epi32(i[0], i[1]), _mm512_packs_epi32(i[2], i[3]));
+                let bytes = _mm512_packus_epi16(words.0, words.1);
+                let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+                _mm512_storeu_si512(out.as_mut_ptr().cast(), _mm512_permutexvar_epi32(order, bytes));
+            }
+            add(a: __m512, b: __m512) -> __m512 { _mm512_add_ps(a, b) }
+            sub(a: __m512, b: __m512) -> __m512 { _mm512_sub_ps(a, b) }
+            mul(a: __m512, b: __m512) -> __m512 { _mm512_mul_ps(a, b) }
+            div(a: __m512, b: __m512) -> __m512 { _mm512_div_ps(a, b) }
+            max(a: __m512, b: __m512) -> __m512 { _mm512_max_ps(a, b) }
+            min(a: __m512, b: __m512) -> __m512 { _mm512_min_ps(a, b) }
+            rint(a: __m512) -> __m512 { _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC) }
+            abs(a: __m512) -> __m512 { _mm512_abs_ps(a) }
+            copysign(a: __m512, b: __m512) -> __m512 {
+                let sign = _mm512_set1_ps(-0.0);
+                _mm512_or_ps(_mm512_andnot_ps(sign, a), _mm512_and_ps(sign, b))
+            }
+            exp2i(n: __m512) -> __m512 {
+                let biased = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
+                _mm512_castsi512_ps(_mm512_slli_epi32(biased, 23))
+            }
+        }
+    }
+}

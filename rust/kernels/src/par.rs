@@ -1,0 +1,307 @@
+//! Threads: the only file that knows Rayon, or that a host may bring a pool.
+//!
+//! Work is a number of tasks. The calling thread takes tasks like the others
+//! and is the one that asks the caller's [`Ctl`] whether to go on, so that
+//! Ctrl-C reaches a long product. Which thread runs which task never changes a
+//! result: tasks write disjoint outputs.
+//!
+//! There are two pools. The private Rayon pool is made on first use, and again
+//! in a forked child, where the parent's threads do not exist. Between torch's
+//! operators it would fight torch's OpenMP workers, which spin for a while
+//! after each operator; so [`adopt_openmp`] lets the torch adapter hand over
+//! the OpenMP library that torch has loaded, and parallel loops then run on
+//! the same workers.
+
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use crate::{Error, Result};
+
+/// How a call runs: on how many threads, and whether it should go on.
+pub struct Ctl<'a> {
+    threads: usize,
+    /// Run on the adopted OpenMP pool where there is one.
+    openmp: bool,
+    /// Asked now and then by the calling thread; `true` stops the call.
+    stop: &'a (dyn Fn() -> bool + 'a),
+}
+
+impl Ctl<'static> {
+    /// Runs to its end on at most `threads` threads (0 counts as 1).
+    pub fn new(threads: usize) -> Self {
+        Ctl { threads: threads.max(1), openmp: false, stop: &|| false }
+    }
+}
+
+impl<'a> Ctl<'a> {
+    /// As [`Ctl::new`], with a question that the calling thread asks between
+    /// tasks; `true` ends the call with [`Error::Interrupted`]. Set `openmp`
+    /// to run on the pool given to [`adopt_openmp`].
+    pub fn with(threads: usize, openmp: bool, stop: &'a (dyn Fn() -> bool + 'a)) -> Self {
+        Ctl { threads: threads.max(1), openmp, stop }
+    }
+
+    /// Threads that this call may use.
+    pub(crate) fn threads(&self) -> usize {
+        self.threads
+    }
+
+    /// Runs `body(slot, task)` for every task in `0..tasks`. `slot` is less
+    /// than `self.threads()` and belongs to one thread at a time: scratch
+    /// memory is indexed by it. Tasks are handed out in ascending order.
+    pub(crate) fn for_each(&self, tasks: usize, body: &(dyn Fn(usize, usize) + Sync)) -> Result<()> {
+        let workers = self.threads.min(tasks);
+        if workers <= 1 {
+            for task in 0..tasks {
+                body(0, task);
+                if (self.stop)() {
+                    return Err(Error::Interrupted);
+                }
+            }
+            return Ok(());
+        }
+        let run = Run { body, tasks, next: AtomicUsize::new(0), slots: AtomicUsize::new(1), ended: AtomicBool::new(false) };
+        match (self.openmp.then(openmp).flatten(), pool(workers - 1)) {
+            (Some(omp), _) => omp.run(&run, workers, self.stop),
+            (None, Some(pool)) => pool.in_place_scope(|scope| {
+                for _ in 1..workers {
+                    scope.spawn(|_| run.work());
+                }
+                run.lead(self.stop);
+            }),
+            (None, None) => run.lead(self.stop), // the OS gives no threads
+        }
+        if run.ended.load(Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
+    }
+}
+
+/// One parallel loop, shared by its threads.
+struct Run<'a> {
+    body: &'a (dyn Fn(usize, usize) + Sync),
+    tasks: usize,
+    next: AtomicUsize,
+    slots: AtomicUsize,
+    ended: AtomicBool,
+}
+
+impl Run<'_> {
+    fn take(&self) -> Option<usize> {
+        let task = self.next.fetch_add(1, Relaxed);
+        (task < self.tasks && !self.ended.load(Relaxed)).then_some(task)
+    }
+
+    fn work(&self) {
+        let slot = self.slots.fetch_add(1, Relaxed);
+        while let Some(task) = self.take() {
+            (self.body)(slot, task);
+        }
+    }
+
+    /// The calling thread's part.
+    fn lead(&self, stop: &dyn Fn() -> bool) {
+        while let Some(task) = self.take() {
+            (self.body)(0, task);
+            if stop() {
+                self.ended.store(true, Relaxed);
+            }
+        }
+    }
+}
+
+// ---------------------------------------------------------------- Rayon
+
+/// The pool with `helpers` threads, made on first use and kept for the
+/// process; `None` where the OS refuses threads. Keyed by process id: a forked
+/// child makes its own, and the parent's handle is leaked there, since its
+/// threads do not exist.
+fn pool(helpers: usize) -> Option<Arc<rayon::ThreadPool>> {
+    type Pools = HashMap<(u32, usize), Option<Arc<rayon::ThreadPool>>>;
+    // A fork may happen while another thread holds the lock, so each process
+    // has a lock of its own, found through one atomic pointer.
+    struct Owned {
+        pid: u32,
+        pools: Mutex<Pools>,
+    }
+    static CURRENT: AtomicPtr<Owned> = AtomicPtr::new(std::ptr::null_mut());
+    let pid = std::process::id();
+    let owned = loop {
+        let seen = CURRENT.load(std::sync::atomic::Ordering::Acquire);
+        // SAFETY: a non-null pointer came from `Box::leak` below and is never freed.
+        if let Some(owned) = unsafe { seen.as_ref() }
+            && owned.pid == pid
+        {
+            break owned;
+        }
+        let fresh = Box::leak(Box::new(Owned { pid, pools: Mutex::default() }));
+        let order = std::sync::atomic::Ordering::AcqRel;
+        let _ = CURRENT.compare_exchange(seen, fresh, order, Relaxed);
+    };
+    let mut pools = owned.pools.lock().unwrap_or_else(PoisonError::into_inner);
+    pools
+        .entry((pid, helpers))
+        .or_insert_with(|| {
+            let build = rayon::ThreadPoolBuilder::new()
+                .num_threads(helpers)
+                .thread_name(|i| format!("lowbit-{i}"))
+                .build();
+            build.ok().map(Arc::new)
+        })
+        .clone()
+}
+
+// ---------------------------------------------------------------- OpenMP
+
+type GompParallel = unsafe extern "C" fn(unsafe extern "C" fn(*mut libc::c_void), *mut libc::c_void, libc::c_uint, libc::c_uint);
+
+struct OpenMp {
+    parallel: GompParallel,
+    pid: u32,
+}
+
+static OPENMP: OnceLock<OpenMp> = OnceLock::new();
+
+/// The adopted library, unless this process is a forked child of the one that
+/// adopted it: an OpenMP pool does not survive a fork.
+fn openmp() -> Option<&'static OpenMp> {
+    OPENMP.get().filter(|omp| omp.pid == std::process::id())
+}
+
+/// Takes the OpenMP library at `path`, which the process must have loaded
+/// already, as a second pool (see the module's text). Returns whether it
+/// offers `GOMP_parallel`; LLVM's and Intel's runtimes do on Linux.
+#[cfg(unix)]
+pub fn adopt_openmp(path: &std::ffi::CStr) -> bool {
+    // SAFETY: `path` is a C string; RTLD_NOLOAD runs no initialiser.
+    let handle = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_NOLOAD) };
+    if handle.is_null() {
+        return false;
+    }
+    // SAFETY: `handle` is not null and is never closed, so the address stays good.
+    let address = unsafe { libc::dlsym(handle, c"GOMP_parallel".as_ptr()) };
+    if address.is_null() {
+        return false;
+    }
+    // SAFETY: this is the signature that the OpenMP ABI gives GOMP_parallel.
+    let parallel = unsafe { std::mem::transmute::<*mut libc::c_void, GompParallel>(address) };
+    OPENMP.get_or_init(|| OpenMp { parallel, pid: std::process::id() });
+    true
+}
+
+/// No OpenMP library is adopted on this platform.
+#[cfg(not(unix))]
+pub fn adopt_openmp(_path: &std::ffi::CStr) -> bool {
+    false
+}
+
+struct Region<'a> {
+    run: &'a Run<'a>,
+    stop: &'a dyn Fn() -> bool,
+    leader: std::thread::ThreadId,
+    panic: Mutex<Option<Box<dyn std::any::Any + Send>>>,
+}
+
+impl OpenMp {
+    fn run(&self, run: &Run, workers: usize, stop: &dyn Fn() -> bool) {
+        unsafe extern "C" fn entry(data: *mut libc::c_void) {
+            // SAFETY: `data` is the `Region` below, alive until GOMP_parallel returns.
+            let region = unsafe { &*data.cast::<Region>() };
+            // `stop` may be neither Send nor Sync: only the leader calls it.
+            let leads = std::thread::current().id() == region.leader;
+            let done = catch_unwind(AssertUnwindSafe(|| if leads { region.run.lead(region.stop) } else { region.run.work() }));
+            if let Err(panic) = done {
+                region.run.ended.store(true, Relaxed);
+                *region.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
+            }
+        }
+        let region = Region { run, stop, leader: std::thread::current().id(), panic: Mutex::new(None) };
+        let workers = libc::c_uint::try_from(workers).unwrap_or(libc::c_uint::MAX);
+        let data = (&raw const region).cast_mut().cast();
+        // SAFETY: `entry` matches the ABI, does not unwind, and `region` outlives the call.
+        unsafe { (self.parallel)(entry, data, workers, 0) };
+        if let Some(panic) = region.panic.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            resume_unwind(panic);
+        }
+    }
+}
+
+// ---------------------------------------------------------------- how many
+
+static CHOSEN: AtomicU32 = AtomicU32::new(0);
+
+/// Sets the threads of calls that name none; 0 goes back to what the machine
+/// and its environment allow.
+pub fn set_default_threads(n: u32) {
+    CHOSEN.store(n, Relaxed);
+}
+
+/// Threads of a call that names none: what [`set_default_threads`] chose, else
+/// `LOWBIT_NUM_THREADS`, else `RAYON_NUM_THREADS`, else the cores that affinity
+/// and cgroup allow, at most `OMP_NUM_THREADS` where a scheduler set it.
+pub fn default_threads() -> usize {
+    match CHOSEN.load(Relaxed) {
+        0 => threading().0,
+        n => n as usize,
+    }
+}
+
+/// The default thread count that this machine and its environment give, and
+/// a sentence for each variable that could not be read. Found once.
+pub fn threading() -> &'static (usize, Vec<String>) {
+    static FOUND: OnceLock<(usize, Vec<String>)> = OnceLock::new();
+    FOUND.get_or_init(|| {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let mut complaints = Vec::new();
+        let mut read = |name: &str| -> Option<usize> {
+            let text = std::env::var(name).ok()?;
+            match text.trim().parse::<usize>() {
+                Ok(n) if n > 0 => Some(n),
+                _ => {
+                    complaints.push(format!("{name}: expected a count of threads, got '{text}'; ignored"));
+                    None
+                }
+            }
+        };
+        let wanted = read("LOWBIT_NUM_THREADS").or_else(|| read("RAYON_NUM_THREADS"));
+        let threads = match wanted {
+            Some(n) => n.min(cores.max(1) * 4),
+            None => read("OMP_NUM_THREADS").map_or(cores, |cap| cores.min(cap)),
+        };
+        (threads, complaints)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_task_runs_once_whatever_the_threads() {
+        for threads in [1, 2, 7] {
+            let seen: Vec<AtomicUsize> = (0..1000).map(|_| AtomicUsize::new(0)).collect();
+            Ctl::new(threads)
+                .for_each(seen.len(), &|slot, task| {
+                    assert!(slot < threads);
+                    seen[task].fetch_add(1, Relaxed);
+                })
+                .unwrap();
+            assert!(seen.iter().all(|n| n.load(Relaxed) == 1));
+        }
+    }
+
+    #[test]
+    fn a_stop_ends_the_call() {
+        for threads in [1, 3] {
+            let stop = || true;
+            let ctl = Ctl::with(threads, false, &stop);
+            assert_eq!(ctl.for_each(1_000_000, &|_, _| {}), Err(Error::Interrupted));
+        }
+    }
+
+    #[test]
+    fn a_panic_in_a_task_reaches_the_caller() {
+        let caught = catch_unwind(|| Ctl::new(3).for_each(64, &|_, task| assert_ne!(task, 40)));
+        assert!(caught.is_err());
+    }
+}
