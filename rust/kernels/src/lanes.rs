@@ -29,8 +29,8 @@ pub(crate) trait Lanes: Copy {
     fn load_bf16(self, x: &[u16]) -> Self::F;
     /// N bfloat16, rounded to nearest even; a NaN stays one.
     fn store_bf16(self, x: Self::F, out: &mut [u16]);
-    /// N integers, rounded to the nearest float.
-    fn load_i32(self, x: &[i32]) -> Self::F;
+    /// `x - y * z` of N integers, wrapping, rounded to the nearest float.
+    fn centred(self, x: &[i32], y: &[i32], z: i32) -> Self::F;
     /// 4N integral values in 0..=255, NaN as anything.
     fn store_u8(self, x: [Self::F; 4], out: &mut [u8]);
 
@@ -78,6 +78,36 @@ pub(crate) trait Lanes: Copy {
     }
 }
 
+/// An element type of rows: float32, or bfloat16 as its bits.
+pub(crate) trait Element: Copy + Default + Send + Sync {
+    /// `L::N` elements as floats.
+    fn load<L: Lanes>(l: L, x: &[Self]) -> L::F;
+    /// `L::N` floats as elements.
+    fn store<L: Lanes>(l: L, x: L::F, out: &mut [Self]);
+}
+
+impl Element for f32 {
+    #[inline(always)]
+    fn load<L: Lanes>(l: L, x: &[f32]) -> L::F {
+        l.load(x)
+    }
+    #[inline(always)]
+    fn store<L: Lanes>(l: L, x: L::F, out: &mut [f32]) {
+        l.store(x, out);
+    }
+}
+
+impl Element for u16 {
+    #[inline(always)]
+    fn load<L: Lanes>(l: L, x: &[u16]) -> L::F {
+        l.load_bf16(x)
+    }
+    #[inline(always)]
+    fn store<L: Lanes>(l: L, x: L::F, out: &mut [u16]) {
+        l.store_bf16(x, out);
+    }
+}
+
 /// One lane of portable Rust.
 #[derive(Clone, Copy)]
 pub(crate) struct Scalar;
@@ -107,8 +137,8 @@ impl Lanes for Scalar {
         out[0] = half::bf16::from_f32(x).to_bits();
     }
     #[inline(always)]
-    fn load_i32(self, x: &[i32]) -> f32 {
-        x[0] as f32
+    fn centred(self, x: &[i32], y: &[i32], z: i32) -> f32 {
+        x[0].wrapping_sub(y[0].wrapping_mul(z)) as f32
     }
     #[inline(always)]
     fn store_u8(self, x: [f32; 4], out: &mut [u8]) {
@@ -229,10 +259,14 @@ mod x86 {
                 let packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(high, high), 0b10_00);
                 _mm_storeu_si128(out.as_mut_ptr().cast(), _mm256_castsi256_si128(packed));
             }
-            load_i32(x: &[i32]) -> __m256 { assert!(x.len() == 8); _mm256_cvtepi32_ps(_mm256_loadu_si256(x.as_ptr().cast())) }
+            centred(x: &[i32], y: &[i32], z: i32) -> __m256 {
+                assert!(x.len() == 8 && y.len() == 8);
+                let (x, y) = (_mm256_loadu_si256(x.as_ptr().cast()), _mm256_loadu_si256(y.as_ptr().cast()));
+                _mm256_cvtepi32_ps(_mm256_sub_epi32(x, _mm256_mullo_epi32(y, _mm256_set1_epi32(z))))
+            }
             store_u8(x: [__m256; 4], out: &mut [u8]) {
                 assert!(out.len() == 32);
-                let i = x.map(|x| unsafe { _mm256_cvtps_epi32(x) });
+                let i = x.map(|x| _mm256_cvtps_epi32(x));
                 let words = (_mm256_packs_epi32(i[0], i[1]), _mm256_packs_epi32(i[2], i[3]));
                 let bytes = _mm256_packus_epi16(words.0, words.1);
                 let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
@@ -280,10 +314,14 @@ mod x86 {
                 let high = _mm512_srli_epi32(_mm512_mask_blend_epi32(nan, rounded, quiet), 16);
                 _mm256_storeu_si256(out.as_mut_ptr().cast(), _mm512_cvtepi32_epi16(high));
             }
-            load_i32(x: &[i32]) -> __m512 { assert!(x.len() == 16); _mm512_cvtepi32_ps(_mm512_loadu_si512(x.as_ptr().cast())) }
+            centred(x: &[i32], y: &[i32], z: i32) -> __m512 {
+                assert!(x.len() == 16 && y.len() == 16);
+                let (x, y) = (_mm512_loadu_si512(x.as_ptr().cast()), _mm512_loadu_si512(y.as_ptr().cast()));
+                _mm512_cvtepi32_ps(_mm512_sub_epi32(x, _mm512_mullo_epi32(y, _mm512_set1_epi32(z))))
+            }
             store_u8(x: [__m512; 4], out: &mut [u8]) {
                 assert!(out.len() == 64);
-                let i = x.map(|x| unsafe { _mm512_cvtps_epi32(x) });
+                let i = x.map(|x| _mm512_cvtps_epi32(x));
                 let words = (_mm512_packs_epi32(i[0], i[1]), _mm512_packs_epi32(i[2], i[3]));
                 let bytes = _mm512_packus_epi16(words.0, words.1);
                 let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);

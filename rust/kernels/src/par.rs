@@ -62,7 +62,8 @@ impl<'a> Ctl<'a> {
             }
             return Ok(());
         }
-        let run = Run { body, tasks, next: AtomicUsize::new(0), slots: AtomicUsize::new(1), ended: AtomicBool::new(false) };
+        let run =
+            Run { body, tasks, next: AtomicUsize::new(0), slots: AtomicUsize::new(1), ended: AtomicBool::new(false) };
         match (self.openmp.then(openmp).flatten(), pool(workers - 1)) {
             (Some(omp), _) => omp.run(&run, workers, self.stop),
             (None, Some(pool)) => pool.in_place_scope(|scope| {
@@ -110,6 +111,24 @@ impl Run<'_> {
     }
 }
 
+/// Disjoint pieces of work, each taken by the one thread that runs its task.
+pub(crate) struct Parts<T>(Vec<Mutex<Option<T>>>);
+
+impl<T> Parts<T> {
+    pub(crate) fn new(parts: impl IntoIterator<Item = T>) -> Self {
+        Parts(parts.into_iter().map(|p| Mutex::new(Some(p))).collect())
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The piece of this task. A task runs once, so the piece is there.
+    pub(crate) fn take(&self, task: usize) -> T {
+        self.0[task].lock().unwrap_or_else(PoisonError::into_inner).take().expect("a task runs once")
+    }
+}
+
 // ---------------------------------------------------------------- Rayon
 
 /// The pool with `helpers` threads, made on first use and kept for the
@@ -142,10 +161,8 @@ fn pool(helpers: usize) -> Option<Arc<rayon::ThreadPool>> {
     pools
         .entry((pid, helpers))
         .or_insert_with(|| {
-            let build = rayon::ThreadPoolBuilder::new()
-                .num_threads(helpers)
-                .thread_name(|i| format!("lowbit-{i}"))
-                .build();
+            let build =
+                rayon::ThreadPoolBuilder::new().num_threads(helpers).thread_name(|i| format!("lowbit-{i}")).build();
             build.ok().map(Arc::new)
         })
         .clone()
@@ -153,7 +170,8 @@ fn pool(helpers: usize) -> Option<Arc<rayon::ThreadPool>> {
 
 // ---------------------------------------------------------------- OpenMP
 
-type GompParallel = unsafe extern "C" fn(unsafe extern "C" fn(*mut libc::c_void), *mut libc::c_void, libc::c_uint, libc::c_uint);
+type GompParallel =
+    unsafe extern "C" fn(unsafe extern "C" fn(*mut libc::c_void), *mut libc::c_void, libc::c_uint, libc::c_uint);
 
 struct OpenMp {
     parallel: GompParallel,
@@ -209,7 +227,8 @@ impl OpenMp {
             let region = unsafe { &*data.cast::<Region>() };
             // `stop` may be neither Send nor Sync: only the leader calls it.
             let leads = std::thread::current().id() == region.leader;
-            let done = catch_unwind(AssertUnwindSafe(|| if leads { region.run.lead(region.stop) } else { region.run.work() }));
+            let done =
+                catch_unwind(AssertUnwindSafe(|| if leads { region.run.lead(region.stop) } else { region.run.work() }));
             if let Err(panic) = done {
                 region.run.ended.store(true, Relaxed);
                 *region.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);

@@ -1,0 +1,117 @@
+//! AVX-512 VNNI: 6 rows × 64 columns in 24 accumulators, over the whole K.
+//!
+//! Rows are read where they lie: no packing of A. A panel of B streams from L2
+//! through each tile, 21 bytes a cycle on a core with two `vpdpbusd` a cycle.
+
+use std::arch::x86_64::*;
+
+use super::Block;
+use super::epilogue::{self, Finish};
+use crate::affine::RowScale;
+use crate::lanes::{Avx512, Element};
+
+/// Rows of a tile.
+const MR: usize = 6;
+/// Bytes ahead of the read position that a product of few rows, bound by
+/// memory, asks for.
+const AHEAD: usize = 4096;
+
+/// # Safety
+/// The CPU has AVX-512 F, BW and VNNI; `out` has as many rows as `block`, each
+/// of at least `col + block.panel.width` columns.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+pub(super) unsafe fn panel(block: &Block, out: &mut [&mut [i32]], col: usize) {
+    for (i, out) in out.chunks_mut(MR).enumerate() {
+        // SAFETY: the caller's promises, for the rows from i * MR.
+        unsafe {
+            match block.panel.width / 16 {
+                4 => rows::<4>(block, i * MR, out, col),
+                3 => rows::<3>(block, i * MR, out, col),
+                2 => rows::<2>(block, i * MR, out, col),
+                _ => rows::<1>(block, i * MR, out, col),
+            }
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+unsafe fn rows<const NV: usize>(block: &Block, first: usize, out: &mut [&mut [i32]], col: usize) {
+    // SAFETY: the caller's promises.
+    unsafe {
+        match out.len() {
+            6 => tile::<6, NV>(block, first, out, col),
+            5 => tile::<5, NV>(block, first, out, col),
+            4 => tile::<4, NV>(block, first, out, col),
+            3 => tile::<3, NV>(block, first, out, col),
+            2 => tile::<2, NV>(block, first, out, col),
+            _ => tile::<1, NV>(block, first, out, col),
+        }
+    }
+}
+
+/// `R` rows from `first` times a panel of `16 * NV` columns.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+unsafe fn tile<const R: usize, const NV: usize>(block: &Block, first: usize, out: &mut [&mut [i32]], col: usize) {
+    let k = block.k;
+    let a = block.a[first * k..(first + R) * k].as_ptr();
+    let w = block.panel.codes.as_ptr();
+    let flip = _mm512_set1_epi8(block.flip as i8);
+    let mut acc = [[_mm512_setzero_si512(); NV]; R];
+    for v in 0..NV {
+        // SAFETY: start has 64 sums, and NV ≤ 4.
+        let start = unsafe { _mm512_loadu_si512(block.start.as_ptr().add(16 * v).cast()) };
+        for row in &mut acc {
+            row[v] = start;
+        }
+    }
+    let mut step = |k4: usize, a4: [i32; R]| {
+        let mut wide = [flip; NV];
+        for (v, wide) in wide.iter_mut().enumerate() {
+            // SAFETY: the panel holds ceil(K / 4) steps of NV vectors, and k4 is
+            // one; a prefetch of any address is harmless.
+            unsafe {
+                let at = w.add((k4 * NV + v) * 64);
+                *wide = _mm512_loadu_si512(at.cast());
+                if R <= 2 {
+                    _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD).cast());
+                }
+            }
+        }
+        for r in 0..R {
+            let a = _mm512_xor_si512(_mm512_set1_epi32(a4[r]), flip);
+            for v in 0..NV {
+                acc[r][v] = _mm512_dpbusd_epi32(acc[r][v], a, wide[v]);
+            }
+        }
+    };
+    for k4 in 0..k / 4 {
+        // SAFETY: k4 * 4 + 4 ≤ k, and `a` is R rows of k bytes.
+        step(k4, std::array::from_fn(|r| unsafe { a.add(r * k + 4 * k4).cast::<i32>().read_unaligned() }));
+    }
+    if k % 4 != 0 {
+        step(k / 4, std::array::from_fn(|r| block.last_four(first + r)));
+    }
+    for (out, acc) in out.iter_mut().zip(acc) {
+        let out = &mut out[col..col + 16 * NV];
+        for (out, acc) in out.chunks_exact_mut(16).zip(acc) {
+            // SAFETY: the chunk holds 16 sums.
+            unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), acc) };
+        }
+    }
+}
+
+/// The epilogue on this file's vectors.
+///
+/// # Safety
+/// The CPU has AVX-512 F, BW, DQ and VL.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+pub(super) unsafe fn finish<T: Element>(
+    f: &Finish<T>,
+    sums: &[i32],
+    rows: &[RowScale],
+    out: &mut [&mut [T]],
+    col: usize,
+) {
+    // SAFETY: the features of this function are those that the token stands for.
+    epilogue::finish(unsafe { Avx512::new() }, f, sums, rows, out, col);
+}

@@ -1,0 +1,81 @@
+//! AVX-VNNI, the 256-bit `vpdpbusd` of client CPUs: 6 rows × 16 columns in 12
+//! accumulators, four times for a panel of 64.
+
+use std::arch::x86_64::*;
+
+use super::Block;
+
+/// Rows of a tile.
+const MR: usize = 6;
+/// As in avx512.rs.
+const AHEAD: usize = 4096;
+
+/// # Safety
+/// The CPU has AVX2 and AVX-VNNI; `out` has as many rows as `block`, each of at
+/// least `col + block.panel.width` columns.
+#[target_feature(enable = "avx2,avxvnni")]
+pub(super) unsafe fn panel(block: &Block, out: &mut [&mut [i32]], col: usize) {
+    for part in 0..block.panel.width / 16 {
+        for (i, out) in out.chunks_mut(MR).enumerate() {
+            // SAFETY: the caller's promises, for the rows from i * MR.
+            unsafe {
+                match out.len() {
+                    6 => tile::<6>(block, i * MR, part, out, col),
+                    5 => tile::<5>(block, i * MR, part, out, col),
+                    4 => tile::<4>(block, i * MR, part, out, col),
+                    3 => tile::<3>(block, i * MR, part, out, col),
+                    2 => tile::<2>(block, i * MR, part, out, col),
+                    _ => tile::<1>(block, i * MR, part, out, col),
+                }
+            }
+        }
+    }
+}
+
+/// `R` rows from `first` times the `part`-th 16 columns of the panel.
+#[target_feature(enable = "avx2,avxvnni")]
+unsafe fn tile<const R: usize>(block: &Block, first: usize, part: usize, out: &mut [&mut [i32]], col: usize) {
+    let (k, stride) = (block.k, 4 * block.panel.width);
+    let a = block.a[first * k..(first + R) * k].as_ptr();
+    let w = block.panel.codes[64 * part..].as_ptr();
+    let flip = _mm256_set1_epi8(block.flip as i8);
+    let mut acc = [[_mm256_setzero_si256(); 2]; R];
+    for v in 0..2 {
+        // SAFETY: start has 64 sums, and part < 4.
+        let start = unsafe { _mm256_loadu_si256(block.start.as_ptr().add(16 * part + 8 * v).cast()) };
+        for row in &mut acc {
+            row[v] = start;
+        }
+    }
+    let mut step = |k4: usize, a4: [i32; R]| {
+        // SAFETY: the panel holds ceil(K / 4) steps of `stride` bytes, of which 64
+        // from 64 * part are these columns'; a prefetch is harmless.
+        let w = unsafe {
+            let at = w.add(k4 * stride);
+            if R <= 2 {
+                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD).cast());
+            }
+            [_mm256_loadu_si256(at.cast()), _mm256_loadu_si256(at.add(32).cast())]
+        };
+        for r in 0..R {
+            let a = _mm256_xor_si256(_mm256_set1_epi32(a4[r]), flip);
+            for v in 0..2 {
+                acc[r][v] = _mm256_dpbusd_avx_epi32(acc[r][v], a, w[v]);
+            }
+        }
+    };
+    for k4 in 0..k / 4 {
+        // SAFETY: k4 * 4 + 4 ≤ k, and `a` is R rows of k bytes.
+        step(k4, std::array::from_fn(|r| unsafe { a.add(r * k + 4 * k4).cast::<i32>().read_unaligned() }));
+    }
+    if k % 4 != 0 {
+        step(k / 4, std::array::from_fn(|r| block.last_four(first + r)));
+    }
+    for (out, acc) in out.iter_mut().zip(acc) {
+        let out = &mut out[col + 16 * part..col + 16 * part + 16];
+        for (out, acc) in out.chunks_exact_mut(8).zip(acc) {
+            // SAFETY: the chunk holds 8 sums.
+            unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), acc) };
+        }
+    }
+}

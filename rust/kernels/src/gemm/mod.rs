@@ -1,0 +1,703 @@
+//! Integer matrix products and the layers made of them.
+//!
+//! | function | in | out |
+//! |---|---|---|
+//! | [`matmul_i32`] | u8 or i8 (M, K), tiled i8 (K, N) | i32 (M, N), exact to K = 131,071 (i8) or 65,793 (u8) |
+//! | [`matmul_i64`] | the same, any K | i64 (M, N), exact |
+//! | [`linear`] | f32, bf16 or u8 rows (M, K), tiled i8 | f32, bf16 or u8 rows (M, N) |
+//! | [`mlp`] | f32 or bf16 (M, K), two tiled i8 | f32 or bf16 (M, N) |
+//!
+//! The integer part is the same bits everywhere. So are the floats: each step
+//! after the sums is one float32 operation in a fixed order (`epilogue.rs`). A
+//! row's result does not depend on the other rows of its batch.
+//!
+//! A task is a block of rows times a range of panels. Rows are quantized, and
+//! for AVX2 widened, once a task; a panel's sums stay in the nearest cache
+//! until their epilogue has run.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avxvnni;
+mod epilogue;
+mod scalar;
+mod tiled;
+
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+
+pub use epilogue::Activation;
+pub use tiled::{Tiled, tile, tiled_len};
+
+use crate::affine::{Floats, RowScale, quantize_row};
+use crate::error::{bail, checked_product, try_zeroed};
+use crate::lanes::Element;
+use crate::par::Parts;
+use crate::{Ctl, Isa, Result};
+use epilogue::Finish;
+use tiled::{PANEL, Panel};
+
+/// The greatest K of [`matmul_i32`] with u8 rows: 255 · 128 · K stays below 2^31.
+pub const MAX_K_U8: usize = 65_793;
+/// The greatest K of [`matmul_i32`] with i8 rows: 128 · 128 · K stays below 2^31.
+pub const MAX_K_I8: usize = 131_071;
+/// Rows of a block: enough to use a panel from L2 many times over.
+const ROWS: usize = 96;
+/// Rows of a block of [`mlp`], whose inner floats must stay in L2.
+const MLP_ROWS: usize = 48;
+/// Bytes of rows in a block, at most (a share of L2).
+const BLOCK_BYTES: usize = 384 << 10;
+/// Depth of one pass of [`matmul_i64`]: a multiple of 4 within [`MAX_K_U8`].
+const PASS: usize = 65_792;
+
+/// The left factor: M×K in row order.
+#[derive(Clone, Copy, Debug)]
+pub enum Lhs<'a> {
+    /// 0..=255
+    U8(&'a [u8]),
+    /// -128..=127
+    I8(&'a [i8]),
+}
+
+impl<'a> Lhs<'a> {
+    /// The bytes, and what turns each into u8: i8 a is u8 a + 128.
+    fn bytes(self) -> (&'a [u8], u8) {
+        match self {
+            Lhs::U8(a) => (a, 0),
+            // SAFETY: i8 and u8 have one size and alignment, and every bit pattern is valid.
+            Lhs::I8(a) => (unsafe { std::slice::from_raw_parts(a.as_ptr().cast(), a.len()) }, 0x80),
+        }
+    }
+}
+
+/// Some rows times one panel: what an instruction-set file computes.
+pub(crate) struct Block<'a> {
+    /// Rows of `k` bytes.
+    a: &'a [u8],
+    k: usize,
+    /// XORed to each byte of `a`.
+    flip: u8,
+    panel: Panel<'a>,
+    /// What each column's sum starts from.
+    start: &'a [i32; PANEL],
+}
+
+impl Block<'_> {
+    /// The last K % 4 bytes of a row as a dword, flipped back to 0 where the row ends.
+    #[inline(always)]
+    fn last_four(&self, row: usize) -> i32 {
+        let mut four = [self.flip; 4];
+        let tail = &self.a[row * self.k..(row + 1) * self.k][self.k / 4 * 4..];
+        four[..tail.len()].copy_from_slice(tail);
+        i32::from_le_bytes(four)
+    }
+}
+
+/// One block of rows as the kernels want them.
+struct Rows<'a> {
+    a: &'a [u8],
+    k: usize,
+    flip: u8,
+    /// AVX2's 16-bit rows and panel columns; empty for the others.
+    wide: &'a mut [i16],
+}
+
+/// Whether this instruction set widens to 16 bits.
+fn widens(isa: Isa) -> bool {
+    isa.has_avx2() && !isa.has_avx512() && !isa.is_avxvnni()
+}
+
+impl<'a> Rows<'a> {
+    fn scratch_len(isa: Isa, rows: usize, k: usize) -> usize {
+        #[cfg(target_arch = "x86_64")]
+        if widens(isa) {
+            return avx2::scratch_len(rows, k);
+        }
+        let _ = (isa, rows, k);
+        0
+    }
+
+    fn new(isa: Isa, a: &'a [u8], k: usize, flip: u8, wide: &'a mut [i16]) -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if widens(isa) {
+            assert!(wide.len() >= avx2::scratch_len(a.len() / k.max(1), k));
+            // SAFETY: the Isa is this CPU's, and the length was just checked.
+            unsafe { avx2::widen_rows(a, k, flip, wide) };
+        }
+        let _ = isa;
+        Rows { a, k, flip, wide }
+    }
+
+    /// The rows times a panel, into columns from `col` of each row of `out`.
+    fn times(&mut self, isa: Isa, panel: Panel, start: &[i32; PANEL], out: &mut [&mut [i32]], col: usize) {
+        assert!(out.len() * self.k == self.a.len() && panel.codes.len() == self.k.div_ceil(4) * 4 * panel.width);
+        assert!(out.iter().all(|row| row.len() >= col + panel.width));
+        let block = Block { a: self.a, k: self.k, flip: self.flip, panel, start };
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the Isa is this CPU's; the asserts above are the callees' conditions,
+        // and `new` checked the scratch.
+        unsafe {
+            if isa.has_avx512() {
+                return avx512::panel(&block, out, col);
+            }
+            if isa.is_avxvnni() {
+                return avxvnni::panel(&block, out, col);
+            }
+            if isa.has_avx2() {
+                return avx2::panel(&block, self.wide, out, col);
+            }
+        }
+        let _ = isa;
+        scalar::panel(&block, out, col);
+    }
+}
+
+/// `start` of a panel: what undoes `flip`.
+fn start_of(panel: &Panel, flip: u8) -> [i32; PANEL] {
+    let mut start = [0; PANEL];
+    if flip != 0 {
+        for (start, sum) in start.iter_mut().zip(panel.col_sum) {
+            *start = i32::from_le_bytes(*sum).wrapping_mul(-i32::from(flip));
+        }
+    }
+    start
+}
+
+/// How M rows times some panels are cut into tasks.
+struct Cut {
+    /// Rows of a block.
+    rows: usize,
+    /// Panels of a task.
+    panels: usize,
+}
+
+impl Cut {
+    fn new(m: usize, k: usize, panels: usize, threads: usize, most_rows: usize) -> Cut {
+        let fits = (BLOCK_BYTES / k.max(1)) / 12 * 12;
+        let rows = most_rows.min(fits.max(12)).min(m.max(1));
+        let blocks = m.div_ceil(rows);
+        // Enough tasks for the threads to end together; blocks of rows first.
+        let wanted = if threads == 1 { 1 } else { (4 * threads).div_ceil(blocks.max(1)) };
+        Cut { rows, panels: panels.div_ceil(wanted).max(1) }
+    }
+}
+
+/// An output of M rows cut into one list of row parts for each task: by blocks
+/// of rows and, in those, by panels.
+fn cut_output<'a, T>(out: &'a mut [T], n: usize, cut: &Cut) -> Vec<(usize, usize, Vec<&'a mut [T]>)> {
+    let width = cut.panels * PANEL;
+    let mut tasks = Vec::new();
+    for (block, rows) in out.chunks_mut(cut.rows * n).enumerate() {
+        let first = tasks.len();
+        tasks.extend(
+            (0..n.div_ceil(width)).map(|p| (block * cut.rows, p * cut.panels, Vec::with_capacity(rows.len() / n))),
+        );
+        for row in rows.chunks_exact_mut(n) {
+            for (task, part) in tasks[first..].iter_mut().zip(row.chunks_mut(width)) {
+                task.2.push(part);
+            }
+        }
+    }
+    tasks
+}
+
+/// Memory of a thread, made before the threads start.
+fn per_thread<T>(ctl: &Ctl, make: impl Fn() -> Result<T>) -> Result<Vec<Mutex<T>>> {
+    (0..ctl.threads()).map(|_| Ok(Mutex::new(make()?))).collect()
+}
+
+fn lock<T>(scratch: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    scratch.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn check_lhs<B: AsRef<[u8]>>(len: usize, m: usize, b: &Tiled<B>) -> Result<()> {
+    if len != checked_product("a", &[m, b.k()])? {
+        bail!("a: expected {m} rows of {}, got {len} elements", b.k());
+    }
+    Ok(())
+}
+
+/// C = A B in int32, exact.
+///
+/// # Errors
+/// [`crate::Error::Value`] where lengths do not fit or K is past
+/// [`MAX_K_U8`], [`MAX_K_I8`]; [`crate::Error::Memory`];
+/// [`crate::Error::Interrupted`].
+pub fn matmul_i32<B: AsRef<[u8]> + Sync>(
+    a: Lhs,
+    m: usize,
+    b: &Tiled<B>,
+    out: &mut [i32],
+    isa: Isa,
+    ctl: &Ctl,
+) -> Result<()> {
+    let limit = if matches!(a, Lhs::U8(_)) { MAX_K_U8 } else { MAX_K_I8 };
+    if b.k() > limit {
+        bail!("k: int32 sums are exact to K = {limit}, got {}", b.k());
+    }
+    let (a, flip) = a.bytes();
+    let (n, k) = (b.n(), b.k());
+    check_lhs(a.len(), m, b)?;
+    if out.len() != checked_product("out", &[m, n])? {
+        bail!("out: expected {m} by {n}, got {} elements", out.len());
+    }
+    if k == 0 {
+        out.fill(0);
+    }
+    if k == 0 || out.is_empty() {
+        return Ok(());
+    }
+    let cut = Cut::new(m, k, b.panels(), ctl.threads(), ROWS);
+    let scratch = per_thread(ctl, || {
+        Ok((try_zeroed::<i16>(Rows::scratch_len(isa, cut.rows, k))?, try_zeroed::<i32>(cut.rows * PANEL)?))
+    })?;
+    let tasks = Parts::new(cut_output(out, n, &cut));
+    ctl.for_each(tasks.len(), &|slot, task| {
+        let (first, panel, mut out) = tasks.take(task);
+        let (wide, sums) = &mut *lock(&scratch[slot]);
+        let mut rows = Rows::new(isa, &a[first * k..(first + out.len()) * k], k, flip, wide);
+        for p in panel..b.panels().min(panel + cut.panels) {
+            let (panel, col) = (b.panel(p), (p - panel) * PANEL);
+            let start = start_of(&panel, flip);
+            if panel.cols == panel.width {
+                rows.times(isa, panel, &start, &mut out, col);
+            } else {
+                let mut padded: Vec<_> = sums.chunks_exact_mut(PANEL).take(out.len()).collect();
+                rows.times(isa, panel, &start, &mut padded, 0);
+                for (out, sums) in out.iter_mut().zip(padded) {
+                    out[col..col + panel.cols].copy_from_slice(&sums[..panel.cols]);
+                }
+            }
+        }
+    })
+}
+
+/// C = A B in int64, exact for every K: int32 sums over passes of the depth,
+/// widened between them.
+///
+/// # Errors
+/// As [`matmul_i32`], without its limit.
+pub fn matmul_i64<B: AsRef<[u8]> + Sync>(
+    a: Lhs,
+    m: usize,
+    b: &Tiled<B>,
+    out: &mut [i64],
+    isa: Isa,
+    ctl: &Ctl,
+) -> Result<()> {
+    let (a, flip) = a.bytes();
+    let (n, k) = (b.n(), b.k());
+    check_lhs(a.len(), m, b)?;
+    if out.len() != checked_product("out", &[m, n])? {
+        bail!("out: expected {m} by {n}, got {} elements", out.len());
+    }
+    if k == 0 {
+        out.fill(0);
+    }
+    if k == 0 || out.is_empty() {
+        return Ok(());
+    }
+    let cut = Cut { rows: 12.min(m), panels: 1 };
+    let scratch = per_thread(ctl, || Wide::new(isa, cut.rows))?;
+    let tasks = Parts::new(cut_output(out, n, &cut));
+    ctl.for_each(tasks.len(), &|slot, task| {
+        let (first, panel, mut out) = tasks.take(task);
+        let panel = b.panel(panel);
+        let mut sums = vec![[0i64; PANEL]; out.len()];
+        lock(&scratch[slot]).sum(isa, &a[first * k..], k, flip, panel, &mut sums);
+        for (out, sums) in out.iter_mut().zip(sums) {
+            out.copy_from_slice(&sums[..panel.cols]);
+        }
+    })
+}
+
+/// Scratch of a product deeper than int32 allows.
+struct Wide {
+    wide: Vec<i16>,
+    a: Vec<u8>,
+    ones: Vec<u8>,
+    sums: Vec<i32>,
+}
+
+impl Wide {
+    fn new(isa: Isa, rows: usize) -> Result<Wide> {
+        let mut ones = try_zeroed(PASS)?;
+        ones.fill(1);
+        Ok(Wide {
+            wide: try_zeroed(Rows::scratch_len(isa, rows, PASS))?,
+            a: try_zeroed(rows * PASS)?,
+            ones,
+            sums: try_zeroed(rows * PANEL)?,
+        })
+    }
+
+    /// `sums[r][j] = Σ a[r][k] w[k][j]`, with a flipped byte read as i8.
+    fn sum(&mut self, isa: Isa, a: &[u8], k: usize, flip: u8, panel: Panel, sums: &mut [[i64; PANEL]]) {
+        for from in (0..k).step_by(PASS) {
+            let depth = PASS.min(k - from);
+            let part =
+                Panel { codes: &panel.codes[from * panel.width..][..depth.div_ceil(4) * 4 * panel.width], ..panel };
+            let mut product = |a: &[u8], flip: u8, wide: &mut [i16], add: &mut dyn FnMut(usize, usize, i64)| {
+                let mut rows = Rows::new(isa, a, depth, flip, wide);
+                let mut out: Vec<_> = self.sums.chunks_exact_mut(PANEL).take(a.len() / depth).collect();
+                rows.times(isa, part, &[0; PANEL], &mut out, 0);
+                for (r, row) in out.iter().enumerate() {
+                    (0..panel.width).for_each(|j| add(r, j, i64::from(row[j])));
+                }
+            };
+            for (r, row) in self.a[..sums.len() * depth].chunks_exact_mut(depth).enumerate() {
+                row.copy_from_slice(&a[r * k + from..r * k + from + depth]);
+            }
+            product(&self.a[..sums.len() * depth], flip, &mut self.wide, &mut |r, j, sum| sums[r][j] += sum);
+            if flip != 0 {
+                // The rows were read 128 too high; a row of ones sums the columns.
+                product(&self.ones[..depth], 0, &mut self.wide, &mut |_, j, sum| {
+                    sums.iter_mut().for_each(|row| row[j] -= i64::from(flip) * sum);
+                });
+            }
+        }
+    }
+}
+
+// ------------------------------------------------------------------ layers
+
+/// Rows that go into a layer.
+#[derive(Clone, Copy, Debug)]
+pub enum Input<'a> {
+    /// Quantized within the call, per row, to u8 with a zero point.
+    Floats(Floats<'a>),
+    /// Already u8, with how each row was quantized.
+    Codes(&'a [u8], &'a [RowScale]),
+}
+
+/// Where a layer's rows go.
+#[derive(Debug)]
+pub enum Output<'a> {
+    /// float32
+    F32(&'a mut [f32]),
+    /// bfloat16, as its bits
+    Bf16(&'a mut [u16]),
+    /// Quantized per row for the next layer: codes, and how.
+    Codes(&'a mut [u8], &'a mut [RowScale]),
+}
+
+impl Output<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Output::F32(out) => out.len(),
+            Output::Bf16(out) => out.len(),
+            Output::Codes(out, _) => out.len(),
+        }
+    }
+}
+
+/// A weight with what follows the product.
+#[derive(Clone, Copy, Debug)]
+pub struct Layer<'a, B = Vec<u8>> {
+    /// The weight's transpose, tiled, with a scale for each output.
+    pub weight: &'a Tiled<B>,
+    /// N float32, or none.
+    pub bias: Option<&'a [f32]>,
+    /// Applied to product and bias.
+    pub activation: Activation,
+}
+
+impl<B: AsRef<[u8]>> Layer<'_, B> {
+    fn check(&self) -> Result<()> {
+        let n = self.weight.n();
+        if let Some(bias) = self.bias
+            && bias.len() != n
+        {
+            bail!("bias: expected {n} values, got {}", bias.len());
+        }
+        if self.weight.k() == 0 || self.weight.k() > MAX_K_U8 {
+            bail!("weight: a layer takes 1 to {MAX_K_U8} inputs, got {}", self.weight.k());
+        }
+        Ok(())
+    }
+
+    /// Rows times panels, finished into columns from `from` of each row of
+    /// `out`. `residual`: the first row's first output, and from row to row.
+    fn rows<T: Element>(
+        &self,
+        isa: Isa,
+        rows: &mut Rows,
+        scales: &[RowScale],
+        panels: Range<usize>,
+        sums: &mut [i32],
+        residual: Option<(&[T], usize)>,
+        out: &mut [&mut [T]],
+    ) {
+        let sums = &mut sums[..scales.len() * PANEL];
+        for p in panels.clone() {
+            let panel = self.weight.panel(p);
+            let mut parts: Vec<_> = sums.chunks_exact_mut(PANEL).collect();
+            rows.times(isa, panel, &[0; PANEL], &mut parts, 0);
+            let (col_sum, scale) = panel.header();
+            let bias = self.bias.map(|bias| {
+                let mut padded = [0.0; PANEL];
+                padded[..panel.cols].copy_from_slice(&bias[panel.first..panel.first + panel.cols]);
+                padded
+            });
+            let residual = residual.map(|(values, stride)| (&values[panel.first..], stride));
+            let f = Finish {
+                width: panel.width,
+                cols: panel.cols,
+                col_sum,
+                scale,
+                bias,
+                activation: self.activation,
+                residual,
+            };
+            finish(isa, &f, sums, scales, out, (p - panels.start) * PANEL);
+        }
+    }
+}
+
+fn finish<T: Element>(isa: Isa, f: &Finish<T>, sums: &[i32], rows: &[RowScale], out: &mut [&mut [T]], col: usize) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if isa.has_avx512() {
+            // SAFETY: an Isa exists only where the CPU has it.
+            return unsafe { avx512::finish(f, sums, rows, out, col) };
+        }
+        if isa.has_avx2() {
+            // SAFETY: an Isa exists only where the CPU has it.
+            return unsafe { avx2::finish(f, sums, rows, out, col) };
+        }
+    }
+    let _ = isa;
+    epilogue::finish(crate::lanes::Scalar, f, sums, rows, out, col);
+}
+
+/// Scratch of a thread that runs blocks of rows through a layer.
+struct Scratch {
+    codes: Vec<u8>,
+    scales: Vec<RowScale>,
+    wide: Vec<i16>,
+    sums: Vec<i32>,
+}
+
+impl Scratch {
+    fn new(isa: Isa, rows: usize, k: usize) -> Result<Scratch> {
+        Ok(Scratch {
+            codes: try_zeroed(checked_product("scratch", &[rows, k])?)?,
+            scales: Vec::with_capacity(rows),
+            wide: try_zeroed(Rows::scratch_len(isa, rows, k))?,
+            sums: try_zeroed(rows * PANEL)?,
+        })
+    }
+
+    /// The rows from `first` as codes: quantized here where they are floats.
+    fn quantize<'a>(
+        &'a mut self,
+        isa: Isa,
+        x: Input<'a>,
+        first: usize,
+        rows: usize,
+        k: usize,
+    ) -> (Rows<'a>, &'a [RowScale], &'a mut [i32]) {
+        let (codes, scales) = match x {
+            Input::Codes(codes, scales) => (&codes[first * k..(first + rows) * k], &scales[first..first + rows]),
+            Input::Floats(x) => {
+                self.scales.clear();
+                for (r, codes) in self.codes.chunks_exact_mut(k).take(rows).enumerate() {
+                    let at = (first + r) * k;
+                    self.scales.push(quantize_row(x.part(at..at + k), false, codes, isa));
+                }
+                (&self.codes[..rows * k], &self.scales[..])
+            }
+        };
+        (Rows::new(isa, codes, k, 0, &mut self.wide), scales, &mut self.sums)
+    }
+}
+
+/// y = activation(x Wᵀ + bias) + residual, rows of floats quantized per row
+/// within the call. The residual has the output's shape and element type; rows
+/// put out as codes take none.
+///
+/// # Errors
+/// [`crate::Error::Value`] where lengths do not fit,
+/// [`crate::Error::Memory`], [`crate::Error::Interrupted`].
+pub fn linear<B: AsRef<[u8]> + Sync>(
+    x: Input,
+    m: usize,
+    layer: &Layer<B>,
+    residual: Option<Floats>,
+    out: Output,
+    isa: Isa,
+    ctl: &Ctl,
+) -> Result<()> {
+    let n = layer.weight.n();
+    layer.check()?;
+    check_input(&x, m, layer.weight)?;
+    if out.len() != checked_product("out", &[m, n])? {
+        bail!("out: expected {m} by {n}, got {} elements", out.len());
+    }
+    if let Some(residual) = residual
+        && residual.len() != out.len()
+    {
+        bail!("residual: expected {m} by {n}, got {} elements", residual.len());
+    }
+    if out.len() == 0 {
+        return Ok(());
+    }
+    match (out, residual) {
+        (Output::F32(out), None) => layer_into(x, m, layer, None, out, isa, ctl),
+        (Output::F32(out), Some(Floats::F32(residual))) => layer_into(x, m, layer, Some(residual), out, isa, ctl),
+        (Output::Bf16(out), None) => layer_into(x, m, layer, None, out, isa, ctl),
+        (Output::Bf16(out), Some(Floats::Bf16(residual))) => layer_into(x, m, layer, Some(residual), out, isa, ctl),
+        (Output::Codes(codes, scales), None) => layer_into_codes(x, m, layer, codes, scales, isa, ctl),
+        _ => bail!("residual: expected the output's element type, and none for codes"),
+    }
+}
+
+fn check_input<B: AsRef<[u8]>>(x: &Input, m: usize, weight: &Tiled<B>) -> Result<()> {
+    let (len, rows) = match x {
+        Input::Floats(x) => (x.len(), m),
+        Input::Codes(codes, scales) => (codes.len(), scales.len()),
+    };
+    if rows != m || len != checked_product("x", &[m, weight.k()])? {
+        bail!("x: expected {m} rows of {}, got {len} elements and {rows} scales", weight.k());
+    }
+    Ok(())
+}
+
+fn layer_into<T: Element, B: AsRef<[u8]> + Sync>(
+    x: Input,
+    m: usize,
+    layer: &Layer<B>,
+    residual: Option<&[T]>,
+    out: &mut [T],
+    isa: Isa,
+    ctl: &Ctl,
+) -> Result<()> {
+    let (n, k) = (layer.weight.n(), layer.weight.k());
+    let cut = Cut::new(m, k, layer.weight.panels(), ctl.threads(), ROWS);
+    let scratch = per_thread(ctl, || Scratch::new(isa, cut.rows, k))?;
+    let tasks = Parts::new(cut_output(out, n, &cut));
+    ctl.for_each(tasks.len(), &|slot, task| {
+        let (first, panel, mut out) = tasks.take(task);
+        let scratch = &mut *lock(&scratch[slot]);
+        let (mut rows, scales, sums) = scratch.quantize(isa, x, first, out.len(), k);
+        let panels = panel..layer.weight.panels().min(panel + cut.panels);
+        let residual = residual.map(|r| (&r[first * n..], n));
+        layer.rows(isa, &mut rows, scales, panels, sums, residual, &mut out);
+    })
+}
+
+fn layer_into_codes<B: AsRef<[u8]> + Sync>(
+    x: Input,
+    m: usize,
+    layer: &Layer<B>,
+    codes: &mut [u8],
+    row_scales: &mut [RowScale],
+    isa: Isa,
+    ctl: &Ctl,
+) -> Result<()> {
+    let (n, k) = (layer.weight.n(), layer.weight.k());
+    if row_scales.len() != m {
+        bail!("out: expected {m} row scales, got {}", row_scales.len());
+    }
+    let block = block_rows(m, k, ctl);
+    let scratch = per_thread(ctl, || {
+        Ok((Scratch::new(isa, block, k)?, try_zeroed::<f32>(checked_product("scratch", &[block, n])?)?))
+    })?;
+    let tasks = Parts::new(codes.chunks_mut(block * n).zip(row_scales.chunks_mut(block)));
+    ctl.for_each(tasks.len(), &|slot, task| {
+        let (codes, row_scales) = tasks.take(task);
+        let (scratch, floats) = &mut *lock(&scratch[slot]);
+        let (mut rows, scales, sums) = scratch.quantize(isa, x, task * block, row_scales.len(), k);
+        let mut out: Vec<_> = floats.chunks_exact_mut(n).take(row_scales.len()).collect();
+        layer.rows(isa, &mut rows, scales, 0..layer.weight.panels(), sums, None, &mut out);
+        for ((codes, row), floats) in codes.chunks_exact_mut(n).zip(row_scales).zip(out) {
+            *row = quantize_row(Floats::F32(floats), false, codes, isa);
+        }
+    })
+}
+
+/// Rows of a block whose floats stay in L2, and small enough that each thread
+/// has one.
+fn block_rows(m: usize, k: usize, ctl: &Ctl) -> usize {
+    let fits = ((BLOCK_BYTES / k.max(1)) / 12 * 12).max(12);
+    MLP_ROWS.min(fits).min(m.div_ceil(ctl.threads())).max(1)
+}
+
+/// Two layers as one: y = down(up(x)) + residual, where what lies between is
+/// quantized per row as [`linear`] would do it, and never leaves the cache. The
+/// bits are those of two calls of [`linear`].
+///
+/// # Errors
+/// As [`linear`].
+pub fn mlp<B: AsRef<[u8]> + Sync>(
+    x: Floats,
+    m: usize,
+    up: &Layer<B>,
+    down: &Layer<B>,
+    residual: Option<Floats>,
+    out: Output,
+    isa: Isa,
+    ctl: &Ctl,
+) -> Result<()> {
+    up.check()?;
+    down.check()?;
+    let (inner, n) = (up.weight.n(), down.weight.n());
+    if down.weight.k() != inner {
+        bail!("down: expected {inner} inputs, the outputs of up, got {}", down.weight.k());
+    }
+    check_input(&Input::Floats(x), m, up.weight)?;
+    if out.len() != checked_product("out", &[m, n])? {
+        bail!("out: expected {m} by {n}, got {} elements", out.len());
+    }
+    if let Some(residual) = residual
+        && residual.len() != out.len()
+    {
+        bail!("residual: expected {m} by {n}, got {} elements", residual.len());
+    }
+    if out.len() == 0 {
+        return Ok(());
+    }
+    match (out, residual) {
+        (Output::F32(out), None) => mlp_into(x, m, up, down, None, out, isa, ctl),
+        (Output::F32(out), Some(Floats::F32(residual))) => mlp_into(x, m, up, down, Some(residual), out, isa, ctl),
+        (Output::Bf16(out), None) => mlp_into(x, m, up, down, None, out, isa, ctl),
+        (Output::Bf16(out), Some(Floats::Bf16(residual))) => mlp_into(x, m, up, down, Some(residual), out, isa, ctl),
+        _ => bail!("residual: expected the output's element type, and an output of floats"),
+    }
+}
+
+fn mlp_into<T: Element, B: AsRef<[u8]> + Sync>(
+    x: Floats,
+    m: usize,
+    up: &Layer<B>,
+    down: &Layer<B>,
+    residual: Option<&[T]>,
+    out: &mut [T],
+    isa: Isa,
+    ctl: &Ctl,
+) -> Result<()> {
+    let (k, inner, n) = (up.weight.k(), up.weight.n(), down.weight.n());
+    let block = block_rows(m, k.max(inner), ctl);
+    let scratch = per_thread(ctl, || {
+        let floats = try_zeroed::<f32>(checked_product("scratch", &[block, inner])?)?;
+        Ok((Scratch::new(isa, block, k)?, floats, Scratch::new(isa, block, inner)?))
+    })?;
+    let tasks = Parts::new(out.chunks_mut(block * n));
+    ctl.for_each(tasks.len(), &|slot, task| {
+        let mut out: Vec<_> = tasks.take(task).chunks_exact_mut(n).collect();
+        let (scratch, floats, between) = &mut *lock(&scratch[slot]);
+        let (first, count) = (task * block, out.len());
+        let (mut rows, scales, sums) = scratch.quantize(isa, Input::Floats(x), first, count, k);
+        let mut hidden: Vec<_> = floats.chunks_exact_mut(inner).take(count).collect();
+        up.rows(isa, &mut rows, scales, 0..up.weight.panels(), sums, None, &mut hidden);
+        let hidden = Input::Floats(Floats::F32(&floats[..count * inner]));
+        let (mut rows, scales, sums) = between.quantize(isa, hidden, 0, count, inner);
+        let residual = residual.map(|r| (&r[first * n..], n));
+        down.rows(isa, &mut rows, scales, 0..down.weight.panels(), sums, residual, &mut out);
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,327 @@
+//! One set of properties, run on every instruction set of this CPU.
+
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+
+use super::*;
+
+fn naive(a: Lhs, b: &[i8], m: usize, n: usize, k: usize) -> Vec<i64> {
+    let at = |i: usize| match a {
+        Lhs::U8(a) => i64::from(a[i]),
+        Lhs::I8(a) => i64::from(a[i]),
+    };
+    let cell = |r: usize, c: usize| (0..k).map(|i| at(r * k + i) * i64::from(b[i * n + c])).sum();
+    (0..m * n).map(|i| cell(i / n, i % n)).collect()
+}
+
+/// Bytes that reach the extremes often.
+fn bytes(len: usize, seed: u64) -> Vec<u8> {
+    let mut x = seed | 1;
+    let mut next = || {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        x
+    };
+    (0..len).map(|_| [0, 255, 127, 128, next() as u8, next() as u8][(next() % 6) as usize]).collect()
+}
+
+fn signed(bytes: &[u8]) -> Vec<i8> {
+    bytes.iter().map(|&b| b as i8).collect()
+}
+
+/// Sizes that straddle every tile and vector width.
+fn sizes() -> impl Strategy<Value = (usize, usize, usize)> {
+    let edge = |around: &'static [usize]| {
+        prop_oneof![1usize..20, (prop::sample::select(around), 0usize..3).prop_map(|(a, d)| (a + d).max(2) - 1)]
+    };
+    (
+        edge(&[0, 4, 6, 12, 24, 48, 96, 192]),
+        edge(&[0, 16, 32, 48, 64, 128, 192]),
+        edge(&[0, 4, 8, 16, 32, 64, 128, 257]),
+    )
+}
+
+#[test]
+fn products_equal_the_definition_on_every_isa_and_thread_count() {
+    for &isa in Isa::available() {
+        let cases = std::cell::Cell::new(0);
+        let mut runner = TestRunner::new(Config { failure_persistence: None, ..Config::with_cases(300) });
+        runner
+            .run(&(sizes(), any::<u64>(), any::<bool>()), |((m, n, k), seed, sign)| {
+                let (a, b) = (bytes(m * k, seed), signed(&bytes(n * k, !seed)));
+                let a_signed = signed(&a);
+                let lhs = if sign { Lhs::I8(&a_signed) } else { Lhs::U8(&a) };
+                let tiled = Tiled::from_kn(&b, k, n).unwrap();
+                let expected = naive(lhs, &b, m, n, k);
+                for threads in [1, 2, 7] {
+                    let mut got = vec![0i32; m * n];
+                    matmul_i32(lhs, m, &tiled, &mut got, isa, &Ctl::new(threads)).unwrap();
+                    prop_assert!(
+                        got.iter().map(|&x| i64::from(x)).eq(expected.iter().copied()),
+                        "{m}x{n}x{k} {threads}"
+                    );
+                    let mut got = vec![0i64; m * n];
+                    matmul_i64(lhs, m, &tiled, &mut got, isa, &Ctl::new(threads)).unwrap();
+                    prop_assert_eq!(&got, &expected);
+                    cases.set(cases.get() + 1);
+                }
+                Ok(())
+            })
+            .unwrap();
+        println!("gemm: {} products on {}", cases.get(), isa.name());
+    }
+}
+
+#[test]
+fn sums_are_exact_to_the_limit_and_past_it() {
+    for &isa in Isa::available() {
+        for (a, w, limit) in [(255u8, -128i8, MAX_K_U8), (0x80, -128, MAX_K_I8), (0x80, 127, MAX_K_I8)] {
+            let sign = limit == MAX_K_I8;
+            for k in [limit - 1, limit, limit + 1] {
+                let (a, b) = (vec![a; k], vec![w; k]);
+                let a_signed = signed(&a);
+                let lhs = if sign { Lhs::I8(&a_signed) } else { Lhs::U8(&a) };
+                let tiled = Tiled::from_kn(&b, k, 1).unwrap();
+                let expected = k as i64 * if sign { -128 } else { 255 } * i64::from(w);
+                let mut narrow = [0i32];
+                let done = matmul_i32(lhs, 1, &tiled, &mut narrow, isa, &Ctl::new(1));
+                assert_eq!(done.is_ok(), k <= limit);
+                if k <= limit {
+                    assert_eq!(i64::from(narrow[0]), expected, "{} {k}", isa.name());
+                }
+                let mut wide = [0i64];
+                matmul_i64(lhs, 1, &tiled, &mut wide, isa, &Ctl::new(1)).unwrap();
+                assert_eq!(wide[0], expected, "{} {k}", isa.name());
+            }
+        }
+    }
+}
+
+/// A layer in the plainest words, one element at a time.
+fn definition(x: &[f32], m: usize, layer: &Layer, residual: Option<&[f32]>) -> Vec<f32> {
+    let mut out = vec![0.0; m * layer.weight.n()];
+    linear(
+        Input::Floats(Floats::F32(x)),
+        m,
+        layer,
+        residual.map(Floats::F32),
+        Output::F32(&mut out),
+        Isa::Scalar,
+        &Ctl::new(1),
+    )
+    .unwrap();
+    out
+}
+
+fn floats(len: usize, seed: u64) -> Vec<f32> {
+    bytes(len * 4, seed).chunks(4).map(|b| (i32::from_le_bytes(b.try_into().unwrap()) >> 8) as f32 / 2e6).collect()
+}
+
+fn weight(k: usize, n: usize, seed: u64) -> Tiled {
+    let codes = signed(&bytes(n * k, seed));
+    let scales: Vec<f32> = (0..n).map(|i| 0.001 + i as f32 * 1e-4).collect();
+    let mut out = vec![0; tiled_len(k, n).unwrap()];
+    tile(&codes, k, n, 1, k, Some(&scales), &mut out).unwrap();
+    Tiled::from_bytes(out, k, n).unwrap()
+}
+
+fn bits(x: &[f32]) -> Vec<u32> {
+    x.iter().map(|x| x.to_bits()).collect()
+}
+
+const ACTIVATIONS: [Activation; 5] =
+    [Activation::Identity, Activation::Relu, Activation::Gelu, Activation::GeluTanh, Activation::Silu];
+
+#[test]
+fn layers_equal_the_definition_bit_for_bit() {
+    for &isa in Isa::available() {
+        let cases = std::cell::Cell::new(0);
+        let mut runner = TestRunner::new(Config { failure_persistence: None, ..Config::with_cases(200) });
+        runner
+            .run(
+                &(sizes(), any::<u64>(), 0..5usize, any::<bool>(), any::<bool>()),
+                |((m, n, k), seed, act, with_bias, with_residual)| {
+                    let (x, w, bias, residual) =
+                        (floats(m * k, seed), weight(k, n, seed ^ 7), floats(n, seed ^ 9), floats(m * n, seed ^ 11));
+                    let layer =
+                        Layer { weight: &w, bias: with_bias.then_some(&bias[..]), activation: ACTIVATIONS[act] };
+                    let residual = with_residual.then_some(&residual[..]);
+                    let expected = definition(&x, m, &layer, residual);
+                    for threads in [1, 2, 7] {
+                        let ctl = Ctl::new(threads);
+                        let mut got = vec![0.0; m * n];
+                        let input = Input::Floats(Floats::F32(&x));
+                        linear(input, m, &layer, residual.map(Floats::F32), Output::F32(&mut got), isa, &ctl).unwrap();
+                        prop_assert_eq!(
+                            bits(&got),
+                            bits(&expected),
+                            "{}x{}x{} {:?} {}",
+                            m,
+                            n,
+                            k,
+                            layer.activation,
+                            isa.name()
+                        );
+
+                        // Codes out are the rows of floats, quantized.
+                        if residual.is_none() {
+                            let (mut codes, mut rows) =
+                                (vec![0; m * n], vec![RowScale { scale: 0.0, zero_point: 0 }; m]);
+                            linear(input, m, &layer, None, Output::Codes(&mut codes, &mut rows), isa, &ctl).unwrap();
+                            let mut one = vec![0; n];
+                            for (r, row) in rows.iter().enumerate() {
+                                let expected = quantize_row(
+                                    Floats::F32(&expected[r * n..(r + 1) * n]),
+                                    false,
+                                    &mut one,
+                                    Isa::Scalar,
+                                );
+                                prop_assert_eq!((*row, &codes[r * n..(r + 1) * n]), (expected, &one[..]));
+                            }
+                        }
+                        // One row alone is the same row.
+                        let mut alone = vec![0.0; n];
+                        let last = Input::Floats(Floats::F32(&x[(m - 1) * k..]));
+                        linear(
+                            last,
+                            1,
+                            &layer,
+                            residual.map(|r| Floats::F32(&r[(m - 1) * n..])),
+                            Output::F32(&mut alone),
+                            isa,
+                            &ctl,
+                        )
+                        .unwrap();
+                        prop_assert_eq!(bits(&alone), bits(&expected[(m - 1) * n..]));
+
+                        // bfloat16 out is the float, rounded.
+                        if residual.is_none() {
+                            let mut half = vec![0u16; m * n];
+                            linear(input, m, &layer, None, Output::Bf16(&mut half), isa, &ctl).unwrap();
+                            let rounded: Vec<u16> =
+                                expected.iter().map(|&x| half::bf16::from_f32(x).to_bits()).collect();
+                            prop_assert_eq!(half, rounded);
+                        }
+                        cases.set(cases.get() + 1);
+                    }
+                    Ok(())
+                },
+            )
+            .unwrap();
+        println!("gemm: {} layers on {}", cases.get(), isa.name());
+    }
+}
+
+#[test]
+fn an_mlp_is_two_layers() {
+    for &isa in Isa::available() {
+        for (m, k, inner, n) in [(1, 1, 1, 1), (3, 17, 65, 5), (50, 64, 128, 64), (130, 33, 200, 31)] {
+            let (x, up, down) = (floats(m * k, 1), weight(k, inner, 2), weight(inner, n, 3));
+            let (b1, b2, residual) = (floats(inner, 4), floats(n, 5), floats(m * n, 6));
+            let up = Layer { weight: &up, bias: Some(&b1), activation: Activation::Gelu };
+            let down = Layer { weight: &down, bias: Some(&b2), activation: Activation::Identity };
+            let expected = definition(&definition(&x, m, &up, None), m, &down, Some(&residual));
+            for threads in [1, 2, 7] {
+                let mut got = vec![0.0; m * n];
+                mlp(
+                    Floats::F32(&x),
+                    m,
+                    &up,
+                    &down,
+                    Some(Floats::F32(&residual)),
+                    Output::F32(&mut got),
+                    isa,
+                    &Ctl::new(threads),
+                )
+                .unwrap();
+                assert_eq!(bits(&got), bits(&expected), "{}", isa.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_with_nan_spoils_itself_alone() {
+    let (m, k, n) = (5, 20, 70);
+    let (mut x, w) = (floats(m * k, 1), weight(k, n, 2));
+    let layer = Layer { weight: &w, bias: None, activation: Activation::Gelu };
+    let clean = definition(&x, m, &layer, None);
+    x[2 * k + 3] = f32::NAN;
+    x[4 * k] = f32::INFINITY;
+    for &isa in Isa::available() {
+        let mut got = vec![0.0; m * n];
+        linear(Input::Floats(Floats::F32(&x)), m, &layer, None, Output::F32(&mut got), isa, &Ctl::new(2)).unwrap();
+        for r in 0..m {
+            let row = &got[r * n..(r + 1) * n];
+            if r == 2 || r == 4 {
+                assert!(row.iter().all(|y| y.is_nan()), "{}", isa.name());
+            } else {
+                assert_eq!(bits(row), bits(&clean[r * n..(r + 1) * n]));
+            }
+        }
+    }
+}
+
+#[test]
+fn activations_keep_their_error_budget() {
+    let values: Vec<f32> = (-4000..=4000).map(|i| i as f32 / 300.0).collect();
+    let unit = {
+        let mut out = vec![0; tiled_len(1, 1).unwrap()];
+        tile(&[1], 1, 1, 1, 1, None, &mut out).unwrap();
+        Tiled::from_bytes(out, 1, 1).unwrap()
+    };
+    // A row of one value is exact: its output is activation(value).
+    let exact: [(Activation, fn(f64) -> f64); 4] = [
+        (Activation::Relu, |y| y.max(0.0)),
+        (Activation::Gelu, |y| 0.5 * y * erfc(-y / 2f64.sqrt())),
+        (Activation::GeluTanh, |y| {
+            0.5 * y * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (y + 0.044715 * y.powi(3))).tanh())
+        }),
+        (Activation::Silu, |y| y / (1.0 + (-y).exp())),
+    ];
+    for (activation, exact) in exact {
+        let layer = Layer { weight: &unit, bias: None, activation };
+        let got = definition(&values, values.len(), &layer, None);
+        for (&y, got) in values.iter().zip(got) {
+            let y = f64::from(y);
+            let error = (f64::from(got) - exact(y)).abs() / y.abs().max(1.0);
+            assert!(error <= 5e-7, "{activation:?}({y}): {got}, error {error:e}");
+        }
+    }
+}
+
+/// erfc by its Taylor series about 0 for small |x|, else by its continued fraction.
+fn erfc(x: f64) -> f64 {
+    if x < 0.0 {
+        return 2.0 - erfc(-x);
+    }
+    if x < 3.0 {
+        let (mut term, mut sum) = (x, x);
+        for n in 1..200 {
+            term *= -x * x / f64::from(n);
+            sum += term / f64::from(2 * n + 1);
+        }
+        return 1.0 - sum * 2.0 / std::f64::consts::PI.sqrt();
+    }
+    let mut fraction = 0.0;
+    for n in (1..100).rev() {
+        fraction = f64::from(n) / 2.0 / (x + fraction);
+    }
+    (-x * x).exp() / (std::f64::consts::PI.sqrt() * (x + fraction))
+}
+
+#[test]
+fn lengths_that_do_not_fit_are_refused() {
+    let tiled = Tiled::from_kn(&[1; 6], 3, 2).unwrap();
+    let ctl = Ctl::new(1);
+    assert!(matmul_i32(Lhs::U8(&[0; 7]), 2, &tiled, &mut [0; 4], Isa::Scalar, &ctl).is_err());
+    assert!(matmul_i32(Lhs::U8(&[0; 6]), 2, &tiled, &mut [0; 5], Isa::Scalar, &ctl).is_err());
+    assert!(Tiled::from_kn(&[1; 6], 4, 2).is_err());
+    assert!(Tiled::from_bytes(vec![0; 5], 3, 2).is_err());
+    assert!(
+        tiled_len(usize::MAX, 3).is_err()
+            && tiled_len(3, usize::MAX).is_err()
+            && tiled_len(usize::MAX / 8, 64).is_err()
+    );
+}
