@@ -3,6 +3,7 @@
 #![allow(missing_docs)] // the public face is python/lowbit; signatures are in _core.pyi
 
 mod call;
+mod gemm;
 //PK mod packing;
 mod system;
 
@@ -12,6 +13,7 @@ use pyo3::prelude::*;
 fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add("__version__", env!("CARGO_PKG_VERSION"))?;
     m.add("InternalError", m.py().get_type::<call::InternalError>())?;
-    packing::register(m)?;
+    //PK packing::register(m)?;
+    gemm::register(m)?;
     system::register(m)
 }
