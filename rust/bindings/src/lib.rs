@@ -4,7 +4,7 @@
 
 mod call;
 mod gemm;
-//PK mod packing;
+mod packing;
 mod system;
 
 use pyo3::prelude::*;
@@ -13,7 +13,7 @@ use pyo3::prelude::*;
 fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add("__version__", env!("CARGO_PKG_VERSION"))?;
     m.add("InternalError", m.py().get_type::<call::InternalError>())?;
-    //PK packing::register(m)?;
+    packing::register(m)?;
     gemm::register(m)?;
     system::register(m)
 }
