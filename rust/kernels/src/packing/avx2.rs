@@ -32,7 +32,8 @@ fn pack_row<const W: usize>(mut codes: &[u8], mut out: &mut [u8]) -> u8 {
     let mut seen = _mm256_setzero_si256();
     // Stores reach past their block, into bytes that the next block writes;
     // the last blocks go through a buffer.
-    while let (Some((block, rest)), Some(reach)) = (codes.split_first_chunk::<BLOCK>(), out.first_chunk_mut::<REACH>()) {
+    while let (Some((block, rest)), Some(reach)) = (codes.split_first_chunk::<BLOCK>(), out.first_chunk_mut::<REACH>())
+    {
         pack_block::<W>(block, reach, &mut seen);
         codes = rest;
         out = &mut out[8 * W..];
@@ -130,7 +131,8 @@ fn unpack_row<const W: usize>(mut packed: &[u8], mut out: &mut [u8]) {
 #[target_feature(enable = "avx2")]
 fn unpack_block<const W: usize>(packed: &[u8; REACH], out: &mut [u8]) {
     for (i, out) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-        let (Some(low), Some(high)) = (packed[4 * W * i..].first_chunk(), packed[4 * W * i + 2 * W..].first_chunk()) else {
+        let (Some(low), Some(high)) = (packed[4 * W * i..].first_chunk(), packed[4 * W * i + 2 * W..].first_chunk())
+        else {
             unreachable!("4 W + 2 W + 16 is at most REACH");
         };
         let x = _mm256_inserti128_si256(_mm256_castsi128_si256(load_half(low)), load_half(high), 1);

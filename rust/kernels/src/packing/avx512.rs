@@ -103,7 +103,9 @@ fn unpack_row<const W: usize>(mut packed: &[u8], mut out: &mut [u8]) {
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
 fn scatter<const W: usize>(x: __m512i) -> __m512i {
     let eights = _mm512_permutexvar_epi8(load(&const { eight_by_eight::<W>() }), x);
-    let shifts = i64::from_le_bytes(const { [0, W as u8, 2 * W as u8, 3 * W as u8, 4 * W as u8, 5 * W as u8, 6 * W as u8, 7 * W as u8] });
+    let shifts = i64::from_le_bytes(
+        const { [0, W as u8, 2 * W as u8, 3 * W as u8, 4 * W as u8, 5 * W as u8, 6 * W as u8, 7 * W as u8] },
+    );
     let codes = _mm512_multishift_epi64_epi8(_mm512_set1_epi64(shifts), eights);
     _mm512_and_si512(codes, _mm512_set1_epi8((0xff >> (8 - W)) as i8))
 }

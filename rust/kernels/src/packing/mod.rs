@@ -70,7 +70,15 @@ pub fn packed_len(n: usize, nbits: u32) -> Result<usize> {
 /// [`Code::NBITS`], or a code is not below 2^nbits: it names the first such
 /// code, and `out` then holds nothing of use. [`Error::Interrupted`] where
 /// `ctl` stops the call.
-pub fn pack<C: Code>(codes: &[C], rows: usize, n: usize, nbits: u32, out: &mut [u8], isa: Isa, ctl: &Ctl) -> Result<()> {
+pub fn pack<C: Code>(
+    codes: &[C],
+    rows: usize,
+    n: usize,
+    nbits: u32,
+    out: &mut [u8],
+    isa: Isa,
+    ctl: &Ctl,
+) -> Result<()> {
     let bytes = check::<C>(rows, n, nbits, ("codes", codes.len()), ("out", out.len()))?;
     let first_bad = AtomicUsize::new(usize::MAX);
     let shape = Shape::of(rows, n, nbits, bytes);
@@ -86,7 +94,11 @@ pub fn pack<C: Code>(codes: &[C], rows: usize, n: usize, nbits: u32, out: &mut [
     })?;
     match first_bad.into_inner() {
         usize::MAX => Ok(()),
-        at => bail!("codes: expected values below 2^{nbits} = {}, got {} at flat index {at}", 1 << nbits, codes[at].bits()),
+        at => bail!(
+            "codes: expected values below 2^{nbits} = {}, got {} at flat index {at}",
+            1 << nbits,
+            codes[at].bits()
+        ),
     }
 }
 
@@ -97,7 +109,15 @@ pub fn pack<C: Code>(codes: &[C], rows: usize, n: usize, nbits: u32, out: &mut [
 /// [`Error::Value`] where a length does not fit, `nbits` is not in
 /// [`Code::NBITS`], or a bit after the last code of a row is set: it names the
 /// first such row. [`Error::Interrupted`] where `ctl` stops the call.
-pub fn unpack<C: Code>(packed: &[u8], rows: usize, n: usize, nbits: u32, out: &mut [C], isa: Isa, ctl: &Ctl) -> Result<()> {
+pub fn unpack<C: Code>(
+    packed: &[u8],
+    rows: usize,
+    n: usize,
+    nbits: u32,
+    out: &mut [C],
+    isa: Isa,
+    ctl: &Ctl,
+) -> Result<()> {
     let bytes = check::<C>(rows, n, nbits, ("out", out.len()), ("packed", packed.len()))?;
     let first_bad = AtomicUsize::new(usize::MAX);
     let shape = Shape::of(rows, n, nbits, bytes);
@@ -121,7 +141,12 @@ pub fn unpack<C: Code>(packed: &[u8], rows: usize, n: usize, nbits: u32, out: &m
 /// The bytes of a row, where all lengths fit together.
 fn check<C: Code>(rows: usize, n: usize, nbits: u32, codes: (&str, usize), packed: (&str, usize)) -> Result<usize> {
     if !C::NBITS.contains(&nbits) {
-        bail!("nbits: expected {} to {} for codes of {} bytes, got {nbits}", C::NBITS.start(), C::NBITS.end(), size_of::<C>());
+        bail!(
+            "nbits: expected {} to {} for codes of {} bytes, got {nbits}",
+            C::NBITS.start(),
+            C::NBITS.end(),
+            size_of::<C>()
+        );
     }
     let bytes = packed_len(n, nbits)?;
     for ((name, len), each) in [(codes, n), (packed, bytes)] {
@@ -173,7 +198,8 @@ fn split<A: Sync, B: Send>(
     }
     // Each task locks its own part: that costs nothing and needs no `unsafe`.
     type Part<'a, A, B> = (usize, &'a [A], Mutex<&'a mut [B]>);
-    let count = if whole { shape.rows.div_ceil(rows) } else { checked_product("rows", &[shape.rows, shape.n.div_ceil(TASK)])? };
+    let count =
+        if whole { shape.rows.div_ceil(rows) } else { checked_product("rows", &[shape.rows, shape.n.div_ceil(TASK)])? };
     let mut parts: Vec<Part<A, B>> = Vec::new();
     parts.try_reserve_exact(count).map_err(|_| Error::Memory(count.saturating_mul(size_of::<Part<A, B>>())))?;
     for (i, (from, to)) in from.chunks(rows * a.row).zip(to.chunks_mut(rows * b.row)).enumerate() {
