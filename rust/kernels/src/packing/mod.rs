@@ -32,10 +32,15 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::error::{bail, checked_product};
 use crate::{Ctl, Error, Isa, Result};
+use sealed::Path;
 
 /// Codes in one task. A multiple of 8, so that tasks begin on whole bytes; small
 /// enough that a task takes microseconds and Ctrl-C never waits.
 const TASK: usize = 1 << 16;
+
+/// Results of this many bytes are written past the caches, which is a third
+/// faster where they would not have fitted.
+const STREAM: usize = 4 << 20;
 
 /// An unsigned integer that holds one code: `u8` or `u16`.
 pub trait Code: Copy + Send + Sync + sealed::Code {
@@ -74,11 +79,12 @@ pub fn pack<C: Code>(codes: &[C], rows: usize, n: usize, nbits: u32, out: &mut [
     let bytes = check::<C>(rows, n, nbits, ("codes", codes.len()), ("out", out.len()))?;
     let first_bad = AtomicUsize::new(usize::MAX);
     let shape = Shape::of(rows, n, nbits, bytes);
+    let path = Path { isa, stream: size_of_val(out) >= STREAM };
     let sides = (Side { row: shape.n, task: TASK }, Side { row: shape.bytes, task: TASK / 8 * nbits as usize });
     split(&shape, codes, out, sides, ctl, &|at, codes, out| {
         let row_starts = (at..).step_by(shape.n);
         for ((at, codes), out) in row_starts.zip(codes.chunks(shape.n)).zip(out.chunks_mut(shape.bytes)) {
-            if C::pack_row(codes, nbits, out, isa).bits() >> nbits != 0 {
+            if C::pack_row(codes, nbits, out, path).bits() >> nbits != 0 {
                 let within = codes.iter().position(|code| code.bits() >> nbits != 0);
                 first_bad.fetch_min(at + within.unwrap_or(0), Relaxed);
             }
@@ -101,11 +107,12 @@ pub fn unpack<C: Code>(packed: &[u8], rows: usize, n: usize, nbits: u32, out: &m
     let bytes = check::<C>(rows, n, nbits, ("out", out.len()), ("packed", packed.len()))?;
     let first_bad = AtomicUsize::new(usize::MAX);
     let shape = Shape::of(rows, n, nbits, bytes);
+    let path = Path { isa, stream: size_of_val(out) >= STREAM };
     let sides = (Side { row: shape.bytes, task: TASK / 8 * nbits as usize }, Side { row: shape.n, task: TASK });
     split(&shape, packed, out, sides, ctl, &|at, packed, out| {
         let row_starts = (at..).step_by(shape.bytes);
         for ((at, packed), out) in row_starts.zip(packed.chunks(shape.bytes)).zip(out.chunks_mut(shape.n)) {
-            C::unpack_row(packed, nbits, out, isa);
+            C::unpack_row(packed, nbits, out, path);
             let used = out.len() % 8 * nbits as usize % 8;
             if used != 0 && packed.last().is_some_and(|last| last >> used != 0) {
                 first_bad.fetch_min(at / shape.bytes, Relaxed);
@@ -194,12 +201,20 @@ fn split<A: Sync, B: Send>(
 mod sealed {
     use crate::Isa;
 
-    /// One row at a time, on the path that `isa` asks for.
+    /// How a row is to be done.
+    #[derive(Clone, Copy)]
+    pub struct Path {
+        pub isa: Isa,
+        /// Write past the caches.
+        pub stream: bool,
+    }
+
+    /// One row at a time.
     pub trait Code: Sized {
         fn bits(self) -> u32;
         /// Returns the OR of the codes.
-        fn pack_row(codes: &[Self], nbits: u32, out: &mut [u8], isa: Isa) -> Self;
-        fn unpack_row(packed: &[u8], nbits: u32, out: &mut [Self], isa: Isa);
+        fn pack_row(codes: &[Self], nbits: u32, out: &mut [u8], path: Path) -> Self;
+        fn unpack_row(packed: &[u8], nbits: u32, out: &mut [Self], path: Path);
     }
 }
 
@@ -218,33 +233,31 @@ impl sealed::Code for u8 {
         self.into()
     }
 
-    fn pack_row(codes: &[u8], nbits: u32, out: &mut [u8], isa: Isa) -> u8 {
+    fn pack_row(codes: &[u8], nbits: u32, out: &mut [u8], path: Path) -> u8 {
         if nbits == 8 {
-            out.copy_from_slice(codes);
+            u8::unpack_row(codes, nbits, out, path); // both are a copy
             return 0;
         }
         #[cfg(target_arch = "x86_64")]
-        if isa.has_avx512vbmi() {
-            return with_width!(nbits, [1 2 3 4 5 6 7], avx512::pack::<W>(isa, codes, out));
-        } else if isa.has_avx2() {
-            return with_width!(nbits, [1 2 3 4 5 6 7], avx2::pack::<W>(isa, codes, out));
+        if path.isa.has_avx512vbmi() {
+            return with_width!(nbits, [1 2 3 4 5 6 7], avx512::pack::<W>(path.isa, codes, out));
+        } else if path.isa.has_avx2() {
+            return with_width!(nbits, [1 2 3 4 5 6 7], avx2::pack::<W>(path.isa, codes, out));
         }
-        let _ = isa;
         with_width!(nbits, [1 2 3 4 5 6 7], scalar::pack::<u8, W>(codes, out))
     }
 
-    fn unpack_row(packed: &[u8], nbits: u32, out: &mut [u8], isa: Isa) {
-        if nbits == 8 {
+    fn unpack_row(packed: &[u8], nbits: u32, out: &mut [u8], path: Path) {
+        if nbits == 8 && !path.stream {
             return out.copy_from_slice(packed);
         }
         #[cfg(target_arch = "x86_64")]
-        if isa.has_avx512vbmi() {
-            return with_width!(nbits, [1 2 3 4 5 6 7], avx512::unpack::<W>(isa, packed, out));
-        } else if isa.has_avx2() {
-            return with_width!(nbits, [1 2 3 4 5 6 7], avx2::unpack::<W>(isa, packed, out));
+        if path.isa.has_avx512vbmi() {
+            return with_width!(nbits, [1 2 3 4 5 6 7 8], avx512::unpack::<W>(path.isa, packed, out, path.stream));
+        } else if path.isa.has_avx2() {
+            return with_width!(nbits, [1 2 3 4 5 6 7 8], avx2::unpack::<W>(path.isa, packed, out, path.stream));
         }
-        let _ = isa;
-        with_width!(nbits, [1 2 3 4 5 6 7], scalar::unpack::<u8, W>(packed, out))
+        with_width!(nbits, [1 2 3 4 5 6 7 8], scalar::unpack::<u8, W>(packed, out))
     }
 }
 
@@ -253,11 +266,11 @@ impl sealed::Code for u16 {
         self.into()
     }
 
-    fn pack_row(codes: &[u16], nbits: u32, out: &mut [u8], _: Isa) -> u16 {
+    fn pack_row(codes: &[u16], nbits: u32, out: &mut [u8], _: Path) -> u16 {
         with_width!(nbits, [9 10 11 12 13 14 15 16], scalar::pack::<u16, W>(codes, out))
     }
 
-    fn unpack_row(packed: &[u8], nbits: u32, out: &mut [u16], _: Isa) {
+    fn unpack_row(packed: &[u8], nbits: u32, out: &mut [u16], _: Path) {
         with_width!(nbits, [9 10 11 12 13 14 15 16], scalar::unpack::<u16, W>(packed, out))
     }
 }
