@@ -93,13 +93,11 @@ def as_array(name: str, x: Any, dtypes: Sequence[str], *, min_ndim: int = 1) -> 
     return np.array(x, order="C", subok=False)  # always aligned, unlike ascontiguousarray
 
 
-def check_out(
-    name: str, out: Any, shape: tuple[int, ...], dtype: np.dtype, inputs: Sequence[Any] = ()
-) -> np.ndarray:
+def check_out(name: str, out: Any, shape: tuple[int, ...], dtype: np.dtype, *inputs: Any) -> np.ndarray:
     """``out`` if a kernel may write a result of this shape and dtype to it.
 
-    ``inputs`` are the call's arguments as the user gave them; those that are no
-    ndarrays are passed over.
+    ``inputs`` are the call's arguments, both as the user gave them and as
+    `as_array` made them; what is no ndarray is passed over.
 
     Raises
     ------
@@ -109,7 +107,7 @@ def check_out(
         Another shape, not C-contiguous, misaligned, read-only, or sharing
         memory with an input.
     """
-    if not isinstance(out, np.ndarray) or isinstance(out, _masked()):
+    if type(out) is not np.ndarray and (not isinstance(out, np.ndarray) or isinstance(out, _masked())):
         raise TypeError(f"{name}: expected a numpy.ndarray, got {_kind(out)}")
     if out.dtype != dtype:
         raise TypeError(f"{name}: expected dtype {dtype}, got {out.dtype}")
@@ -120,8 +118,12 @@ def check_out(
         raise ValueError(f"{name}: expected a C-contiguous, aligned array, got strides {out.strides}")
     if not flags.writeable:
         raise ValueError(f"{name}: expected a writeable array, got a read-only one")
+    seen = None
     for x in inputs:
-        if isinstance(x, np.ndarray) and np.may_share_memory(out, x) and _overlap(out, x):
+        if x is seen or not isinstance(x, np.ndarray):
+            continue
+        seen = x
+        if np.may_share_memory(out, x) and _overlap(out, x):
             raise ValueError(f"{name}: expected memory of its own, got an array that overlaps an input")
     return out
 

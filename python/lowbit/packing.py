@@ -72,7 +72,7 @@ def pack_codes(
     if out is None:
         out = np.empty(shape, _U8)
     else:
-        check_out("out", out, shape, _U8, (codes, array))
+        check_out("out", out, shape, _U8, codes, array)
     (_core.pack_u8 if nbits <= 8 else _core.pack_u16)(array, nbits, out, isa)
     return out
 
@@ -139,6 +139,6 @@ def unpack_codes(
     if out is None:
         out = np.empty(shape, dtype)
     else:
-        check_out("out", out, shape, dtype, (packed, array))
+        check_out("out", out, shape, dtype, packed, array)
     (_core.unpack_u8 if nbits <= 8 else _core.unpack_u16)(array, nbits, out, isa)
     return out
