@@ -24,8 +24,8 @@ _NAMES = {
 }
 
 _REMEDIES = {
-    "bool": "convert with .view(np.uint8)",
-    "int8": "store signed codes as code + 2**(nbits - 1)",
+    "bool": "; convert with .view(np.uint8)",
+    "int8": "; store signed codes as code + 2**(nbits - 1)",
 }
 
 
@@ -169,8 +169,8 @@ def _convert(name: str, x: Any, dtypes: Sequence[str]) -> np.ndarray:
         return array if native == array.dtype else array.astype(native)
     if plain and not _holds_arrays(x):
         return _from_numbers(name, array, dtypes)
-    remedy = _REMEDIES.get(known) if any(d.startswith("uint") for d in dtypes) else None
-    raise TypeError(f"{name}: expected dtype {allowed}, got {array.dtype}" + (f"; {remedy}" if remedy else ""))
+    remedy = _REMEDIES.get(known, "") if any(d.startswith("uint") for d in dtypes) else ""
+    raise TypeError(f"{name}: expected dtype {allowed}, got {array.dtype}{remedy}")
 
 
 def _is_buffer(x: Any) -> bool:
@@ -202,9 +202,8 @@ def _from_numbers(name: str, array: np.ndarray, dtypes: Sequence[str]) -> np.nda
         wrong = (array < info.min) | (array > info.max)
         if wrong.any():
             at = int(wrong.argmax())
-            raise ValueError(
-                f"{name}: expected values of {info.min} to {info.max}, got {array.flat[at]} at flat index {at}"
-            )
+            got = f"{array.flat[at]} at flat index {at}"
+            raise ValueError(f"{name}: expected values of {info.min} to {info.max}, got {got}")
         return array.astype(target)
     raise TypeError(f"{name}: expected numbers that fit {target}, got {array.dtype}")
 

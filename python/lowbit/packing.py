@@ -131,9 +131,10 @@ def unpack_codes(
     n = check_int("n", n, 0)
     array = as_array("packed", packed, _BYTES)
     *outer, length = array.shape
-    if length != (n * nbits + 7) // 8:
-        expected = (n * nbits + 7) // 8
-        raise ValueError(f"packed: expected rows of {expected} bytes ({n} codes of {nbits} bits), got {length}")
+    expected = (n * nbits + 7) // 8
+    if length != expected:
+        what = f"rows of {expected} bytes ({n} codes of {nbits} bits)"
+        raise ValueError(f"packed: expected {what}, got {length}")
     dtype = _U8 if nbits <= 8 else _U16
     shape = (*outer, n)
     if out is None:
