@@ -155,7 +155,9 @@ fn tasks_and_threads() {
     let mut ran = Ran::new("tasks and threads");
     // One row that is cut, rows that are cut with padding, groups of rows, and
     // rows that make one long row.
-    for (rows, n) in [(1, TASK), (1, TASK + 1), (1, 3 * TASK + 77), (3, TASK + 5), (2, TASK - 1), (30_000, 7), (50_000, 8)] {
+    for (rows, n) in
+        [(1, TASK), (1, TASK + 1), (1, 3 * TASK + 77), (3, TASK + 5), (2, TASK - 1), (30_000, 7), (50_000, 8)]
+    {
         for nbits in WIDTHS {
             let codes = codes(rows * n, nbits, 3);
             let packed = by_the_book(&codes, n, nbits);
@@ -196,7 +198,10 @@ fn the_first_wide_code_is_named() {
                     let mut codes = codes(rows * n, nbits, 5);
                     codes[at] = bad;
                     codes[last] = codes[last].max(bad); // a later one as well
-                    let want = format!("codes: expected values below 2^{nbits} = {}, got {bad} at flat index {at}", 1u32 << nbits);
+                    let want = format!(
+                        "codes: expected values below 2^{nbits} = {}, got {bad} at flat index {at}",
+                        1u32 << nbits
+                    );
                     let narrow: Vec<u8> = codes.iter().map(|&c| c as u8).collect();
                     let mut out = vec![0; rows * packed_len(n, nbits).unwrap()];
                     for &isa in Isa::available() {
