@@ -1,0 +1,226 @@
+"""What every family asks of its arguments: one wording, one behaviour.
+
+A message names the argument, what was expected and what came. The first lines
+of each function are the path of a well-formed call and cost well under a
+microsecond.
+"""
+
+from __future__ import annotations
+
+import operator
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+__all__ = ["as_array", "check_int", "check_out"]
+
+# By the dtype itself, since `dtype.name` costs a microsecond. A dtype that is
+# byte-swapped or an extension (bfloat16) is not here and takes the slow path.
+_NAMES = {
+    np.dtype(name): name
+    for name in ("uint8", "int8", "uint16", "int16", "int32", "int64", "float16", "float32", "float64")
+}
+
+_REMEDIES = {
+    "bool": "convert with .view(np.uint8)",
+    "int8": "store signed codes as code + 2**(nbits - 1)",
+}
+
+
+def check_int(name: str, value: Any, low: int, high: int | None = None) -> int:
+    """``value`` as an int within ``low..=high``.
+
+    NumPy's integers are ints; a bool or a float is not, whatever its value.
+
+    Raises
+    ------
+    TypeError
+        ``value`` is no integer.
+    ValueError
+        It lies outside the range.
+    """
+    if type(value) is not int:
+        if isinstance(value, (bool, np.bool_)):
+            raise TypeError(f"{name}: expected an int, got {value!r} (bool)")
+        try:
+            value = operator.index(value)
+        except TypeError:
+            raise TypeError(f"{name}: expected an int, got {value!r} ({type(value).__name__})") from None
+    if value < low or (high is not None and value > high):
+        expected = f"{low} to {high}" if high is not None else f"at least {low}"
+        raise ValueError(f"{name}: expected {expected}, got {value}")
+    return value
+
+
+def as_array(name: str, x: Any, dtypes: Sequence[str], *, min_ndim: int = 1) -> np.ndarray:
+    """``x`` as a C-contiguous, aligned ndarray in native byte order.
+
+    ``x`` itself where it is one already, else copied once: other strides
+    (negative, zero, Fortran order: an array that `numpy.broadcast_to` made is
+    written out in full), misaligned views, swapped bytes. An array's dtype is
+    never changed otherwise. Python numbers have none, so lists of them become
+    ``dtypes[0]`` if every value fits.
+
+    Parameters
+    ----------
+    name : str
+        The argument's name, for messages.
+    x : array_like
+        ndarray, subclass or memory map; anything with ``__array__``, such as a
+        DataFrame; a plain torch tensor on the CPU; a list or tuple, nested.
+    dtypes : sequence of str
+        Names of the dtypes allowed. ``"bfloat16"`` means `ml_dtypes.bfloat16`.
+    min_ndim : int
+        The least number of axes.
+
+    Raises
+    ------
+    TypeError
+        Another dtype, a masked array, a torch tensor that is not plain, or
+        something that is no array at all.
+    ValueError
+        Fewer than ``min_ndim`` axes, a ragged list, a number out of range.
+    """
+    if type(x) is not np.ndarray or _NAMES.get(x.dtype) not in dtypes:
+        x = _convert(name, x, dtypes)
+    if x.ndim < min_ndim:
+        raise ValueError(f"{name}: expected at least {min_ndim}-D, got {x.ndim}-D of shape {x.shape}")
+    flags = x.flags
+    if flags.c_contiguous and flags.aligned:
+        return x
+    return np.array(x, order="C", subok=False)  # always aligned, unlike ascontiguousarray
+
+
+def check_out(
+    name: str, out: Any, shape: tuple[int, ...], dtype: np.dtype, inputs: Sequence[Any] = ()
+) -> np.ndarray:
+    """``out`` if a kernel may write a result of this shape and dtype to it.
+
+    ``inputs`` are the call's arguments as the user gave them; those that are no
+    ndarrays are passed over.
+
+    Raises
+    ------
+    TypeError
+        ``out`` is no ndarray, is masked, or has another dtype.
+    ValueError
+        Another shape, not C-contiguous, misaligned, read-only, or sharing
+        memory with an input.
+    """
+    if not isinstance(out, np.ndarray) or isinstance(out, _masked()):
+        raise TypeError(f"{name}: expected a numpy.ndarray, got {_kind(out)}")
+    if out.dtype != dtype:
+        raise TypeError(f"{name}: expected dtype {dtype}, got {out.dtype}")
+    if out.shape != shape:
+        raise ValueError(f"{name}: expected shape {shape}, got {out.shape}")
+    flags = out.flags
+    if not (flags.c_contiguous and flags.aligned):
+        raise ValueError(f"{name}: expected a C-contiguous, aligned array, got strides {out.strides}")
+    if not flags.writeable:
+        raise ValueError(f"{name}: expected a writeable array, got a read-only one")
+    for x in inputs:
+        if isinstance(x, np.ndarray) and np.may_share_memory(out, x) and _overlap(out, x):
+            raise ValueError(f"{name}: expected memory of its own, got an array that overlaps an input")
+    return out
+
+
+def _overlap(a: np.ndarray, b: np.ndarray) -> bool:
+    try:
+        return np.shares_memory(a, b, max_work=10_000)
+    except np.exceptions.TooHardError:
+        return True
+
+
+def _masked() -> tuple[type, ...]:
+    """The masked array's class, if anyone has imported it."""
+    ma = sys.modules.get("numpy.ma")
+    return (ma.MaskedArray,) if ma is not None else ()
+
+
+def _kind(x: Any) -> str:
+    kind = type(x)
+    return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__name__}"
+
+
+def _convert(name: str, x: Any, dtypes: Sequence[str]) -> np.ndarray:
+    """The slow path of `as_array`: whatever is no ndarray of an allowed dtype."""
+    allowed = " or ".join(dtypes)
+    if isinstance(x, _masked()):
+        raise TypeError(f"{name}: expected an array of {allowed}, got a masked array; use .filled(value)")
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(x, torch.Tensor):
+        x = _from_torch(name, x, torch)
+    plain = isinstance(x, (list, tuple, int, float, complex)) and not isinstance(x, np.generic)
+    if not plain and not hasattr(x, "__array__") and not _is_buffer(x):
+        raise TypeError(f"{name}: expected an array of {allowed}, got {_kind(x)}")
+    try:
+        array = np.asarray(x)
+    except ValueError as error:
+        raise ValueError(f"{name}: expected an array, got a ragged {_kind(x)} ({error})") from None
+    if isinstance(array, _masked()):  # from a list or an __array__ of one
+        raise TypeError(f"{name}: expected an array of {allowed}, got a masked array; use .filled(value)")
+    native = array.dtype if array.dtype.isnative else array.dtype.newbyteorder("=")
+    known = _NAMES.get(native) or native.name
+    if known in dtypes:
+        return array if native == array.dtype else array.astype(native)
+    if plain and not _holds_arrays(x):
+        return _from_numbers(name, array, dtypes)
+    remedy = _REMEDIES.get(known) if any(d.startswith("uint") for d in dtypes) else None
+    raise TypeError(f"{name}: expected dtype {allowed}, got {array.dtype}" + (f"; {remedy}" if remedy else ""))
+
+
+def _is_buffer(x: Any) -> bool:
+    try:
+        memoryview(x)
+    except TypeError:
+        return False
+    return not isinstance(x, (bytes, bytearray))  # np.asarray reads these as text
+
+
+def _holds_arrays(x: Any) -> bool:
+    """Whether a nested list ends in arrays, whose dtypes then count."""
+    while isinstance(x, (list, tuple)):
+        if not x:
+            return False
+        x = x[0]
+    return hasattr(x, "dtype")
+
+
+def _from_numbers(name: str, array: np.ndarray, dtypes: Sequence[str]) -> np.ndarray:
+    """Python numbers, which NumPy read as int64 or float64, as ``dtypes[0]``."""
+    target = np.dtype(dtypes[0])
+    if array.size == 0:
+        return array.astype(target)
+    if target.kind == "f" and array.dtype.kind in "iuf":
+        return array.astype(target)
+    if target.kind in "iu" and array.dtype.kind in "iu":
+        info = np.iinfo(target)
+        wrong = (array < info.min) | (array > info.max)
+        if wrong.any():
+            at = int(wrong.argmax())
+            raise ValueError(
+                f"{name}: expected values of {info.min} to {info.max}, got {array.flat[at]} at flat index {at}"
+            )
+        return array.astype(target)
+    raise TypeError(f"{name}: expected numbers that fit {target}, got {array.dtype}")
+
+
+def _from_torch(name: str, x: Any, torch: Any) -> np.ndarray:
+    """A plain CPU tensor's memory; the remedy for any other."""
+    where = f"{name}: expected a numpy array or a plain torch CPU tensor, got a tensor"
+    if x.device.type == "meta":
+        raise TypeError(f"{where} on the meta device, which has no data")
+    if x.device.type != "cpu":
+        raise TypeError(f"{where} on {x.device}; use .detach().cpu()")
+    if x.is_quantized:
+        raise TypeError(f"{where} of {x.dtype}; use .int_repr()")
+    if x.layout != torch.strided:
+        raise TypeError(f"{where} of layout {x.layout}; use .to_dense()")
+    if x.requires_grad:
+        raise TypeError(f"{where} that requires grad; use .detach()")
+    try:
+        return x.numpy()
+    except (TypeError, RuntimeError) as error:
+        raise TypeError(f"{where} of {x.dtype} that numpy cannot hold: {error}") from None
