@@ -6,6 +6,15 @@ functions in plain NumPy; ``lowbit.torch`` quantizes PyTorch models.
 
 from lowbit._core import InternalError, __version__
 from lowbit.config import Int8
+from lowbit.gemm import (
+    QuantizedWeight,
+    TiledMatrix,
+    linear,
+    matmul_int8,
+    mlp,
+    quantize_weight,
+    tile_matrix,
+)
 from lowbit.packing import pack_codes, unpack_codes
 from lowbit.system import available_isas, get_num_threads, isa, set_num_threads, threads
 from lowbit.types import PerAxis, PerGroup, PerTensor, QParams, RowCodes
@@ -17,13 +26,20 @@ __all__ = [
     "PerGroup",
     "PerTensor",
     "QParams",
+    "QuantizedWeight",
     "RowCodes",
+    "TiledMatrix",
     "__version__",
     "available_isas",
     "get_num_threads",
     "isa",
+    "linear",
+    "matmul_int8",
+    "mlp",
     "pack_codes",
+    "quantize_weight",
     "set_num_threads",
     "threads",
+    "tile_matrix",
     "unpack_codes",
 ]

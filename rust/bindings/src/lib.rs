@@ -3,7 +3,8 @@
 #![allow(missing_docs)] // the public face is python/lowbit; signatures are in _core.pyi
 
 mod call;
-//PK mod packing;
+mod gemm;
+mod packing;
 mod system;
 
 use pyo3::prelude::*;
@@ -13,5 +14,6 @@ fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add("__version__", env!("CARGO_PKG_VERSION"))?;
     m.add("InternalError", m.py().get_type::<call::InternalError>())?;
     packing::register(m)?;
+    gemm::register(m)?;
     system::register(m)
 }

@@ -31,7 +31,7 @@ mod error;
 pub mod gemm;
 mod isa;
 mod lanes;
-//PK pub mod packing;
+pub mod packing;
 mod par;
 
 pub use error::{Error, Result};

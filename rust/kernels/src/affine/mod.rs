@@ -51,7 +51,7 @@ impl<'a> Floats<'a> {
 }
 
 /// How a row became codes: `x ~ (code - zero_point) * scale`.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct RowScale {
     /// The step; NaN where the row held NaN or an infinity.
     pub scale: f32,

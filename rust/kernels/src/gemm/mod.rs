@@ -31,7 +31,7 @@ use std::sync::{Mutex, PoisonError};
 pub use epilogue::Activation;
 pub use tiled::{Tiled, tile, tiled_len};
 
-use crate::affine::{Floats, RowScale, quantize_row};
+use crate::affine::{Floats, RowScale, quantize_row, quantize_rows};
 use crate::error::{bail, checked_product, try_zeroed};
 use crate::lanes::Element;
 use crate::par::Parts;
@@ -362,6 +362,45 @@ impl Wide {
 }
 
 // ------------------------------------------------------------------ layers
+
+/// Quantizes a layer's N×K weight to int8, one symmetric scale for each output
+/// row, and tiles it into `out` of [`tiled_len`] bytes.
+///
+/// # Errors
+/// [`crate::Error::Value`] where lengths do not fit or the weight is not
+/// finite, [`crate::Error::Memory`], [`crate::Error::Interrupted`].
+pub fn quantize_weight(w: Floats, n: usize, k: usize, out: &mut [u8], isa: Isa, ctl: &Ctl) -> Result<()> {
+    if w.len() != checked_product("weight", &[n, k])? || k == 0 {
+        bail!("weight: expected {n} rows of {k} (at least 1), got {} values", w.len());
+    }
+    let mut codes = try_zeroed::<u8>(w.len())?;
+    let mut rows = try_zeroed::<RowScale>(n)?;
+    quantize_rows(w, k, true, k, &mut codes, &mut rows, &mut try_zeroed(n)?, isa, ctl)?;
+    if let Some(row) = rows.iter().position(|row| row.scale.is_nan()) {
+        bail!("weight: row {row} holds NaN or an infinity");
+    }
+    let codes: Vec<i8> = codes.into_iter().map(|code| (code ^ 0x80) as i8).collect();
+    let scales: Vec<f32> = rows.iter().map(|row| row.scale).collect();
+    tile(&codes, k, n, 1, k, Some(&scales), out)
+}
+
+/// Writes rows `indices` of a tiled N×K weight as floats: the look-up of an
+/// embedding that shares a layer's weight.
+///
+/// # Errors
+/// [`crate::Error::Value`] where an index is not below N or lengths do not fit.
+pub fn lookup<B: AsRef<[u8]>>(indices: &[i64], weight: &Tiled<B>, out: &mut [f32]) -> Result<()> {
+    if out.len() != checked_product("out", &[indices.len(), weight.k()])? {
+        bail!("out: expected {} rows of {}, got {} values", indices.len(), weight.k(), out.len());
+    }
+    for (&index, row) in indices.iter().zip(out.chunks_exact_mut(weight.k().max(1))) {
+        match usize::try_from(index) {
+            Ok(n) if n < weight.n() => weight.dequantize_column(n, row)?,
+            _ => bail!("indices: expected 0 to {}, got {index}", weight.n()),
+        }
+    }
+    Ok(())
+}
 
 /// Rows that go into a layer.
 #[derive(Clone, Copy, Debug)]

@@ -1,0 +1,385 @@
+"""Integer matrix products, and linear layers made of them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from lowbit import _core
+from lowbit._check import as_array, check_out
+from lowbit.config import Config, Int8
+from lowbit.types import RowCodes
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["QuantizedWeight", "TiledMatrix", "linear", "matmul_int8", "mlp", "quantize_weight", "tile_matrix"]
+
+Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
+
+#: The greatest K whose sums are sure to fit int32: 255 · 128 · K and 128 · 128 · K below 2^31.
+MAX_K_UINT8 = 65_793
+MAX_K_INT8 = 131_071
+
+_FLOATS = ("float32", "bfloat16", "float16", "float64")
+
+
+@dataclass(frozen=True, eq=False)
+class TiledMatrix:
+    """An int8 matrix (K, N) in the order that the kernels read.
+
+    ``tiled`` is uint8, laid out as FORMATS.md says under "Tiled int8": the same
+    bytes on every machine.
+    """
+
+    tiled: NDArray[np.uint8]
+    k: int
+    n: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(K, N)."""
+        return self.k, self.n
+
+    def __post_init__(self) -> None:
+        expected = _core.tiled_len(self.k, self.n)
+        if self.tiled.size != expected:
+            raise ValueError(f"tiled: {self.k} by {self.n} takes {expected} bytes, got {self.tiled.size}")
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedWeight(TiledMatrix):
+    """A layer's weight (N, K) in int8 with one scale for each output row.
+
+    It is tiled as its transpose, a :class:`TiledMatrix` (K, N) that carries the
+    scales.
+    """
+
+    config: Config = Int8()
+
+    def codes(self) -> NDArray[np.int8]:
+        """The codes in row order, int8 (N, K)."""
+        return self._untile()[0]
+
+    def scale(self) -> NDArray[np.float32]:
+        """The rows' scales, float32 (N,)."""
+        return self._untile()[1]
+
+    def dequantize(self) -> NDArray[np.float32]:
+        """``codes() * scale()[:, None]``, float32 (N, K)."""
+        codes, scale = self._untile()
+        return codes * scale[:, None]
+
+    def _untile(self) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+        codes = np.empty((self.n, self.k), np.int8)
+        scale = np.empty(self.n, np.float32)
+        _core.untile(self.tiled, self.k, self.n, codes, scale)
+        return codes, scale
+
+
+def _aligned(size: int) -> NDArray[np.uint8]:
+    """Uninitialised bytes that start at a cache line, as the kernels like best."""
+    raw = np.empty(size + 63, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size]
+
+
+def tile_matrix(b: ArrayLike) -> TiledMatrix:
+    """Tiles a matrix once, for many products.
+
+    Parameters
+    ----------
+    b : array_like of int8, (K, N)
+
+    Raises
+    ------
+    TypeError, ValueError
+        Another dtype, or not two-dimensional.
+
+    Examples
+    --------
+    >>> import numpy as np, lowbit
+    >>> b = lowbit.tile_matrix(np.eye(3, dtype=np.int8))
+    >>> lowbit.matmul_int8(np.arange(3, dtype=np.int8)[None], b)
+    array([[0, 1, 2]], dtype=int32)
+    """
+    b = as_array("b", b, ("int8",), min_ndim=2)
+    if b.ndim != 2:
+        raise ValueError(f"b: expected 2-D (K, N), got shape {b.shape}")
+    k, n = b.shape
+    tiled = _aligned(_core.tiled_len(k, n))
+    _core.tile_matrix(b, k, n, tiled)
+    return TiledMatrix(tiled, k, n)
+
+
+def matmul_int8(
+    a: ArrayLike,
+    b: ArrayLike | TiledMatrix,
+    *,
+    out: NDArray[np.int32] | NDArray[np.int64] | None = None,
+    isa: str | None = None,
+) -> NDArray[np.int32] | NDArray[np.int64]:
+    """The exact product of two integer matrices.
+
+    Parameters
+    ----------
+    a : array_like of int8 or uint8, (M, K)
+    b : array_like of int8, (K, N), or TiledMatrix
+        Tile a matrix that is used again (:func:`tile_matrix`).
+    out : ndarray of the result's dtype, (M, N), optional
+    isa : str, optional
+        The instruction set, one of :func:`lowbit.available_isas`.
+
+    Returns
+    -------
+    ndarray of int32, (M, N)
+        int64 where K is so large that an int32 sum could overflow: past 65,793
+        with uint8, 131,071 with int8. The shape decides, never the values.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Other dtypes, shapes that do not fit, an ``out`` that does not.
+
+    Examples
+    --------
+    >>> import numpy as np, lowbit
+    >>> lowbit.matmul_int8(np.array([[1, -2]], np.int8), np.array([[3], [4]], np.int8))
+    array([[-5]], dtype=int32)
+    """
+    given = a
+    a = as_array("a", a, ("int8", "uint8"), min_ndim=2)
+    if not isinstance(b, TiledMatrix):
+        b = tile_matrix(b)
+    if a.ndim != 2 or a.shape[1] != b.k:
+        raise ValueError(f"a, b: expected (M, K) and (K, N), got {a.shape} and {b.shape}")
+    (m, k), n = a.shape, b.n
+    wide = k > (MAX_K_UINT8 if a.dtype == np.uint8 else MAX_K_INT8)
+    dtype = np.dtype(np.int64 if wide else np.int32)
+    if out is None:
+        out = np.empty((m, n), dtype)
+    else:
+        check_out("out", out, (m, n), dtype, (given, a, b.tiled))
+    _core.matmul(a, m, b.tiled, k, n, out, isa)
+    return out
+
+
+def quantize_weight(w: ArrayLike, config: Config | None = None, *, isa: str | None = None) -> QuantizedWeight:
+    """Quantizes and tiles a layer's weight.
+
+    Parameters
+    ----------
+    w : array_like of float32, bfloat16, float16 or float64, (N, K)
+        N outputs, K inputs, as `torch.nn.Linear` has it; at least one input.
+    config : Config, optional
+        How; :class:`lowbit.Int8` by default.
+    isa : str, optional
+
+    Raises
+    ------
+    TypeError, ValueError
+        Another dtype or rank, NaN or infinities, a config that is no weight's.
+
+    Examples
+    --------
+    >>> import numpy as np, lowbit
+    >>> w = lowbit.quantize_weight(np.array([[-1.27, 0.5]], np.float32))
+    >>> w.codes()
+    array([[-127,   50]], dtype=int8)
+    """
+    config = Int8() if config is None else config
+    if not isinstance(config, Int8):
+        raise TypeError(f"config: expected lowbit.Int8(), got {config!r}")
+    w = as_array("w", w, _FLOATS, min_ndim=2)
+    if w.ndim != 2 or w.shape[1] == 0:
+        raise ValueError(f"w: expected 2-D (N, K) with K of at least 1, got shape {w.shape}")
+    n, k = w.shape
+    tiled = _aligned(_core.tiled_len(k, n))
+    _core.quantize_weight(_kernel_floats(w), n, k, tiled, isa)
+    return QuantizedWeight(tiled, k, n, config)
+
+
+def _kernel_floats(x: NDArray[Any]) -> NDArray[Any]:
+    """float32, or bfloat16 as the uint16 that the core knows it by."""
+    if x.dtype == np.float32:
+        return x
+    return x.view(np.uint16) if x.dtype.name == "bfloat16" else x.astype(np.float32)
+
+
+def _rows_in(x: ArrayLike | RowCodes, k: int) -> tuple[Any, tuple[int, ...], np.dtype]:
+    """What the core takes, the leading shape, and the dtype to answer in."""
+    if isinstance(x, RowCodes):
+        if x.codes.shape[-1] != k:
+            raise ValueError(f"x, weight: expected (..., {k}), got {x.codes.shape}")
+        parts = x.codes, x.scale, x.zero_point
+        return tuple(np.ascontiguousarray(p) for p in parts), x.codes.shape[:-1], np.dtype(np.float32)
+    x = as_array("x", x, _FLOATS)
+    if x.shape[-1] != k:
+        raise ValueError(f"x, weight: expected (..., {k}), got {x.shape}")
+    return _kernel_floats(x), x.shape[:-1], x.dtype
+
+
+def _bias(name: str, bias: ArrayLike | None, n: int) -> NDArray[np.float32] | None:
+    if bias is None:
+        return None
+    bias = as_array(name, bias, _FLOATS)
+    if bias.shape != (n,):
+        raise ValueError(f"{name}: expected shape ({n},), got {bias.shape}")
+    return bias.astype(np.float32, copy=False)
+
+
+def _activation(name: Activation | None) -> str:
+    if name not in (None, "relu", "gelu", "gelu_tanh", "silu"):
+        raise ValueError(f"activation: expected None, 'relu', 'gelu', 'gelu_tanh' or 'silu', got {name!r}")
+    return name or ""
+
+
+def _weight(name: str, weight: QuantizedWeight) -> QuantizedWeight:
+    if not isinstance(weight, QuantizedWeight):
+        raise TypeError(f"{name}: expected a QuantizedWeight, got {type(weight).__name__}")
+    return weight
+
+
+def _floats_out(
+    shape: tuple[int, ...], dtype: np.dtype, residual: ArrayLike | None, out: NDArray[Any] | None, inputs: tuple[Any, ...]
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any] | None]:
+    """The result, the array that the core writes (the same where it can), and the residual as it reads it."""
+    if residual is not None:
+        inputs = (*inputs, residual)
+        residual = as_array("residual", residual, (dtype.name,))
+        if residual.shape != shape:
+            raise ValueError(f"residual: expected shape {shape}, got {residual.shape}")
+    result = np.empty(shape, dtype) if out is None else check_out("out", out, shape, dtype, inputs)
+    if dtype.name in ("float32", "bfloat16"):
+        written = _kernel_floats(result)
+    else:
+        written = np.empty(shape, np.float32)
+    return result, written, None if residual is None else _kernel_floats(residual)
+
+
+def linear(
+    x: ArrayLike | RowCodes,
+    weight: QuantizedWeight,
+    bias: ArrayLike | None = None,
+    *,
+    activation: Activation | None = None,
+    residual: ArrayLike | None = None,
+    out: NDArray[Any] | None = None,
+    as_rows: bool = False,
+    isa: str | None = None,
+) -> NDArray[Any] | RowCodes:
+    """``activation(x Wᵀ + bias) + residual`` on integers.
+
+    Each row of ``x`` is rounded to 8 bits with a zero point within the call
+    (:func:`lowbit.quantize_rows`); the product of codes is exact; scales, bias,
+    activation and residual follow in float32 while the sums are in cache. A
+    row's result does not depend on the other rows, and is the same bits on
+    every instruction set and thread count.
+
+    Parameters
+    ----------
+    x : array_like of float32, bfloat16, float16 or float64, (..., K), or RowCodes
+    weight : QuantizedWeight, (N, K)
+    bias : array_like of floats, (N,), optional
+    activation : {"relu", "gelu", "gelu_tanh", "silu"}, optional
+        GELU exact or by tanh. Error: 5e-7 · max(1, |input|).
+    residual : array_like of x's dtype, (..., N), optional
+    out : ndarray of x's dtype, (..., N), optional
+        float32 where ``x`` is RowCodes.
+    as_rows : bool
+        Answer in RowCodes, rounded to 8 bits for the next layer, instead of
+        floats; then without ``residual`` and ``out``.
+    isa : str, optional
+
+    Returns
+    -------
+    ndarray of x's dtype, (..., N), or RowCodes
+        A row of ``x`` with NaN or an infinity gives a row of NaN, and no error.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Other dtypes, shapes that do not fit.
+
+    Examples
+    --------
+    >>> import numpy as np, lowbit
+    >>> w = lowbit.quantize_weight(np.array([[1.0, 2.0], [0.5, -1.0]], np.float32))
+    >>> lowbit.linear(np.array([[1.0, 1.0]], np.float32), w, activation="relu").round(1)
+    array([[3., 0.]], dtype=float32)
+    """
+    n = _weight("weight", weight).n
+    rows, lead, dtype = _rows_in(x, weight.k)
+    m, shape = math.prod(lead), (*lead, n)
+    bias, act = _bias("bias", bias, n), _activation(activation)
+    if as_rows:
+        if residual is not None or out is not None:
+            raise ValueError("as_rows: expected neither residual nor out with it")
+        answer = RowCodes(np.empty(shape, np.uint8), np.empty(lead, np.float32), np.empty(lead, np.uint8), np.empty(0, np.int32))
+        parts = answer.codes, answer.scale, answer.zero_point
+        _core.linear(rows, m, weight.tiled, weight.k, n, bias, act, None, parts, 0, False, isa)
+        sums = answer.codes.sum(-1, dtype=np.int32, keepdims=True)
+        return RowCodes(*parts, sums)
+    result, written, residual = _floats_out(shape, dtype, residual, out, (x, weight.tiled))
+    _core.linear(rows, m, weight.tiled, weight.k, n, bias, act, residual, written, 0, False, isa)
+    if result.dtype != written.dtype and dtype.name != "bfloat16":
+        result[...] = written
+    return result
+
+
+def mlp(
+    x: ArrayLike,
+    up: QuantizedWeight,
+    up_bias: ArrayLike | None,
+    down: QuantizedWeight,
+    down_bias: ArrayLike | None = None,
+    *,
+    activation: Activation | None,
+    residual: ArrayLike | None = None,
+    out: NDArray[Any] | None = None,
+    isa: str | None = None,
+) -> NDArray[Any]:
+    """Two layers as one: ``linear(linear(x, up, activation), down) + residual``.
+
+    What lies between is rounded to 8 bits per row as :func:`linear` would do
+    it and never leaves the cache: for float32 the bits are those of two calls.
+
+    Parameters
+    ----------
+    x : array_like of float32, bfloat16, float16 or float64, (..., K)
+    up, down : QuantizedWeight, (H, K) and (N, H)
+    up_bias, down_bias : array_like of floats, (H,) and (N,), optional
+    activation : {"relu", "gelu", "gelu_tanh", "silu"} or None
+    residual, out : (..., N) of x's dtype, optional
+    isa : str, optional
+
+    Raises
+    ------
+    TypeError, ValueError
+        Other dtypes, shapes that do not fit.
+
+    Examples
+    --------
+    >>> import numpy as np, lowbit
+    >>> eye = lowbit.quantize_weight(np.eye(2, dtype=np.float32))
+    >>> lowbit.mlp(np.array([[3.0, 3.0]], np.float32), eye, None, eye, activation="relu")
+    array([[3., 3.]], dtype=float32)
+    """
+    inner, n = _weight("up", up).n, _weight("down", down).n
+    if isinstance(x, RowCodes):
+        raise TypeError("x: expected floats, got RowCodes")
+    rows, lead, dtype = _rows_in(x, up.k)
+    if down.k != inner:
+        raise ValueError(f"up, down: expected (H, K) and (N, H), got {up.shape[::-1]} and {down.shape[::-1]}")
+    m, act = math.prod(lead), _activation(activation)
+    up_bias, down_bias = _bias("up_bias", up_bias, inner), _bias("down_bias", down_bias, n)
+    result, written, residual = _floats_out((*lead, n), dtype, residual, out, (x, up.tiled, down.tiled))
+    _core.mlp(
+        rows, m, up.k, up.tiled, up_bias, inner, act, down.tiled, down_bias, n, residual, written, 0, False, isa
+    )
+    if result.dtype != written.dtype and dtype.name != "bfloat16":
+        result[...] = written
+    return result

@@ -1,0 +1,289 @@
+//! Products and layers.
+
+use lowbit_kernels::affine::{Floats, RowScale};
+use lowbit_kernels::gemm::{self, Activation, Input, Layer, Lhs, Output, Tiled};
+use numpy::{PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyReadwriteArrayDyn};
+use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::prelude::*;
+
+use crate::call::{Threads, isa, run, to_py};
+
+fn borrowed(name: &str, error: impl std::fmt::Display) -> PyErr {
+    PyValueError::new_err(format!("{name}: {error}"))
+}
+
+/// A contiguous array's elements, read.
+struct Read<'py, T: numpy::Element>(PyReadonlyArrayDyn<'py, T>);
+
+impl<'py, T: numpy::Element> Read<'py, T> {
+    fn new(name: &str, array: &Bound<'py, PyAny>) -> PyResult<Self> {
+        let array = array.cast::<PyArrayDyn<T>>()?;
+        array.try_readonly().map(Read).map_err(|e| borrowed(name, e))
+    }
+
+    fn slice(&self) -> PyResult<&[T]> {
+        self.0.as_slice().map_err(|_| PyValueError::new_err("expected a C-contiguous array"))
+    }
+}
+
+/// A contiguous array's elements, written.
+struct Write<'py, T: numpy::Element>(PyReadwriteArrayDyn<'py, T>);
+
+impl<'py, T: numpy::Element> Write<'py, T> {
+    fn new(array: &Bound<'py, PyAny>) -> PyResult<Self> {
+        let array = array.cast::<PyArrayDyn<T>>()?;
+        array.try_readwrite().map(Write).map_err(|e| borrowed("out", e))
+    }
+
+    fn slice(&mut self) -> PyResult<&mut [T]> {
+        self.0.as_slice_mut().map_err(|_| PyValueError::new_err("out: expected a C-contiguous array"))
+    }
+}
+
+/// float32, or bfloat16 seen as uint16.
+enum ReadFloats<'py> {
+    F32(Read<'py, f32>),
+    Bf16(Read<'py, u16>),
+}
+
+impl<'py> ReadFloats<'py> {
+    fn new(name: &str, array: &Bound<'py, PyAny>) -> PyResult<Self> {
+        if array.cast::<PyArrayDyn<f32>>().is_ok() {
+            return Ok(ReadFloats::F32(Read::new(name, array)?));
+        }
+        Ok(ReadFloats::Bf16(Read::new(name, array)?))
+    }
+
+    fn get(&self) -> PyResult<Floats<'_>> {
+        Ok(match self {
+            ReadFloats::F32(x) => Floats::F32(x.slice()?),
+            ReadFloats::Bf16(x) => Floats::Bf16(x.slice()?),
+        })
+    }
+}
+
+enum WriteFloats<'py> {
+    F32(Write<'py, f32>),
+    Bf16(Write<'py, u16>),
+}
+
+impl<'py> WriteFloats<'py> {
+    fn new(array: &Bound<'py, PyAny>) -> PyResult<Self> {
+        if array.cast::<PyArrayDyn<f32>>().is_ok() {
+            return Ok(WriteFloats::F32(Write::new(array)?));
+        }
+        Ok(WriteFloats::Bf16(Write::new(array)?))
+    }
+
+    fn get(&mut self) -> PyResult<Output<'_>> {
+        Ok(match self {
+            WriteFloats::F32(out) => Output::F32(out.slice()?),
+            WriteFloats::Bf16(out) => Output::Bf16(out.slice()?),
+        })
+    }
+}
+
+fn activation(name: &str) -> PyResult<Activation> {
+    Ok(match name {
+        "" => Activation::Identity,
+        "relu" => Activation::Relu,
+        "gelu" => Activation::Gelu,
+        "gelu_tanh" => Activation::GeluTanh,
+        "silu" => Activation::Silu,
+        _ => {
+            return Err(PyValueError::new_err(format!(
+                "activation: expected None, 'relu', 'gelu', 'gelu_tanh' or 'silu', got '{name}'"
+            )));
+        }
+    })
+}
+
+fn threads(threads: usize, openmp: bool) -> Threads {
+    Threads { threads: (threads > 0).then_some(threads), openmp }
+}
+
+#[pyfunction]
+fn tiled_len(k: usize, n: usize) -> PyResult<usize> {
+    gemm::tiled_len(k, n).map_err(to_py)
+}
+
+/// Tiles codes (K, N) into `out`; all scales are 1.
+#[pyfunction]
+fn tile_matrix(py: Python<'_>, b: &Bound<'_, PyAny>, k: usize, n: usize, out: &Bound<'_, PyAny>) -> PyResult<()> {
+    let (b, mut out) = (Read::<i8>::new("b", b)?, Write::<u8>::new(out)?);
+    let (b, out) = (b.slice()?, out.slice()?);
+    run(py, b.len() * 4, Threads::default(), |_| gemm::tile(b, k, n, n, 1, None, out))
+}
+
+/// Quantizes a weight (N, K) and tiles it into `out`.
+#[pyfunction]
+fn quantize_weight(py: Python<'_>, w: &Bound<'_, PyAny>, n: usize, k: usize, out: &Bound<'_, PyAny>, isa: Option<&str>) -> PyResult<()> {
+    let isa = self::isa(isa)?;
+    let (w, mut out) = (ReadFloats::new("w", w)?, Write::<u8>::new(out)?);
+    let (w, out) = (w.get()?, out.slice()?);
+    run(py, w.len() * 8, Threads::default(), |ctl| gemm::quantize_weight(w, n, k, out, isa, ctl))
+}
+
+/// A tiled weight's scales (N) and codes (N, K).
+#[pyfunction]
+fn untile(py: Python<'_>, tiled: &Bound<'_, PyAny>, k: usize, n: usize, codes: &Bound<'_, PyAny>, scale: &Bound<'_, PyAny>) -> PyResult<()> {
+    let (tiled, mut codes, mut scale) = (Read::<u8>::new("tiled", tiled)?, Write::<i8>::new(codes)?, Write::<f32>::new(scale)?);
+    let tiled = Tiled::from_bytes(tiled.slice()?, k, n).map_err(to_py)?;
+    let (codes, scale) = (codes.slice()?, scale.slice()?);
+    run(py, codes.len() * 4, Threads::default(), |_| {
+        scale.copy_from_slice(&tiled.scales());
+        tiled.untile_nk(codes)
+    })
+}
+
+/// Rows `indices` of a tiled weight (N, K) as floats (len, K).
+#[pyfunction]
+fn lookup_tiled(py: Python<'_>, indices: &Bound<'_, PyAny>, tiled: &Bound<'_, PyAny>, k: usize, n: usize, out: &Bound<'_, PyAny>) -> PyResult<()> {
+    let (indices, tiled, mut out) = (Read::<i64>::new("indices", indices)?, Read::<u8>::new("tiled", tiled)?, Write::<f32>::new(out)?);
+    let tiled = Tiled::from_bytes(tiled.slice()?, k, n).map_err(to_py)?;
+    // A private copy: another thread may change the array during the call.
+    let indices = indices.slice()?.to_vec();
+    let out = out.slice()?;
+    run(py, out.len() * 4, Threads::default(), |_| gemm::lookup(&indices, &tiled, out))
+}
+
+/// C = A B; `out` is int32 or int64.
+#[pyfunction]
+fn matmul(py: Python<'_>, a: &Bound<'_, PyAny>, m: usize, tiled: &Bound<'_, PyAny>, k: usize, n: usize, out: &Bound<'_, PyAny>, isa: Option<&str>) -> PyResult<()> {
+    let isa = self::isa(isa)?;
+    let tiled = Read::<u8>::new("b", tiled)?;
+    let tiled = Tiled::from_bytes(tiled.slice()?, k, n).map_err(to_py)?;
+    let work = m.saturating_mul(k).saturating_mul(n) / 8;
+    let (unsigned, signed);
+    let lhs = if a.cast::<PyArrayDyn<u8>>().is_ok() {
+        unsigned = Read::<u8>::new("a", a)?;
+        Lhs::U8(unsigned.slice()?)
+    } else {
+        signed = Read::<i8>::new("a", a)?;
+        Lhs::I8(signed.slice()?)
+    };
+    if out.cast::<PyArrayDyn<i32>>().is_ok() {
+        let mut out = Write::<i32>::new(out)?;
+        let out = out.slice()?;
+        return run(py, work, Threads::default(), |ctl| gemm::matmul_i32(lhs, m, &tiled, out, isa, ctl));
+    }
+    let mut out = Write::<i64>::new(out)?;
+    let out = out.slice()?;
+    run(py, work, Threads::default(), |ctl| gemm::matmul_i64(lhs, m, &tiled, out, isa, ctl))
+}
+
+/// y = activation(x Wᵀ + bias) + residual. `x` is floats, or (codes, scale,
+/// zero point); `out` likewise.
+#[pyfunction]
+#[pyo3(signature = (x, m, tiled, k, n, bias, act, residual, out, count, openmp, isa))]
+fn linear(
+    py: Python<'_>,
+    x: &Bound<'_, PyAny>,
+    m: usize,
+    tiled: &Bound<'_, PyAny>,
+    k: usize,
+    n: usize,
+    bias: Option<&Bound<'_, PyAny>>,
+    act: &str,
+    residual: Option<&Bound<'_, PyAny>>,
+    out: &Bound<'_, PyAny>,
+    count: usize,
+    openmp: bool,
+    isa: Option<&str>,
+) -> PyResult<()> {
+    let isa = self::isa(isa)?;
+    let tiled = Read::<u8>::new("weight", tiled)?;
+    let tiled = Tiled::from_bytes(tiled.slice()?, k, n).map_err(to_py)?;
+    let bias = bias.map(|b| Read::<f32>::new("bias", b)).transpose()?;
+    let layer = Layer { weight: &tiled, bias: bias.as_ref().map(Read::slice).transpose()?, activation: activation(act)? };
+    let residual = residual.map(|r| ReadFloats::new("residual", r)).transpose()?;
+    let residual = residual.as_ref().map(ReadFloats::get).transpose()?;
+    let work = m.saturating_mul(k).saturating_mul(n) / 8;
+
+    let (floats, codes, rows);
+    let input = if let Ok((c, s, z)) = x.extract::<(Bound<'_, PyAny>, Bound<'_, PyAny>, Bound<'_, PyAny>)>() {
+        codes = Read::<u8>::new("x", &c)?;
+        let (scale, zero_point) = (Read::<f32>::new("x", &s)?, Read::<u8>::new("x", &z)?);
+        rows = row_scales(scale.slice()?, zero_point.slice()?)?;
+        Input::Codes(codes.slice()?, &rows)
+    } else {
+        floats = ReadFloats::new("x", x)?;
+        Input::Floats(floats.get()?)
+    };
+    if let Ok((c, s, z)) = out.extract::<(Bound<'_, PyAny>, Bound<'_, PyAny>, Bound<'_, PyAny>)>() {
+        let (mut codes, mut scale, mut zero_point) = (Write::<u8>::new(&c)?, Write::<f32>::new(&s)?, Write::<u8>::new(&z)?);
+        let mut rows = vec![RowScale::default(); m];
+        let output = codes.slice()?;
+        run(py, work, threads(count, openmp), |ctl| {
+            gemm::linear(input, m, &layer, residual, Output::Codes(output, &mut rows), isa, ctl)
+        })?;
+        for ((row, s), z) in rows.iter().zip(scale.slice()?).zip(zero_point.slice()?) {
+            (*s, *z) = (row.scale, row.zero_point);
+        }
+        return Ok(());
+    }
+    let mut out = WriteFloats::new(out)?;
+    let out = out.get()?;
+    run(py, work, threads(count, openmp), |ctl| gemm::linear(input, m, &layer, residual, out, isa, ctl))
+}
+
+fn row_scales(scale: &[f32], zero_point: &[u8]) -> PyResult<Vec<RowScale>> {
+    if scale.len() != zero_point.len() {
+        return Err(PyTypeError::new_err("x: scale and zero_point differ in length"));
+    }
+    Ok(scale.iter().zip(zero_point).map(|(&scale, &zero_point)| RowScale { scale, zero_point }).collect())
+}
+
+/// y = down(activation(up(x))) + residual.
+#[pyfunction]
+#[pyo3(signature = (x, m, k, up, up_bias, inner, act, down, down_bias, n, residual, out, count, openmp, isa))]
+fn mlp(
+    py: Python<'_>,
+    x: &Bound<'_, PyAny>,
+    m: usize,
+    k: usize,
+    up: &Bound<'_, PyAny>,
+    up_bias: Option<&Bound<'_, PyAny>>,
+    inner: usize,
+    act: &str,
+    down: &Bound<'_, PyAny>,
+    down_bias: Option<&Bound<'_, PyAny>>,
+    n: usize,
+    residual: Option<&Bound<'_, PyAny>>,
+    out: &Bound<'_, PyAny>,
+    count: usize,
+    openmp: bool,
+    isa: Option<&str>,
+) -> PyResult<()> {
+    let isa = self::isa(isa)?;
+    let x = ReadFloats::new("x", x)?;
+    let x = x.get()?;
+    let (up, down) = (Read::<u8>::new("up", up)?, Read::<u8>::new("down", down)?);
+    let up = Tiled::from_bytes(up.slice()?, k, inner).map_err(to_py)?;
+    let down = Tiled::from_bytes(down.slice()?, inner, n).map_err(to_py)?;
+    let up_bias = up_bias.map(|b| Read::<f32>::new("up_bias", b)).transpose()?;
+    let down_bias = down_bias.map(|b| Read::<f32>::new("down_bias", b)).transpose()?;
+    let up = Layer { weight: &up, bias: up_bias.as_ref().map(Read::slice).transpose()?, activation: activation(act)? };
+    let down = Layer {
+        weight: &down,
+        bias: down_bias.as_ref().map(Read::slice).transpose()?,
+        activation: Activation::Identity,
+    };
+    let residual = residual.map(|r| ReadFloats::new("residual", r)).transpose()?;
+    let residual = residual.as_ref().map(ReadFloats::get).transpose()?;
+    let mut out = WriteFloats::new(out)?;
+    let out = out.get()?;
+    let work = m.saturating_mul(k.saturating_add(n)).saturating_mul(inner) / 8;
+    run(py, work, threads(count, openmp), |ctl| gemm::mlp(x, m, &up, &down, residual, out, isa, ctl))
+}
+
+pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
+    m.add_function(wrap_pyfunction!(tiled_len, m)?)?;
+    m.add_function(wrap_pyfunction!(tile_matrix, m)?)?;
+    m.add_function(wrap_pyfunction!(quantize_weight, m)?)?;
+    m.add_function(wrap_pyfunction!(untile, m)?)?;
+    m.add_function(wrap_pyfunction!(lookup_tiled, m)?)?;
+    m.add_function(wrap_pyfunction!(matmul, m)?)?;
+    m.add_function(wrap_pyfunction!(linear, m)?)?;
+    m.add_function(wrap_pyfunction!(mlp, m)?)
+}
