@@ -3,6 +3,7 @@
 
 use std::arch::x86_64::*;
 
+use super::scalar;
 use crate::Isa;
 
 /// Codes in a block; it packs to whole bytes at every width.
@@ -50,13 +51,17 @@ fn pack_row<const W: usize>(codes: &[u8], out: &mut [u8]) -> u8 {
     lanes.iter().fold(0, |a, b| a | b)
 }
 
-/// At most a block, through a buffer.
+/// A block through a buffer, or what is less than one.
 #[target_feature(enable = "avx2")]
 fn pack_part<const W: usize>(codes: &[u8], out: &mut [u8], seen: &mut __m256i) {
-    let (mut block, mut reach) = ([0; BLOCK], [0; REACH]);
-    block[..codes.len()].copy_from_slice(codes);
-    pack_block::<W>(&block, &mut reach, seen);
-    out.copy_from_slice(&reach[..out.len()]);
+    if let Some(block) = codes.first_chunk() {
+        let mut reach = [0; REACH];
+        pack_block::<W>(block, &mut reach, seen);
+        out.copy_from_slice(&reach[..out.len()]);
+    } else {
+        let codes = scalar::pack::<u8, W>(codes, out);
+        *seen = _mm256_or_si256(*seen, _mm256_set1_epi8(codes as i8));
+    }
 }
 
 /// Codes before the first one at the start of a cache line, if these fill whole
@@ -141,20 +146,24 @@ fn unpack_row<const W: usize, const STREAM: bool>(packed: &[u8], out: &mut [u8])
     }
 }
 
-/// At most a block, through a buffer.
+/// A block through a buffer, or what is less than one.
 #[target_feature(enable = "avx2")]
 fn unpack_part<const W: usize>(packed: &[u8], out: &mut [u8]) {
-    let (mut reach, mut block) = ([0; REACH], [0; BLOCK]);
-    reach[..packed.len()].copy_from_slice(packed);
-    unpack_block::<W, false>(&reach, &mut block);
-    out.copy_from_slice(&block[..out.len()]);
+    if let Some(block) = out.first_chunk_mut() {
+        let mut reach = [0; REACH];
+        reach[..packed.len()].copy_from_slice(packed);
+        unpack_block::<W, false>(&reach, block);
+    } else {
+        scalar::unpack::<u8, W>(packed, out);
+    }
 }
 
 #[inline]
 #[target_feature(enable = "avx2")]
 fn unpack_block<const W: usize, const STREAM: bool>(packed: &[u8; REACH], out: &mut [u8; BLOCK]) {
     for (i, out) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-        let (Some(low), Some(high)) = (packed[4 * W * i..].first_chunk(), packed[4 * W * i + 2 * W..].first_chunk()) else {
+        let (Some(low), Some(high)) = (packed[4 * W * i..].first_chunk(), packed[4 * W * i + 2 * W..].first_chunk())
+        else {
             unreachable!("6 W + 16 is at most REACH");
         };
         let x = _mm256_inserti128_si256(_mm256_castsi128_si256(load_half(low)), load_half(high), 1);

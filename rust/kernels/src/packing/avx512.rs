@@ -30,7 +30,7 @@ fn pack_row<const W: usize>(codes: &[u8], out: &mut [u8]) -> u8 {
     let (bytes, mut out) = out.split_at_mut(head / 8 * W);
     pack_part::<W>(first, bytes, &mut seen);
     // Stores reach past their block, into bytes that the next block writes;
-    // the last blocks go through a buffer.
+    // the last blocks are masked.
     while let (Some((block, rest)), Some(reach)) = (codes.split_first_chunk(), out.first_chunk_mut()) {
         let x = load(block);
         seen = _mm512_or_si512(seen, x);
@@ -46,15 +46,12 @@ fn pack_row<const W: usize>(codes: &[u8], out: &mut [u8]) -> u8 {
     lanes.iter().fold(0, |a, b| a | b)
 }
 
-/// At most a block, through a buffer.
+/// At most a block.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
 fn pack_part<const W: usize>(codes: &[u8], out: &mut [u8], seen: &mut __m512i) {
-    let (mut block, mut reach) = ([0; BLOCK], [0; BLOCK]);
-    block[..codes.len()].copy_from_slice(codes);
-    let x = load(&block);
+    let x = load_part(codes);
     *seen = _mm512_or_si512(*seen, x);
-    store(gather::<W>(x), &mut reach);
-    out.copy_from_slice(&reach[..out.len()]);
+    store_part(gather::<W>(x), out);
 }
 
 /// Codes before the first one at the start of a cache line, if these fill whole
@@ -99,7 +96,11 @@ fn unpack_row<const W: usize, const STREAM: bool>(packed: &[u8], out: &mut [u8])
     // Loads reach past their block as the stores of `pack_row` do.
     while let (Some(reach), Some(block)) = (packed.first_chunk(), out.first_chunk_mut()) {
         let x = scatter::<W>(load(reach));
-        if STREAM { stream(x, block) } else { store(x, block) }
+        if STREAM {
+            stream(x, block)
+        } else {
+            store(x, block)
+        }
         packed = &packed[8 * W..];
         out = &mut out[BLOCK..];
     }
@@ -111,13 +112,10 @@ fn unpack_row<const W: usize, const STREAM: bool>(packed: &[u8], out: &mut [u8])
     }
 }
 
-/// At most a block, through a buffer.
+/// At most a block.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
 fn unpack_part<const W: usize>(packed: &[u8], out: &mut [u8]) {
-    let (mut reach, mut block) = ([0; BLOCK], [0; BLOCK]);
-    reach[..packed.len()].copy_from_slice(packed);
-    store(scatter::<W>(load(&reach)), &mut block);
-    out.copy_from_slice(&block[..out.len()]);
+    store_part(scatter::<W>(load_part(packed)), out);
 }
 
 /// The 64 codes that the lowest 8 W bytes hold, a byte each: each 8 codes to
@@ -129,7 +127,9 @@ fn scatter<const W: usize>(x: __m512i) -> __m512i {
         return x;
     }
     let eights = _mm512_permutexvar_epi8(load(&const { eight_by_eight::<W>() }), x);
-    let shifts = i64::from_le_bytes(const { [0, W as u8, 2 * W as u8, 3 * W as u8, 4 * W as u8, 5 * W as u8, 6 * W as u8, 7 * W as u8] });
+    let shifts = i64::from_le_bytes(
+        const { [0, W as u8, 2 * W as u8, 3 * W as u8, 4 * W as u8, 5 * W as u8, 6 * W as u8, 7 * W as u8] },
+    );
     let codes = _mm512_multishift_epi64_epi8(_mm512_set1_epi64(shifts), eights);
     _mm512_and_si512(codes, _mm512_set1_epi8((0xff >> (8 - W)) as i8))
 }
@@ -159,6 +159,27 @@ fn load(x: &[u8; BLOCK]) -> __m512i {
 fn store(x: __m512i, out: &mut [u8; BLOCK]) {
     // SAFETY: the array is 64 bytes.
     unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), x) }
+}
+
+/// At most 64 bytes, then zeros.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn load_part(x: &[u8]) -> __m512i {
+    // SAFETY: the mask keeps to the slice.
+    unsafe { _mm512_maskz_loadu_epi8(lowest(x.len()), x.as_ptr().cast()) }
+}
+
+/// The first `out.len()` bytes, at most 64.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn store_part(x: __m512i, out: &mut [u8]) {
+    // SAFETY: the mask keeps to the slice.
+    unsafe { _mm512_mask_storeu_epi8(out.as_mut_ptr().cast(), lowest(out.len()), x) }
+}
+
+fn lowest(count: usize) -> u64 {
+    assert!(count <= BLOCK);
+    if count == 0 { 0 } else { u64::MAX >> (BLOCK - count) }
 }
 
 #[inline]
