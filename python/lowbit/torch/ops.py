@@ -133,7 +133,7 @@ def _embedding_tiled(indices: torch.Tensor, tiled: torch.Tensor, k: int, n: int)
     out = torch.empty((*indices.shape, k))
     view = _bridge.view
     with _index_errors():
-        gemm._core.lookup_tiled(view(indices.long().contiguous()), view(tiled), k, n, view(out))
+        gemm._core.lookup(view(indices.long().contiguous()), view(tiled), k, n, view(out))
     return out
 
 
