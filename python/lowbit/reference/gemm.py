@@ -185,6 +185,28 @@ def _activate(y: NDArray[np.float32], name: Activation | None) -> NDArray[np.flo
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
+def _normalize(y: NDArray[np.float32], norm: tuple[ArrayLike, ArrayLike, float]) -> NDArray[np.float32]:
+    """Layer normalization of each row of (M, N)."""
+    gamma, beta = (np.asarray(part).astype(np.float32) for part in norm[:2])
+    n = np.float32(y.shape[1])
+    centred = y - (_sum(y) / n)[:, None]
+    rstd = 1 / np.sqrt(_sum(centred * centred) / n + np.float32(norm[2]))
+    return centred * rstd[:, None] * gamma + beta
+
+
+def _sum(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Each row's sum: element i goes to partial sum i % 16, and those are added pairwise."""
+    m, n = x.shape
+    padded = np.zeros((m, -(-n // 16) * 16), np.float32)
+    padded[:, :n] = x
+    sums = np.zeros((m, 16), np.float32)
+    for first in range(0, n, 16):
+        sums += padded[:, first : first + 16]
+    for half in (8, 4, 2, 1):
+        sums = sums[:, :half] + sums[:, half:]
+    return sums[:, 0]
+
+
 def linear(
     x: ArrayLike | RowCodes,
     weight: QuantizedWeight,
@@ -192,11 +214,12 @@ def linear(
     *,
     activation: Activation | None = None,
     residual: ArrayLike | None = None,
+    norm: tuple[ArrayLike, ArrayLike, float] | None = None,
     out: NDArray[Any] | None = None,
     as_rows: bool = False,
     isa: str | None = None,
 ) -> NDArray[Any] | RowCodes:
-    """`lowbit.linear`: ``activation(x Wᵀ + bias) + residual`` on codes.
+    """`lowbit.linear`: ``norm(activation(x Wᵀ + bias) + residual)`` on codes.
 
     The kernels' bits where the activation is None or "relu"; theirs to within
     5e-7 · max(1, |y|) for the others.
@@ -228,6 +251,8 @@ def linear(
         return RowCodes(*(part.reshape(*lead, *part.shape[1:]) for part in (codes, scale, zero, sums)))
     if residual is not None:
         y = y + np.asarray(residual).reshape(y.shape).astype(np.float32)
+    if norm is not None:
+        y = _normalize(y, norm)
     y = y.reshape(*lead, weight.n).astype(dtype)
     if out is None:
         return y
@@ -244,6 +269,7 @@ def mlp(
     *,
     activation: Activation | None,
     residual: ArrayLike | None = None,
+    norm: tuple[ArrayLike, ArrayLike, float] | None = None,
     out: NDArray[Any] | None = None,
     isa: str | None = None,
 ) -> NDArray[Any]:
@@ -259,10 +285,7 @@ def mlp(
     """
     x = np.asarray(x)
     hidden = linear(x.astype(np.float32), up, up_bias, activation=activation)
-    y = linear(hidden, down, down_bias)
-    if residual is not None:
-        y = y + np.asarray(residual).astype(np.float32)
-    y = y.astype(x.dtype)
+    y = linear(hidden, down, down_bias, residual=residual, norm=norm).astype(x.dtype)
     if out is None:
         return y
     out[...] = y
