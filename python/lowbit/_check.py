@@ -130,7 +130,7 @@ def check_out(name: str, out: Any, shape: tuple[int, ...], dtype: np.dtype, *inp
 
 def _overlap(a: np.ndarray, b: np.ndarray) -> bool:
     try:
-        return np.shares_memory(a, b, max_work=10_000)
+        return np.shares_memory(a, b, max_work=10_000)  # type: ignore[arg-type]  # any count will do
     except np.exceptions.TooHardError:
         return True
 

@@ -67,7 +67,7 @@ def unpack_codes(
         raise ValueError("packed: expected zeros after the last code of each row")
     bits = bits[..., : n * nbits].reshape(*outer, n, nbits)
     octets = np.packbits(bits, axis=-1, bitorder="little")
-    codes = octets.view("<u2")[..., 0].astype(np.uint16) if nbits > 8 else octets[..., 0]
+    codes: np.ndarray = octets.view("<u2")[..., 0].astype(np.uint16) if nbits > 8 else octets[..., 0]
     if out is None:
         return np.ascontiguousarray(codes)
     out[...] = codes

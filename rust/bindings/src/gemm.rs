@@ -170,6 +170,22 @@ fn lookup_tiled(
     run(py, out.len() * 4, Threads::default(), |_| gemm::lookup(&indices, &tiled, out))
 }
 
+/// Rows `indices` of codes (N, K) times their scales, as floats (len, K).
+#[pyfunction]
+fn lookup_rows(
+    py: Python<'_>,
+    indices: &Bound<'_, PyAny>,
+    codes: &Bound<'_, PyAny>,
+    scale: &Bound<'_, PyAny>,
+    out: &Bound<'_, PyAny>,
+) -> PyResult<()> {
+    let indices = Read::<i64>::new("indices", indices)?.slice()?.to_vec();
+    let (codes, scale, mut out) =
+        (Read::<u8>::new("codes", codes)?, Read::<f32>::new("scale", scale)?, Write::<f32>::new(out)?);
+    let (codes, scale, out) = (codes.slice()?, scale.slice()?, out.slice()?);
+    run(py, out.len(), Threads::default(), |_| gemm::lookup_rows(&indices, codes, scale, out))
+}
+
 /// C = A B; `out` is int32 or int64.
 #[pyfunction]
 fn matmul(
@@ -340,6 +356,7 @@ pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(quantize_weight, m)?)?;
     m.add_function(wrap_pyfunction!(untile, m)?)?;
     m.add_function(wrap_pyfunction!(lookup_tiled, m)?)?;
+    m.add_function(wrap_pyfunction!(lookup_rows, m)?)?;
     m.add_function(wrap_pyfunction!(matmul, m)?)?;
     m.add_function(wrap_pyfunction!(linear, m)?)?;
     m.add_function(wrap_pyfunction!(mlp, m)?)

@@ -396,7 +396,28 @@ pub fn lookup<B: AsRef<[u8]>>(indices: &[i64], weight: &Tiled<B>, out: &mut [f32
     for (&index, row) in indices.iter().zip(out.chunks_exact_mut(weight.k().max(1))) {
         match usize::try_from(index) {
             Ok(n) if n < weight.n() => weight.dequantize_column(n, row)?,
-            _ => bail!("indices: expected 0 to {}, got {index}", weight.n()),
+            _ => bail!("indices: expected 0 to {}, got {index}", weight.n() as i64 - 1),
+        }
+    }
+    Ok(())
+}
+
+/// Writes rows `indices` of an N×K matrix of codes + 128, each row with a scale,
+/// as floats: the look-up of an embedding.
+///
+/// # Errors
+/// As [`lookup`].
+pub fn lookup_rows(indices: &[i64], codes: &[u8], scale: &[f32], out: &mut [f32]) -> Result<()> {
+    let (n, k) = (scale.len(), codes.len() / scale.len().max(1));
+    if codes.len() != n * k || out.len() != checked_product("out", &[indices.len(), k])? {
+        bail!("out: expected {} rows of {k}, got {} values", indices.len(), out.len());
+    }
+    for (&index, row) in indices.iter().zip(out.chunks_exact_mut(k.max(1))) {
+        let Some(n) = usize::try_from(index).ok().filter(|&i| i < n) else {
+            bail!("indices: expected 0 to {}, got {index}", n as i64 - 1);
+        };
+        for (out, &code) in row.iter_mut().zip(&codes[n * k..(n + 1) * k]) {
+            *out = (i32::from(code) - 128) as f32 * scale[n];
         }
     }
     Ok(())

@@ -38,8 +38,8 @@ use sealed::Path;
 /// enough that a task takes microseconds and Ctrl-C never waits.
 const TASK: usize = 1 << 16;
 
-/// Results of this many bytes are written past the caches, which is a third
-/// faster where they would not have fitted.
+/// Results of this many bytes are written past the caches where a path can:
+/// as fast or up to a third faster than through them, measured at 16 MiB.
 const STREAM: usize = 4 << 20;
 
 /// An unsigned integer that holds one code: `u8` or `u16`.
