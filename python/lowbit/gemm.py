@@ -162,7 +162,7 @@ def matmul_int8(
     if out is None:
         out = np.empty((m, n), dtype)
     else:
-        check_out("out", out, (m, n), dtype, (given, a, b.tiled))
+        check_out("out", out, (m, n), dtype, given, a, b.tiled)
     _core.matmul(a, m, b.tiled, k, n, out, isa)
     return out
 
@@ -267,7 +267,7 @@ def _floats_out(
         residual = as_array("residual", residual, (dtype.name,))
         if residual.shape != shape:
             raise ValueError(f"residual: expected shape {shape}, got {residual.shape}")
-    result = np.empty(shape, dtype) if out is None else check_out("out", out, shape, dtype, inputs)
+    result = np.empty(shape, dtype) if out is None else check_out("out", out, shape, dtype, *inputs)
     if dtype.name in ("float32", "bfloat16"):
         written = _kernel_floats(result)
     else:

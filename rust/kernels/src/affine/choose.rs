@@ -254,13 +254,7 @@ impl Job<'_> {
     }
 
     /// Groups that are a unit each.
-    fn short<R: Values>(
-        &self,
-        scale: &mut [f32],
-        zero_point: &mut [i32],
-        found: &Findings,
-        ctl: &Ctl,
-    ) -> Result<()> {
+    fn short<R: Values>(&self, scale: &mut [f32], zero_point: &mut [i32], found: &Findings, ctl: &Ctl) -> Result<()> {
         let per = TASK / self.layout.longest();
         let scratch = self.scratch::<R>(ctl, true)?;
         let parts = Parts::new(scale.chunks_mut(per).zip(zero_point.chunks_mut(per)));
@@ -324,13 +318,7 @@ impl Job<'_> {
     }
 
     /// Groups that are several units each.
-    fn long<R: Values>(
-        &self,
-        scale: &mut [f32],
-        zero_point: &mut [i32],
-        found: &Findings,
-        ctl: &Ctl,
-    ) -> Result<()> {
+    fn long<R: Values>(&self, scale: &mut [f32], zero_point: &mut [i32], found: &Findings, ctl: &Ctl) -> Result<()> {
         let groups = scale.len();
         let units = self.layout.longest().div_ceil(TASK);
         let scratch = self.scratch::<R>(ctl, false)?;

@@ -46,7 +46,9 @@ impl Layout {
 
     fn new(outer: usize, channels: usize, inner: usize, group: usize) -> Result<Layout> {
         if outer == 0 || channels == 0 || inner == 0 || group == 0 {
-            bail!("x: expected at least 1 value and a group_size of at least 1, got shape ({outer}, {channels}, {inner}), group_size {group}");
+            bail!(
+                "x: expected at least 1 value and a group_size of at least 1, got shape ({outer}, {channels}, {inner}), group_size {group}"
+            );
         }
         checked_product("x", &[outer, channels, inner])?;
         let group = group.min(inner);

@@ -370,7 +370,16 @@ fn not_finite(name: &str, x: Floats) -> Error {
         }
     }
     let (at, kind) = first.map_or((0, ""), |(i, v)| {
-        (i, if v.is_nan() { "NaN" } else if v > 0.0 { "+Inf" } else { "-Inf" })
+        (
+            i,
+            if v.is_nan() {
+                "NaN"
+            } else if v > 0.0 {
+                "+Inf"
+            } else {
+                "-Inf"
+            },
+        )
     });
     Error::Value(format!(
         "{name}: expected finite values, got {} that are not ({nan} NaN, {above} +Inf, {below} -Inf), \

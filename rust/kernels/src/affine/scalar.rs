@@ -20,7 +20,15 @@ const SUMS: usize = 16;
 
 /// What ranges are computed in: float64 for float64 input, else float32.
 pub(super) trait Real:
-    Copy + Default + Send + Sync + PartialOrd + Neg<Output = Self> + Sub<Output = Self> + Mul<Output = Self> + Div<Output = Self>
+    Copy
+    + Default
+    + Send
+    + Sync
+    + PartialOrd
+    + Neg<Output = Self>
+    + Sub<Output = Self>
+    + Mul<Output = Self>
+    + Div<Output = Self>
 {
     fn of(x: f32) -> Self;
     /// To the nearest float32.
@@ -235,7 +243,14 @@ pub(super) fn decode<L: Lanes>(l: L, codes: &[u8], scale: &[f32], zero_point: &[
 }
 
 #[inline(always)]
-fn decode_lanes<L: Lanes, T: Element>(l: L, codes: &[u8], scale: &[f32], zero_point: &[f32], limit: f32, out: &mut [T]) {
+fn decode_lanes<L: Lanes, T: Element>(
+    l: L,
+    codes: &[u8],
+    scale: &[f32],
+    zero_point: &[f32],
+    limit: f32,
+    out: &mut [T],
+) {
     let (least, most) = (l.splat(-limit), l.splat(limit));
     let step = |codes: &[u8], scale: &[f32], zero_point: &[f32], out: &mut [T]| {
         let steps = l.sub(l.load_u8(codes), l.load(zero_point));
@@ -375,7 +390,9 @@ pub(super) fn quantize_row<L: Lanes>(l: L, x: Floats, symmetric: bool, out: &mut
         }
         Floats::F64(wide) => match extremes_f64(l, wide) {
             // A scale beyond float32 is no scale.
-            Some((low, high)) if fit(low, high, levels).0 < f32::INFINITY => blocks(l, x, fit(low, high, levels), levels, out),
+            Some((low, high)) if fit(low, high, levels).0 < f32::INFINITY => {
+                blocks(l, x, fit(low, high, levels), levels, out)
+            }
             _ => not_finite(out),
         },
     }

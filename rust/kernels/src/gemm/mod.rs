@@ -494,7 +494,7 @@ impl Residual for f32 {
     fn of(values: Floats<'_>) -> Result<&[f32]> {
         match values {
             Floats::F32(x) => Ok(x),
-            Floats::Bf16(_) => bail!("residual: expected float32 as the output is, got bfloat16"),
+            _ => bail!("residual: expected float32, as the output is"),
         }
     }
 }
@@ -503,7 +503,7 @@ impl Residual for u16 {
     fn of(values: Floats<'_>) -> Result<&[u16]> {
         match values {
             Floats::Bf16(x) => Ok(x),
-            Floats::F32(_) => bail!("residual: expected bfloat16 as the output is, got float32"),
+            _ => bail!("residual: expected bfloat16, as the output is"),
         }
     }
 }
