@@ -35,11 +35,11 @@ QUESTIONS = [
     "How do I add type hints to a function?",
 ]
 
-SHORT, LONG = 160, 420
+SHORT, LONG = 100, 220
 
 
 def help_topics(count: int | None = None) -> list[str]:
-    """Passages of 160 to 420 characters from the help that every Python carries.
+    """Passages of 100 to 220 characters from the help that every Python carries.
 
     ``count`` keeps the first that many, taken from all topics in turn.
     """
