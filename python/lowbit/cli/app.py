@@ -175,7 +175,7 @@ def demo(
     if question is None and not plot.absolute().parent.is_dir():
         fail(f"--plot: there is no folder {plot.absolute().parent}", MISUSE)
     try:
-        passages, source = demos.read(file, None if question else demos.PASSAGES)
+        passages, source = demos.read(file, demos.ASK_PASSAGES if question else demos.PASSAGES)
     except (ValueError, OSError) as error:
         fail(f"--texts: {error}", MISUSE)
     if question is None and len(passages) < demos.LEAST_PASSAGES:

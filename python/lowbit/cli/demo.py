@@ -21,6 +21,8 @@ __all__ = ["Answer", "Change", "Row", "ask", "run"]
 
 #: Passages of the help topics that the comparison takes.
 PASSAGES = 640
+#: Those that a question is put to: encoded within seconds.
+ASK_PASSAGES = 900
 LEAST_PASSAGES = 11
 
 

@@ -88,7 +88,7 @@ def cases() -> Iterator[Case]:
         yield Case("unpack_codes", size, lambda lib, p=packed, n=nbits: lib.unpack_codes(p, n, 768))
 
 
-def run(*, seconds: float = 0.6) -> Iterator[Result]:
+def run(*, seconds: float = 0.5) -> Iterator[Result]:
     """Compares and times the cases one by one, each for about ``seconds``."""
     for case in cases():
         ours, numpys = case.call(lowbit), case.call(reference)
@@ -118,6 +118,11 @@ def table(results: Iterator[Result]) -> Iterator[str]:
         )
 
 
+def _threads() -> str:
+    count = lowbit.get_num_threads()
+    return f"{count} thread{'s' * (count > 1)}"
+
+
 def main(*, as_json: bool = False) -> int:
     """Prints every case; 1 if any result differs from the reference's, else 0."""
     told: list[Result] = []
@@ -130,9 +135,9 @@ def main(*, as_json: bool = False) -> int:
     if as_json:
         rows = [asdict(r) for r in keep()]
         threads = lowbit.get_num_threads()
-        print(json.dumps({"isa": lowbit.isa(), "threads": threads, "kernels": rows}, indent=2))
+        print(json.dumps({"isa": lowbit.isa(), "threads": threads, "kernels": rows}, indent=2, ensure_ascii=False))
     else:
-        print(f"lowbit {lowbit.__version__}: {lowbit.isa()}, {lowbit.get_num_threads()} threads; medians, in turn")
+        print(f"lowbit {lowbit.__version__}: {lowbit.isa()}, {_threads()}; medians, in turn")
         for line in table(keep()):
             print(line, flush=True)
     differ = [f"{r.kernel} {r.size}" for r in told if not r.equal]
