@@ -1,0 +1,62 @@
+# The only door a newcomer needs: `make demo`, `make test`, `make help`.
+#
+# Everything Python goes into .venv, which the first call makes and later calls
+# reuse. A stamp in it says that lowbit is built and that the extra of that
+# name in pyproject.toml is installed; it is renewed when the Rust sources or
+# pyproject.toml change. Python sources are used in place.
+
+PYTHON ?= python3
+VENV ?= .venv
+CARGO ?= cargo
+
+BIN := $(VENV)/bin
+PY := $(BIN)/python
+SOURCES := pyproject.toml Cargo.toml Cargo.lock $(shell find rust -path '*/target' -prune -o \( -name '*.rs' -o -name Cargo.toml \) -print)
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
+WHEELS := dist
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test test-rust test-python bench build wheel lint format fuzz asan valgrind clean
+
+help: ## what each target does
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.demo ## build, then an int8 sentence encoder beside fp32, bf16 and the peers that are installed
+	$(BIN)/lowbit demo
+
+test: test-rust test-python ## build, then the Rust and the Python tests
+
+test-rust: | rust
+	$(CARGO) test --workspace -- --show-output
+
+test-python: $(VENV)/.test
+	$(PY) -m pytest -q
+
+build: $(VENV)/.build ## the environment and the module alone
+
+# Editable: the module is put beside the Python sources, and those are used in place.
+install = $(PY) -m pip install --quiet --no-build-isolation --editable
+
+$(VENV)/.build: $(SOURCES) | $(BIN)/maturin rust
+	$(install) .
+	@touch $@
+
+$(VENV)/.demo $(VENV)/.test $(VENV)/.bench: $(VENV)/.%: $(SOURCES) | $(BIN)/maturin rust
+	@echo "installing the extra '$*' into $(VENV) and building lowbit; the first time takes some minutes"
+	$(install) '.[$*]'
+	@touch $@ $(VENV)/.build
+
+$(BIN)/maturin: | $(PY)
+	$(PY) -m pip install --quiet 'maturin>=1.9,<2'
+
+$(PY):
+	$(PYTHON) -m venv $(VENV)
+
+.PHONY: rust
+rust:
+	@command -v $(CARGO) >/dev/null || { echo "make: cargo not found: install Rust $$(sed -n 's/^rust-version = //p' Cargo.toml) or later" >&2; exit 1; }
+
+clean: ## remove what was built, .venv too
+	rm -rf $(VENV) target $(WHEELS) python/lowbit/_core*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find python tests -name __pycache__ -type d -prune -exec rm -rf {} +
