@@ -10,6 +10,7 @@ VENV ?= .venv
 CARGO ?= cargo
 
 BIN := $(VENV)/bin
+export PATH := $(abspath $(BIN)):$(PATH)
 PY := $(BIN)/python
 SOURCES := pyproject.toml Cargo.toml Cargo.lock $(shell find rust -path '*/target' -prune -o \( -name '*.rs' -o -name Cargo.toml \) -print)
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
@@ -32,6 +33,22 @@ test-rust: | rust
 
 test-python: $(VENV)/.test
 	$(PY) -m pytest -q
+
+lint: $(VENV)/.test ## formatting, clippy, ruff, mypy, and _core.pyi against the built module
+	$(CARGO) fmt --check
+	$(CARGO) clippy --all-targets -- -D warnings
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	echo 'lowbit\._core\.__all__' | $(PY) -m mypy.stubtest --mypy-config-file pyproject.toml --allowlist /dev/stdin lowbit._core
+
+format: $(VENV)/.test ## put the sources into the form that lint asks for
+	$(CARGO) fmt
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+bench: $(VENV)/.bench ## install the peers and measure every family beside them
+	$(PY) -m pytest -q benches  # the recipe of branch benches goes here
 
 build: $(VENV)/.build ## the environment and the module alone
 
