@@ -40,7 +40,7 @@ lint: $(VENV)/.test ## formatting, clippy, ruff, mypy, and _core.pyi against the
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	echo 'lowbit\._core\.__all__' | $(PY) -m mypy.stubtest --mypy-config-file pyproject.toml --allowlist /dev/stdin lowbit._core
+	echo 'lowbit\._core\.__all__' | $(PY) -m mypy.stubtest --concise --mypy-config-file pyproject.toml --allowlist /dev/stdin lowbit._core
 
 format: $(VENV)/.test ## put the sources into the form that lint asks for
 	$(CARGO) fmt

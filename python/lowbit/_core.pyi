@@ -14,12 +14,62 @@ from numpy.typing import NDArray
 _Floats: TypeAlias = NDArray[np.float32] | NDArray[np.uint16] | NDArray[Any]
 #: The one of the two that `nbits` asks for.
 _Codes: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
+#: A layer norm's weight, bias and epsilon.
+_Norm: TypeAlias = tuple[NDArray[np.float32], NDArray[np.float32], float]
+#: Outer, channels, inner, group size.
+_Shape: TypeAlias = tuple[int, int, int, int]
 #: Codes, scale and zero point of rows.
 _Rows: TypeAlias = tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.uint8]]
 
 __version__: str
 
 class InternalError(RuntimeError): ...
+
+# affine: `dtype` names what `x` and `out` hold, float16 and bfloat16 as uint16
+def choose_qparams(
+    x: NDArray[Any],
+    dtype: str,
+    shape: _Shape,
+    levels: tuple[int, bool, bool],
+    method: str,
+    percentile: float,
+    sample_weight: NDArray[Any] | None,
+    scale: NDArray[np.float32],
+    zero_point: NDArray[np.int32],
+    isa: str | None,
+) -> int: ...
+def quantize(
+    x: NDArray[Any],
+    dtype: str,
+    shape: _Shape,
+    bounds: tuple[int, int],
+    scale: NDArray[np.float32],
+    zero_point: NDArray[np.int32],
+    codes: NDArray[np.uint8],
+    isa: str | None,
+) -> None: ...
+def dequantize(
+    codes: NDArray[np.uint8],
+    shape: _Shape,
+    qmax: int,
+    scale: NDArray[np.float32],
+    zero_point: NDArray[np.int32],
+    out: NDArray[Any],
+    dtype: str,
+    isa: str | None,
+) -> None: ...
+def quantize_rows(
+    x: NDArray[Any],
+    dtype: str,
+    k: int,
+    symmetric: bool,
+    group_size: int,
+    codes: NDArray[np.uint8],
+    scale: NDArray[np.float32],
+    zero_point: NDArray[np.uint8],
+    group_sums: NDArray[np.int32],
+    isa: str | None,
+) -> None: ...
 
 # packing
 def pack_u8(codes: NDArray[np.uint8], nbits: int, out: NDArray[np.uint8], isa: str | None) -> None: ...
@@ -36,6 +86,9 @@ def untile(
 ) -> None: ...
 def lookup_tiled(
     indices: NDArray[np.int64], tiled: NDArray[np.uint8], k: int, n: int, out: NDArray[np.float32]
+) -> None: ...
+def lookup_rows(
+    indices: NDArray[np.int64], codes: NDArray[np.uint8], scale: NDArray[np.float32], out: NDArray[np.float32]
 ) -> None: ...
 def matmul(
     a: NDArray[np.int8] | NDArray[np.uint8],
@@ -55,6 +108,7 @@ def linear(
     bias: NDArray[np.float32] | None,
     act: str,
     residual: _Floats | None,
+    norm: _Norm | None,
     out: _Floats | _Rows,
     count: int,
     openmp: bool,
@@ -72,6 +126,7 @@ def mlp(
     down_bias: NDArray[np.float32] | None,
     n: int,
     residual: _Floats | None,
+    norm: _Norm | None,
     out: _Floats,
     count: int,
     openmp: bool,
