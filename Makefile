@@ -13,8 +13,8 @@ BIN := $(VENV)/bin
 export PATH := $(abspath $(BIN)):$(PATH)
 PY := $(BIN)/python
 SOURCES := pyproject.toml Cargo.toml Cargo.lock $(shell find rust -path '*/target' -prune -o \( -name '*.rs' -o -name Cargo.toml \) -print)
-TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
-WHEELS := dist
+TARGET := $(shell rustc -vV 2>/dev/null | sed -n "s/^host: //p")
+DIST := dist
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -34,6 +34,18 @@ test-rust: | rust
 test-python: $(VENV)/.test
 	$(PY) -m pytest -q
 
+# Into an empty environment, where PATH has its Python and nothing else: no compiler.
+wheel: | $(BIN)/maturin rust ## build the wheel into dist/, check it and try it in an empty environment
+	rm -rf $(DIST)
+	$(BIN)/maturin build --release --locked --out $(DIST)
+	$(PY) tests/check_module.py $(DIST)/*.whl
+	$(PYTHON) -m venv $(DIST)/empty
+	cd $(DIST)/empty && export PATH="$$PWD/bin" && \
+	  pip install --quiet --only-binary :all: "$$(echo ../*.whl)[cli]" && \
+	  python -c 'import lowbit; print("lowbit", lowbit.__version__, "on", lowbit.isa())' && \
+	  lowbit doctor && \
+	  lowbit demo kernels
+
 lint: $(VENV)/.test ## formatting, clippy, ruff, mypy, and _core.pyi against the built module
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets -- -D warnings
@@ -49,6 +61,24 @@ format: $(VENV)/.test ## put the sources into the form that lint asks for
 
 bench: $(VENV)/.bench ## install the peers and measure every family beside them
 	$(PY) -m pytest -q benches  # the recipe of branch benches goes here
+
+# Sanitizers are unstable; RUSTC_BOOTSTRAP lets the stable compiler have them.
+UNSTABLE = RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR=target/sanitizers
+
+asan: | rust ## the kernels' tests under AddressSanitizer, on every instruction set of this CPU
+	$(UNSTABLE) RUSTFLAGS=-Zsanitizer=address $(CARGO) test --package lowbit-kernels --lib --target $(TARGET) -- --show-output
+
+valgrind: | rust ## the kernels' tests under valgrind, which has no AVX-512
+	CARGO_TARGET_$(shell echo $(TARGET) | tr a-z- A-Z_)_RUNNER="valgrind --quiet --error-exitcode=97 --leak-check=full --errors-for-leak-kinds=definite" \
+	  $(CARGO) test --package lowbit-kernels --lib --target $(TARGET) -- --show-output --test-threads=1
+
+FUZZ_SECONDS ?= 60
+
+fuzz: | rust ## every fuzz target for FUZZ_SECONDS (60) each; needs cargo-fuzz
+	@$(CARGO) fuzz --version >/dev/null 2>&1 || { echo "make: cargo-fuzz not found: cargo install cargo-fuzz --locked" >&2; exit 1; }
+	for target in $$(RUSTC_BOOTSTRAP=1 $(CARGO) fuzz list --fuzz-dir rust/kernels/fuzz); do \
+	  RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run --fuzz-dir rust/kernels/fuzz $$target -- -max_total_time=$(FUZZ_SECONDS) -rss_limit_mb=4096 || exit 1; \
+	done
 
 build: $(VENV)/.build ## the environment and the module alone
 
@@ -75,5 +105,5 @@ rust:
 	@command -v $(CARGO) >/dev/null || { echo "make: cargo not found: install Rust $$(sed -n 's/^rust-version = //p' Cargo.toml) or later" >&2; exit 1; }
 
 clean: ## remove what was built, .venv too
-	rm -rf $(VENV) target $(WHEELS) python/lowbit/_core*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) target $(DIST) python/lowbit/_core*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find python tests -name __pycache__ -type d -prune -exec rm -rf {} +
