@@ -187,22 +187,11 @@ fn encode_lanes<L: Lanes, T: Element>(
 ) -> bool {
     let (qmin, qmax) = (l.splat(bounds.0), l.splat(bounds.1));
     let mut bad = [l.splat(0.0); 4];
-    let mut step = |x: &[T], inv_scale: &[f32], zero_point: &[f32], out: &mut [u8]| {
-        let mut codes = [l.splat(0.0); 4];
-        for (i, code) in codes.iter_mut().enumerate() {
-            let at = i * L::N..(i + 1) * L::N;
-            let x = T::load(l, &x[at.clone()]);
-            let (inv, zp) = (l.load(&inv_scale[at.clone()]), l.load(&zero_point[at]));
-            let steps = l.rint(l.mul(x, inv));
-            *code = l.add(l.min(l.max(steps, l.sub(qmin, zp)), l.sub(qmax, zp)), zp);
-            bad[i] = l.add(bad[i], l.mul(x, l.splat(0.0)));
-        }
-        l.store_u8(codes, out);
-    };
     let n = 4 * L::N;
     let whole = x.len() / n * n;
     for at in (0..whole).step_by(n) {
-        step(&x[at..at + n], &inv_scale[at..at + n], &zero_point[at..at + n], &mut out[at..at + n]);
+        let (x, inv_scale, zero_point) = (&x[at..at + n], &inv_scale[at..at + n], &zero_point[at..at + n]);
+        encode_block(l, x, inv_scale, zero_point, (qmin, qmax), &mut bad, &mut out[at..at + n]);
     }
     if whole < x.len() {
         let rest = x.len() - whole;
@@ -210,13 +199,37 @@ fn encode_lanes<L: Lanes, T: Element>(
         xs[..rest].copy_from_slice(&x[whole..]);
         invs[..rest].copy_from_slice(&inv_scale[whole..x.len()]);
         zps[..rest].copy_from_slice(&zero_point[whole..x.len()]);
-        step(&xs[..n], &invs[..n], &zps[..n], &mut codes[..n]);
+        encode_block(l, &xs[..n], &invs[..n], &zps[..n], (qmin, qmax), &mut bad, &mut codes[..n]);
         out[whole..].copy_from_slice(&codes[..rest]);
     }
     let mut sums = [0.0; 16];
     let bad = l.add(l.add(bad[0], bad[1]), l.add(bad[2], bad[3]));
     l.store(bad, &mut sums[..L::N]);
     sums.iter().all(|b| *b == 0.0)
+}
+
+/// 4N codes. A function and no closure, as are the blocks below: a closure that
+/// is called twice is compiled by itself, without the instruction set.
+#[inline(always)]
+fn encode_block<L: Lanes, T: Element>(
+    l: L,
+    x: &[T],
+    inv_scale: &[f32],
+    zero_point: &[f32],
+    (qmin, qmax): (L::F, L::F),
+    bad: &mut [L::F; 4],
+    out: &mut [u8],
+) {
+    let mut codes = [l.splat(0.0); 4];
+    for (i, code) in codes.iter_mut().enumerate() {
+        let at = i * L::N..(i + 1) * L::N;
+        let x = T::load(l, &x[at.clone()]);
+        let (inv, zp) = (l.load(&inv_scale[at.clone()]), l.load(&zero_point[at]));
+        let steps = l.rint(l.mul(x, inv));
+        *code = l.add(l.min(l.max(steps, l.sub(qmin, zp)), l.sub(qmax, zp)), zp);
+        bad[i] = l.add(bad[i], l.mul(x, l.splat(0.0)));
+    }
+    l.store_u8(codes, out);
 }
 
 /// The values of at most [`BLOCK`] codes, each with its own step and zero
@@ -251,15 +264,12 @@ fn decode_lanes<L: Lanes, T: Element>(
     limit: f32,
     out: &mut [T],
 ) {
-    let (least, most) = (l.splat(-limit), l.splat(limit));
-    let step = |codes: &[u8], scale: &[f32], zero_point: &[f32], out: &mut [T]| {
-        let steps = l.sub(l.load_u8(codes), l.load(zero_point));
-        T::store(l, l.min(l.max(l.mul(steps, l.load(scale)), least), most), out);
-    };
+    let limits = (l.splat(-limit), l.splat(limit));
     let n = L::N;
     let whole = codes.len() / n * n;
     for at in (0..whole).step_by(n) {
-        step(&codes[at..at + n], &scale[at..at + n], &zero_point[at..at + n], &mut out[at..at + n]);
+        let (codes, scale, zero_point) = (&codes[at..at + n], &scale[at..at + n], &zero_point[at..at + n]);
+        decode_block(l, codes, scale, zero_point, limits, &mut out[at..at + n]);
     }
     if whole < codes.len() {
         let rest = codes.len() - whole;
@@ -267,9 +277,23 @@ fn decode_lanes<L: Lanes, T: Element>(
         cs[..rest].copy_from_slice(&codes[whole..]);
         scales[..rest].copy_from_slice(&scale[whole..codes.len()]);
         zps[..rest].copy_from_slice(&zero_point[whole..codes.len()]);
-        step(&cs[..n], &scales[..n], &zps[..n], &mut values[..n]);
+        decode_block(l, &cs[..n], &scales[..n], &zps[..n], limits, &mut values[..n]);
         out[whole..].copy_from_slice(&values[..rest]);
     }
+}
+
+/// N values.
+#[inline(always)]
+fn decode_block<L: Lanes, T: Element>(
+    l: L,
+    codes: &[u8],
+    scale: &[f32],
+    zero_point: &[f32],
+    (least, most): (L::F, L::F),
+    out: &mut [T],
+) {
+    let steps = l.sub(l.load_u8(codes), l.load(zero_point));
+    T::store(l, l.min(l.max(l.mul(steps, l.load(scale)), least), most), out);
 }
 
 /// The sum of squared differences between values and what their codes stand
@@ -296,47 +320,58 @@ fn squares_of<L: Lanes, const WEIGHTED: bool, const HUGE: bool>(
     clip: &Clip,
     bound: f64,
 ) -> f64 {
-    let (inv_scale, scale) = (l.splat(clip.inv_scale), l.splat(clip.scale));
-    let (least, most) = (l.splat(clip.least), l.splat(clip.most));
     let mut sums = [l.no_squares(); SUMS];
-    let step = |sums: &mut [L::D; SUMS], x: &[f32], w: &[f32]| {
-        for (i, sum) in sums.iter_mut().enumerate().take(SUMS / L::N) {
-            let at = i * L::N..(i + 1) * L::N;
-            let x = l.load(&x[at.clone()]);
-            let steps = l.min(l.max(l.rint(l.mul(x, inv_scale)), least), most);
-            let mut value = l.mul(steps, scale);
-            if HUGE {
-                value = l.min(l.max(value, l.splat(-f32::MAX)), l.splat(f32::MAX));
-            }
-            let off = l.sub(x, value);
-            *sum = if WEIGHTED { l.add_square_weighted(*sum, off, l.load(&w[at])) } else { l.add_square(*sum, off) };
-        }
-    };
-    let total = |sums: &[L::D; SUMS]| {
-        let mut lanes = [0.0; SUMS];
-        for (sum, lanes) in sums.iter().zip(lanes.chunks_exact_mut(L::N)) {
-            l.store_squares(*sum, lanes);
-        }
-        halves(lanes)
-    };
     for (x, w) in x.chunks(512).zip(weight.chunks(512)) {
         let (xs, ws) = (x.chunks_exact(SUMS), w.chunks_exact(SUMS));
         let (x_rest, w_rest) = (xs.remainder(), ws.remainder());
         for (x, w) in xs.zip(ws) {
-            step(&mut sums, x, w);
+            add_squares::<L, WEIGHTED, HUGE>(l, x, w, clip, &mut sums);
         }
         if !x_rest.is_empty() {
             // Zeros have no error.
             let (mut xs, mut ws) = ([0.0; SUMS], [0.0; SUMS]);
             xs[..x_rest.len()].copy_from_slice(x_rest);
             ws[..w_rest.len()].copy_from_slice(w_rest);
-            step(&mut sums, &xs, &ws);
+            add_squares::<L, WEIGHTED, HUGE>(l, &xs, &ws, clip, &mut sums);
         }
-        if total(&sums) > bound {
+        if total_of(l, &sums) > bound {
             break;
         }
     }
-    total(&sums)
+    total_of(l, &sums)
+}
+
+/// Adds the squares of `SUMS` values.
+#[inline(always)]
+fn add_squares<L: Lanes, const WEIGHTED: bool, const HUGE: bool>(
+    l: L,
+    x: &[f32],
+    w: &[f32],
+    clip: &Clip,
+    sums: &mut [L::D; SUMS],
+) {
+    let (inv_scale, scale) = (l.splat(clip.inv_scale), l.splat(clip.scale));
+    let (least, most) = (l.splat(clip.least), l.splat(clip.most));
+    for (i, sum) in sums.iter_mut().enumerate().take(SUMS / L::N) {
+        let at = i * L::N..(i + 1) * L::N;
+        let x = l.load(&x[at.clone()]);
+        let steps = l.min(l.max(l.rint(l.mul(x, inv_scale)), least), most);
+        let mut value = l.mul(steps, scale);
+        if HUGE {
+            value = l.min(l.max(value, l.splat(-f32::MAX)), l.splat(f32::MAX));
+        }
+        let off = l.sub(x, value);
+        *sum = if WEIGHTED { l.add_square_weighted(*sum, off, l.load(&w[at])) } else { l.add_square(*sum, off) };
+    }
+}
+
+#[inline(always)]
+fn total_of<L: Lanes>(l: L, sums: &[L::D; SUMS]) -> f64 {
+    let mut lanes = [0.0; SUMS];
+    for (sum, lanes) in sums.iter().zip(lanes.chunks_exact_mut(L::N)) {
+        l.store_squares(*sum, lanes);
+    }
+    halves(lanes)
 }
 
 /// [`squares`] of float64.
