@@ -13,16 +13,6 @@ from lowbit.torch import ops
 __all__ = ["PassThrough", "QuantEmbedding", "QuantLinear", "ResidualNorm"]
 
 
-def _no_gradient(x: torch.Tensor) -> bool:
-    """Whether this is an ordinary eager call that no gradient can come from."""
-    return (
-        type(x) is torch.Tensor
-        and not (x.requires_grad and torch.is_grad_enabled())
-        and not torch.compiler.is_compiling()
-        and torch._C._functorch.peek_interpreter_stack() is None
-    )
-
-
 class QuantLinear(nn.Module):
     """A linear layer on 8-bit integers: ``y = x Wᵀ + bias``.
 
@@ -75,10 +65,7 @@ class QuantLinear(nn.Module):
             raise ValueError(f"x: expected (..., {expected}), got {tuple(x.shape)}")
         if self._up is not None and not self._up[0].training:
             return self._with_up(x)
-        buffers = self._buffers
-        if _no_gradient(x):
-            with ops.below_autograd():
-                return ops.linear(x, buffers["tiled"], buffers["bias"], self.out_features)
+        buffers = self._buffers  # twice as quick as nn.Module's attributes
         return ops.linear(x, buffers["tiled"], buffers["bias"], self.out_features)
 
     def _with_up(self, x: torch.Tensor, *after: Any) -> torch.Tensor:
