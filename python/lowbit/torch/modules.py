@@ -60,17 +60,20 @@ class QuantLinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self._deferred and not self.training:
             return x
-        expected = self.in_features if self._up is None or self._up[0].training else self._up[0].in_features
-        if x.shape[-1] != expected:
-            raise ValueError(f"x: expected (..., {expected}), got {tuple(x.shape)}")
         if self._up is not None and not self._up[0].training:
             return self._with_up(x)
+        if x.shape[-1] != self.in_features:
+            raise ValueError(f"x: expected (..., {self.in_features}), got {tuple(x.shape)}")
         buffers = self._buffers  # twice as quick as nn.Module's attributes
+        if not torch.compiler.is_compiling() and x.numel() <= 4096:
+            return ops.small_linear(x, buffers["tiled"], buffers["bias"], self.out_features)
         return ops.linear(x, buffers["tiled"], buffers["bias"], self.out_features)
 
     def _with_up(self, x: torch.Tensor, *after: Any) -> torch.Tensor:
         assert self._up is not None
         up, activation = self._up
+        if x.shape[-1] != up.in_features:
+            raise ValueError(f"x: expected (..., {up.in_features}), got {tuple(x.shape)}")
         return ops.mlp(
             x, up.tiled, up.bias, up.out_features, activation, self.tiled, self.bias, self.out_features, *after
         )
