@@ -4,6 +4,7 @@ The oracle of the tests, and what a user would write without lowbit. ``isa`` is
 accepted and ignored.
 """
 
+from lowbit.reference.affine import choose_qparams, dequantize, quantize, quantize_rows
 from lowbit.reference.gemm import (
     QuantizedWeight,
     TiledMatrix,
@@ -18,10 +19,14 @@ from lowbit.reference.packing import pack_codes, unpack_codes
 __all__ = [
     "QuantizedWeight",
     "TiledMatrix",
+    "choose_qparams",
+    "dequantize",
     "linear",
     "matmul_int8",
     "mlp",
     "pack_codes",
+    "quantize",
+    "quantize_rows",
     "quantize_weight",
     "tile_matrix",
     "unpack_codes",
