@@ -20,17 +20,18 @@ def main() -> None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal that has no × still gets its table
     try:
         from lowbit.cli.app import app
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("typer", "rich"):
+        package = (error.name or "").partition(".")[0]
+        if package not in ("typer", "rich"):
             raise
-        sys.exit(_complain(f"the command line needs {error.name}: pip install 'lowbit[cli]'", 2))
+        print(f"lowbit: the command line needs {package}: pip install 'lowbit[cli]'", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
     app(prog_name="lowbit")
 
-
-def _complain(text: str, code: int) -> int:
-    print(f"lowbit: {text}", file=sys.stderr)
-    return code

@@ -85,7 +85,14 @@ def read(path: Path | None, count: int | None = None) -> tuple[list[str], str]:
     return passages, f"{path.name}" + (f" ({len(passages):,} of {total:,} lines)" if total > len(passages) else "")
 
 
-def run(passages: Sequence[str], questions: Sequence[str] | None, *, say: Say = _nothing, show: Show = _nothing) -> Outcome:
+def run(
+    passages: Sequence[str],
+    questions: Sequence[str] | None,
+    *,
+    say: Say = _nothing,
+    show: Show = _nothing,
+    rounds: int = 9,
+) -> Outcome:
     """Compares the precisions.
 
     Parameters
@@ -96,6 +103,8 @@ def run(passages: Sequence[str], questions: Sequence[str] | None, *, say: Say = 
         None: each passage asks for the nearest other one.
     say, show : callable
         Told what is going on; given the rows each time they change.
+    rounds : int
+        Of measuring speed, at most.
     """
     threads = lowbit.get_num_threads()
     say("loading torch and the encoder")
@@ -136,14 +145,13 @@ def run(passages: Sequence[str], questions: Sequence[str] | None, *, say: Say = 
             row.cosine = float(np.mean((vectors[name] * vectors["fp32"]).sum(1)))
             show(rows)
 
-        rounds = 0
         for count in dict.fromkeys((1, threads)):
             say(f"speed on {count} thread{'s' * (count > 1)}, in turn")
             for variant in made.values():
                 variant.use(count)
             calls = {name: lambda v=variant: v.encode(block) for name, variant in made.items()}
-            times = in_turn(calls, rounds=9, seconds=20)
-            rounds = min(map(len, times.values()))
+            times = in_turn(calls, rounds=rounds, seconds=20)
+            done = min(map(len, times.values()))
             for row in rows:
                 if row.left_out is None:
                     speed = len(block["input_ids"]) / statistics.median(times[row.name])
@@ -155,7 +163,7 @@ def run(passages: Sequence[str], questions: Sequence[str] | None, *, say: Say = 
             row.settled = True
         show(rows)
     changes = _changes(questions or passages, passages, vectors, answers, apart=questions is None)
-    return Outcome(rows, len(questions or passages), changes, len(passages), threads, rounds)
+    return Outcome(rows, len(questions or passages), changes, len(passages), threads, done)
 
 
 def ask(passages: Sequence[str], question: str, *, say: Say = _nothing, best: int = 3) -> list[Answer]:

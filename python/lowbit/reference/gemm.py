@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lowbit.config import Config, Int8
+from lowbit.reference.affine import quantize_rows
 from lowbit.types import RowCodes
 
 __all__ = ["QuantizedWeight", "TiledMatrix", "linear", "matmul_int8", "mlp", "quantize_weight", "tile_matrix"]
@@ -163,30 +164,18 @@ def quantize_weight(w: ArrayLike, config: Config | None = None, *, isa: str | No
         equalizer = 2.0 ** (np.searchsorted(steps, rms, side="right") - 5).astype(np.float32)
         w = w / equalizer
         tail = equalizer.astype("<f4").view(np.uint8)
-    amax = np.abs(w).max(1)
-    # A row of one repeated value is exact: the value is the scale.
-    scale = np.where(w.min(1) == w.max(1), amax, amax / np.float32(127))
-    scale = np.where(amax > 0, np.maximum(scale, np.finfo(np.float32).tiny), np.float32(1))
-    codes = np.clip(np.rint(w * (1 / scale)[:, None]), -127, 127).astype(np.int8)
-    tiled = np.concatenate([_tile(codes.T, scale), tail])
+    rows = _rows(w, symmetric=True)
+    codes = (rows.codes ^ 0x80).view(np.int8)  # stored codes are 128 higher
+    tiled = np.concatenate([_tile(codes.T, rows.scale), tail])
     return QuantizedWeight(tiled, w.shape[1], w.shape[0], config)
 
 
-def _rows(x: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.uint8]]:
-    """Rows (M, K) rounded to 8 bits, each with its scale and zero point."""
-    f32 = np.float32
-    bad = ~np.isfinite(x).all(1)
-    x = np.where(bad[:, None], f32(0), x)
-    low, high = x.min(1), x.max(1)
-    one = low == high  # a row of one repeated value is one step from zero
-    low0, high0 = np.minimum(low, f32(0)), np.maximum(high, f32(0))
-    scale = np.where(one, np.abs(low), (f32(0.5) * high0 - f32(0.5) * low0) / f32(127.5))
-    scale = np.where(one & (low == 0), f32(1), np.maximum(scale, np.finfo(f32).tiny))
-    zero = np.where(one, (low < 0).astype(f32), np.clip(np.rint(-low0 * (1 / scale)), 0, 255))
-    steps = np.rint(x * (1 / scale)[:, None])
-    codes = np.clip(steps, -zero[:, None], 255 - zero[:, None]) + zero[:, None]
-    scale = np.where(bad, f32(np.nan), scale)
-    return codes.astype(np.uint8), scale.astype(f32), zero.astype(np.uint8)
+def _rows(x: NDArray[np.float32], *, symmetric: bool = False) -> RowCodes:
+    """`quantize_rows` of (M, K), of no rows too."""
+    if len(x):
+        return quantize_rows(x, symmetric=symmetric)
+    sums = np.empty((0, 1), np.int32)
+    return RowCodes(np.empty(x.shape, np.uint8), np.empty(0, np.float32), np.empty(0, np.uint8), sums)
 
 
 def _activate(y: NDArray[np.float32], name: Activation | None) -> NDArray[np.float32]:
@@ -260,8 +249,9 @@ def linear(
     else:
         x = np.asarray(x)
         lead, dtype = x.shape[:-1], x.dtype
-        rows, equalizer = x.reshape(-1, weight.k).astype(np.float32), _equalizer(weight)
-        codes, scale, zero = _rows(rows if equalizer is None else rows * equalizer)
+        floats, equalizer = x.reshape(-1, weight.k).astype(np.float32), _equalizer(weight)
+        rows = _rows(floats if equalizer is None else floats * equalizer)
+        codes, scale, zero = rows.codes, rows.scale, rows.zero_point
     w, w_scale = _untile(weight)
     centred = codes.astype(np.float64) - zero[:, None]
     y = (centred @ w.astype(np.float64)).astype(np.float32) * (scale[:, None] * w_scale)
@@ -269,9 +259,9 @@ def linear(
         y = y + np.asarray(bias).astype(np.float32)
     y = _activate(y, activation)
     if as_rows:
-        codes, scale, zero = _rows(y)
-        sums = codes.sum(-1, dtype=np.int32, keepdims=True)
-        return RowCodes(*(part.reshape(*lead, *part.shape[1:]) for part in (codes, scale, zero, sums)))
+        rows = _rows(y)
+        parts = rows.codes, rows.scale, rows.zero_point, rows.group_sums
+        return RowCodes(*(part.reshape(*lead, *part.shape[1:]) for part in parts))
     if residual is not None:
         y = y + np.asarray(residual).reshape(y.shape).astype(np.float32)
     if norm is not None:
