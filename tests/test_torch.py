@@ -518,14 +518,16 @@ def test_opcheck():
 def test_backward_gives_the_inputs_gradient(activation):
     model = mlp(activation)
     quantize_(model, INT8)
-    plain = dequantize_(copy.deepcopy(model))
-    x = torch.randn(6, 64)
-    gradients = []
-    for m in (model, plain):
-        leaf = x.clone().requires_grad_()
-        m(leaf).square().sum().backward()
-        gradients.append(leaf.grad)
-    assert close(*gradients, tolerance=0.05)
+    x = torch.randn(6, 64, requires_grad=True)
+    y = model(x)
+    y.square().sum().backward()
+    # The rounding of rows passes gradients straight through; the rest is the
+    # derivative of the layers that the codes stand for, at the sums as they are.
+    up, down = model[0], model[2]
+    hidden = ops.linear(x.detach(), up.tiled, up.bias, 200).requires_grad_()
+    (activation(hidden) @ down.dequantize().T).backward(2 * y.detach())
+    expected = hidden.grad @ up.dequantize()
+    assert close(x.grad, expected, 1e-5)
     assert all(b.grad is None for b in model.buffers())
 
 
@@ -598,10 +600,7 @@ def test_a_sentence_transformer_works_as_it_is(encoder):
     assert report.bytes_before / report.bytes_after >= 3.8
     got = model.encode(passages, convert_to_tensor=True)
     assert functional.cosine_similarity(got, expected).mean() >= 0.9985
-    twin = copy.deepcopy(model)
-    assert torch.equal(twin.encode(passages[:3], convert_to_tensor=True), got[:3]) or close(
-        twin.encode(passages[:3], convert_to_tensor=True), got[:3], 1e-5
-    )
+    assert torch.equal(copy.deepcopy(model).encode(passages, convert_to_tensor=True), got)
 
 
 @needs_encoder

@@ -45,9 +45,13 @@ class TiledMatrix:
         return self.k, self.n
 
     def __post_init__(self) -> None:
-        expected = _core.tiled_len(self.k, self.n)
-        if self.tiled.size != expected:
-            raise ValueError(f"tiled: {self.k} by {self.n} takes {expected} bytes, got {self.tiled.size}")
+        sizes = self._sizes()
+        if self.tiled.size not in sizes:
+            takes = " or ".join(map(str, sizes))
+            raise ValueError(f"tiled: {self.k} by {self.n} takes {takes} bytes, got {self.tiled.size}")
+
+    def _sizes(self) -> tuple[int, ...]:
+        return (_core.tiled_len(self.k, self.n),)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +59,7 @@ class QuantizedWeight(TiledMatrix):
     """A layer's weight (N, K) in int8 with one scale for each output row.
 
     It is tiled as its transpose, a :class:`TiledMatrix` (K, N) that carries the
-    scales.
+    scales, followed by K float32 if it is equalized (:class:`lowbit.Int8`).
     """
 
     config: Config = Int8()
@@ -68,10 +72,19 @@ class QuantizedWeight(TiledMatrix):
         """The rows' scales, float32 (N,)."""
         return self._untile()[1]
 
+    def equalizer(self) -> NDArray[np.float32] | None:
+        """What each input is multiplied with before it is rounded, float32 (K,); None for no such thing."""
+        plain = _core.tiled_len(self.k, self.n)
+        return None if self.tiled.size == plain else np.frombuffer(self.tiled[plain:].tobytes(), "<f4")
+
     def dequantize(self) -> NDArray[np.float32]:
-        """``codes() * scale()[:, None]``, float32 (N, K)."""
-        codes, scale = self._untile()
-        return codes * scale[:, None]
+        """The weight that this stands for: ``codes() * scale()[:, None] * equalizer()``, float32 (N, K)."""
+        weight = np.empty((self.n, self.k), np.float32)
+        _core.lookup(None, self.tiled, self.k, self.n, weight)
+        return weight
+
+    def _sizes(self) -> tuple[int, ...]:
+        return _core.tiled_len(self.k, self.n), _core.weight_len(self.k, self.n, True)
 
     def _untile(self) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
         codes = np.empty((self.n, self.k), np.int8)
@@ -186,7 +199,7 @@ def quantize_weight(w: ArrayLike, config: Config | None = None, *, isa: str | No
     Examples
     --------
     >>> import numpy as np, lowbit
-    >>> w = lowbit.quantize_weight(np.array([[-1.27, 0.5]], np.float32))
+    >>> w = lowbit.quantize_weight(np.array([[-1.27, 0.5]], np.float32), lowbit.Int8(equalize=False))
     >>> w.codes()
     array([[-127,   50]], dtype=int8)
     """
@@ -197,8 +210,8 @@ def quantize_weight(w: ArrayLike, config: Config | None = None, *, isa: str | No
     if w.ndim != 2 or w.shape[1] == 0:
         raise ValueError(f"w: expected 2-D (N, K) with K of at least 1, got shape {w.shape}")
     n, k = w.shape
-    tiled = _aligned(_core.tiled_len(k, n))
-    _core.quantize_weight(_kernel_floats(w), n, k, tiled, isa)
+    tiled = _aligned(_core.weight_len(k, n, config.equalize))
+    _core.quantize_weight(w.astype(np.float32, copy=False), n, k, config.equalize, tiled, isa)
     return QuantizedWeight(tiled, k, n, config)
 
 
@@ -209,9 +222,11 @@ def _kernel_floats(x: NDArray[Any]) -> NDArray[Any]:
     return x.view(np.uint16) if x.dtype.name == "bfloat16" else x.astype(np.float32)
 
 
-def _rows_in(x: ArrayLike | RowCodes, k: int) -> tuple[Any, tuple[int, ...], np.dtype]:
+def _rows_in(x: ArrayLike | RowCodes, k: int, equalized: bool) -> tuple[Any, tuple[int, ...], np.dtype]:
     """What the core takes, the leading shape, and the dtype to answer in."""
     if isinstance(x, RowCodes):
+        if equalized:
+            raise ValueError("x: expected floats with an equalized weight, got RowCodes; use Int8(equalize=False)")
         if x.codes.shape[-1] != k:
             raise ValueError(f"x, weight: expected (..., {k}), got {x.codes.shape}")
         parts = x.codes, x.scale, x.zero_point
@@ -331,7 +346,7 @@ def linear(
     array([[3., 0.]], dtype=float32)
     """
     n = _weight("weight", weight).n
-    rows, lead, dtype = _rows_in(x, weight.k)
+    rows, lead, dtype = _rows_in(x, weight.k, weight.equalizer() is not None)
     m, shape = math.prod(lead), (*lead, n)
     bias, act = _bias("bias", bias, n), _activation(activation)
     if as_rows:
@@ -393,7 +408,7 @@ def mlp(
     inner, n = _weight("up", up).n, _weight("down", down).n
     if isinstance(x, RowCodes):
         raise TypeError("x: expected floats, got RowCodes")
-    rows, lead, dtype = _rows_in(x, up.k)
+    rows, lead, dtype = _rows_in(x, up.k, False)
     if down.k != inner:
         raise ValueError(f"up, down: expected (H, K) and (N, H), got {up.shape[::-1]} and {down.shape[::-1]}")
     m, act = math.prod(lead), _activation(activation)

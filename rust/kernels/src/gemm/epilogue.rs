@@ -8,8 +8,8 @@
 //! `y`: 5e-7 · max(1, |y|).
 
 use super::tiled::PANEL;
-use crate::affine::RowScale;
-use crate::lanes::{Element, Lanes};
+use crate::affine::{Floats, RowScale};
+use crate::lanes::{Element, Lanes, Scalar};
 
 /// The function applied to each output of a linear layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -100,6 +100,27 @@ fn each<L: Lanes, T: Element>(
                 out[at.start..].copy_from_slice(&part[..left]);
             }
         }
+    }
+}
+
+/// out = x · by, elementwise, of float32 or bfloat16.
+#[inline(always)]
+pub(super) fn multiply<L: Lanes>(l: L, x: Floats, by: &[f32], out: &mut [f32]) {
+    match x {
+        Floats::F32(x) => products(l, x, by, out),
+        Floats::Bf16(x) => products(l, x, by, out),
+        Floats::F16(_) | Floats::F64(_) => unreachable!("layers take float32 and bfloat16"),
+    }
+}
+
+#[inline(always)]
+fn products<L: Lanes, T: Element>(l: L, x: &[T], by: &[f32], out: &mut [f32]) {
+    let whole = x.len() / L::N * L::N;
+    for ((x, by), out) in x.chunks_exact(L::N).zip(by.chunks_exact(L::N)).zip(out.chunks_exact_mut(L::N)) {
+        l.store(l.mul(T::load(l, x), l.load(by)), out);
+    }
+    for ((x, by), out) in x[whole..].iter().zip(&by[whole..]).zip(&mut out[whole..]) {
+        *out = T::load(Scalar, std::slice::from_ref(x)) * by;
     }
 }
 

@@ -114,12 +114,16 @@ fn floats(len: usize, seed: u64) -> Vec<f32> {
     bytes(len * 4, seed).chunks(4).map(|b| (i32::from_le_bytes(b.try_into().unwrap()) >> 8) as f32 / 2e6).collect()
 }
 
-fn weight(k: usize, n: usize, seed: u64) -> Tiled {
+/// A weight's bytes; with an odd seed it is equalized.
+fn weight(k: usize, n: usize, seed: u64) -> Vec<u8> {
     let codes = signed(&bytes(n * k, seed));
     let scales: Vec<f32> = (0..n).map(|i| 0.001 + i as f32 * 1e-4).collect();
     let mut out = vec![0; tiled_len(k, n).unwrap()];
     tile(&codes, k, n, 1, k, Some(&scales), &mut out).unwrap();
-    Tiled::from_bytes(out, k, n).unwrap()
+    if seed % 2 == 1 {
+        out.extend((0..k).flat_map(|i| [0.25f32, 0.5, 1.0, 2.0][i % 4].to_le_bytes()));
+    }
+    out
 }
 
 fn bits(x: &[f32]) -> Vec<u32> {
@@ -140,6 +144,7 @@ fn layers_equal_the_definition_bit_for_bit() {
                 |((m, n, k), seed, act, with_bias, with_residual)| {
                     let (x, w, bias, residual) =
                         (floats(m * k, seed), weight(k, n, seed ^ 7), floats(n, seed ^ 9), floats(m * n, seed ^ 11));
+                    let w = Weight::from_bytes(&w, k, n).unwrap();
                     let layer =
                         Layer { weight: &w, bias: with_bias.then_some(&bias[..]), activation: ACTIVATIONS[act] };
                     let residual = with_residual.then_some(&residual[..]);
@@ -215,6 +220,7 @@ fn an_mlp_is_two_layers() {
     for &isa in Isa::available() {
         for (m, k, inner, n) in [(1, 1, 1, 1), (3, 17, 65, 5), (50, 64, 128, 64), (130, 33, 200, 31)] {
             let (x, up, down) = (floats(m * k, 1), weight(k, inner, 2), weight(inner, n, 3));
+            let (up, down) = (Weight::from_bytes(&up, k, inner).unwrap(), Weight::from_bytes(&down, inner, n).unwrap());
             let (b1, b2, residual) = (floats(inner, 4), floats(n, 5), floats(m * n, 6));
             let up = Layer { weight: &up, bias: Some(&b1), activation: Activation::Gelu };
             let down = Layer { weight: &down, bias: Some(&b2), activation: Activation::Identity };
@@ -277,6 +283,7 @@ fn an_mlp_is_two_layers() {
 fn a_row_with_nan_spoils_itself_alone() {
     let (m, k, n) = (5, 20, 70);
     let (mut x, w) = (floats(m * k, 1), weight(k, n, 2));
+    let w = Weight::from_bytes(&w, k, n).unwrap();
     let layer = Layer { weight: &w, bias: None, activation: Activation::Gelu };
     let clean = definition(&x, m, &layer, None);
     x[2 * k + 3] = f32::NAN;
@@ -302,8 +309,9 @@ fn activations_keep_their_error_budget() {
     let unit = {
         let mut out = vec![0; tiled_len(1, 1).unwrap()];
         tile(&[1], 1, 1, 1, 1, None, &mut out).unwrap();
-        Tiled::from_bytes(out, 1, 1).unwrap()
+        out
     };
+    let unit = Weight::from_bytes(&unit, 1, 1).unwrap();
     // A row of one value is exact: its output is activation(value).
     let exact: [(Activation, fn(f64) -> f64); 4] = [
         (Activation::Relu, |y| y.max(0.0)),
