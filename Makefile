@@ -69,7 +69,7 @@ asan: | rust ## the kernels' tests under AddressSanitizer, on every instruction 
 	$(UNSTABLE) RUSTFLAGS=-Zsanitizer=address $(CARGO) test --package lowbit-kernels --lib --target $(TARGET) -- --show-output
 
 valgrind: | rust ## the kernels' tests under valgrind, which has no AVX-512
-	CARGO_TARGET_$(shell echo $(TARGET) | tr a-z- A-Z_)_RUNNER="valgrind --quiet --error-exitcode=97 --leak-check=full --errors-for-leak-kinds=definite" \
+	CARGO_TARGET_$(shell echo $(TARGET) | tr a-z- A-Z_)_RUNNER="valgrind --quiet --error-exitcode=97 --leak-check=full --show-leak-kinds=definite --errors-for-leak-kinds=definite" \
 	  $(CARGO) test --package lowbit-kernels --lib --target $(TARGET) -- --show-output --test-threads=1
 
 FUZZ_SECONDS ?= 60

@@ -45,9 +45,8 @@ fuzz_target!(|case: Case| {
     let b: Vec<i8> = bytes(&case.fill, k * n + 1)[1..].iter().map(|&x| x as i8).collect();
     let tiled = Tiled::from_kn(&b, k, n).unwrap();
     let at = |i: usize| if case.signed { i32::from(a_signed[i]) } else { i32::from(a[i]) };
-    let expected: Vec<i32> = (0..m * n)
-        .map(|i| (0..k).map(|j| at(i / n * k + j) * i32::from(b[j * n + i % n])).sum())
-        .collect();
+    let expected: Vec<i32> =
+        (0..m * n).map(|i| (0..k).map(|j| at(i / n * k + j) * i32::from(b[j * n + i % n])).sum()).collect();
     for &isa in Isa::available() {
         let mut c = vec![0; m * n];
         matmul_i32(lhs(), m, &tiled, &mut c, isa, &ctl).unwrap();

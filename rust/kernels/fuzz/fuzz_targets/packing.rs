@@ -22,9 +22,8 @@ fn round_trips<C: Code + Default + PartialEq + std::fmt::Debug>(case: &Case, nbi
     let given = |i: usize| case.fill.get(i % case.fill.len().max(1)).copied().unwrap_or(0);
     let row = packed_len(n, nbits).unwrap();
     let mask = u16::MAX >> (16 - nbits);
-    let codes: Vec<C> = (0..rows * n)
-        .map(|i| code(u16::from_le_bytes([given(2 * i), given(2 * i + 1)]) & mask))
-        .collect();
+    let codes: Vec<C> =
+        (0..rows * n).map(|i| code(u16::from_le_bytes([given(2 * i), given(2 * i + 1)]) & mask)).collect();
     let bytes: Vec<u8> = (0..rows * row).map(given).collect();
 
     let (mut first, mut first_read) = (None, None);
