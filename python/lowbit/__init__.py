@@ -5,6 +5,7 @@ functions in plain NumPy; ``lowbit.torch`` quantizes PyTorch models.
 """
 
 from lowbit._core import InternalError, __version__
+from lowbit.affine import choose_qparams, dequantize, quantize, quantize_rows
 from lowbit.config import Int8
 from lowbit.gemm import (
     QuantizedWeight,
@@ -31,12 +32,16 @@ __all__ = [
     "TiledMatrix",
     "__version__",
     "available_isas",
+    "choose_qparams",
+    "dequantize",
     "get_num_threads",
     "isa",
     "linear",
     "matmul_int8",
     "mlp",
     "pack_codes",
+    "quantize",
+    "quantize_rows",
     "quantize_weight",
     "set_num_threads",
     "threads",

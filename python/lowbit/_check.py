@@ -24,8 +24,8 @@ _NAMES = {
 }
 
 _REMEDIES = {
-    "bool": "convert with .view(np.uint8)",
-    "int8": "store signed codes as code + 2**(nbits - 1)",
+    "bool": "; convert with .view(np.uint8)",
+    "int8": "; store signed codes as code + 2**(nbits - 1)",
 }
 
 
@@ -93,13 +93,11 @@ def as_array(name: str, x: Any, dtypes: Sequence[str], *, min_ndim: int = 1) -> 
     return np.array(x, order="C", subok=False)  # always aligned, unlike ascontiguousarray
 
 
-def check_out(
-    name: str, out: Any, shape: tuple[int, ...], dtype: np.dtype, inputs: Sequence[Any] = ()
-) -> np.ndarray:
+def check_out(name: str, out: Any, shape: tuple[int, ...], dtype: np.dtype, *inputs: Any) -> np.ndarray:
     """``out`` if a kernel may write a result of this shape and dtype to it.
 
-    ``inputs`` are the call's arguments as the user gave them; those that are no
-    ndarrays are passed over.
+    ``inputs`` are the call's arguments, both as the user gave them and as
+    `as_array` made them; what is no ndarray is passed over.
 
     Raises
     ------
@@ -109,7 +107,7 @@ def check_out(
         Another shape, not C-contiguous, misaligned, read-only, or sharing
         memory with an input.
     """
-    if not isinstance(out, np.ndarray) or isinstance(out, _masked()):
+    if type(out) is not np.ndarray and (not isinstance(out, np.ndarray) or isinstance(out, _masked())):
         raise TypeError(f"{name}: expected a numpy.ndarray, got {_kind(out)}")
     if out.dtype != dtype:
         raise TypeError(f"{name}: expected dtype {dtype}, got {out.dtype}")
@@ -120,15 +118,19 @@ def check_out(
         raise ValueError(f"{name}: expected a C-contiguous, aligned array, got strides {out.strides}")
     if not flags.writeable:
         raise ValueError(f"{name}: expected a writeable array, got a read-only one")
+    seen = None
     for x in inputs:
-        if isinstance(x, np.ndarray) and np.may_share_memory(out, x) and _overlap(out, x):
+        if x is seen or not isinstance(x, np.ndarray):
+            continue
+        seen = x
+        if np.may_share_memory(out, x) and _overlap(out, x):
             raise ValueError(f"{name}: expected memory of its own, got an array that overlaps an input")
     return out
 
 
 def _overlap(a: np.ndarray, b: np.ndarray) -> bool:
     try:
-        return np.shares_memory(a, b, max_work=10_000)
+        return np.shares_memory(a, b, max_work=10_000)  # type: ignore[arg-type]  # any count will do
     except np.exceptions.TooHardError:
         return True
 
@@ -167,8 +169,8 @@ def _convert(name: str, x: Any, dtypes: Sequence[str]) -> np.ndarray:
         return array if native == array.dtype else array.astype(native)
     if plain and not _holds_arrays(x):
         return _from_numbers(name, array, dtypes)
-    remedy = _REMEDIES.get(known) if any(d.startswith("uint") for d in dtypes) else None
-    raise TypeError(f"{name}: expected dtype {allowed}, got {array.dtype}" + (f"; {remedy}" if remedy else ""))
+    remedy = _REMEDIES.get(known, "") if any(d.startswith("uint") for d in dtypes) else ""
+    raise TypeError(f"{name}: expected dtype {allowed}, got {array.dtype}{remedy}")
 
 
 def _is_buffer(x: Any) -> bool:
@@ -200,9 +202,8 @@ def _from_numbers(name: str, array: np.ndarray, dtypes: Sequence[str]) -> np.nda
         wrong = (array < info.min) | (array > info.max)
         if wrong.any():
             at = int(wrong.argmax())
-            raise ValueError(
-                f"{name}: expected values of {info.min} to {info.max}, got {array.flat[at]} at flat index {at}"
-            )
+            got = f"{array.flat[at]} at flat index {at}"
+            raise ValueError(f"{name}: expected values of {info.min} to {info.max}, got {got}")
         return array.astype(target)
     raise TypeError(f"{name}: expected numbers that fit {target}, got {array.dtype}")
 

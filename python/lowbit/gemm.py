@@ -162,7 +162,7 @@ def matmul_int8(
     if out is None:
         out = np.empty((m, n), dtype)
     else:
-        check_out("out", out, (m, n), dtype, (given, a, b.tiled))
+        check_out("out", out, (m, n), dtype, given, a, b.tiled)
     _core.matmul(a, m, b.tiled, k, n, out, isa)
     return out
 
@@ -237,6 +237,21 @@ def _activation(name: Activation | None) -> str:
     return name or ""
 
 
+def _norm(
+    norm: tuple[ArrayLike, ArrayLike, float] | None, n: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32], float] | None:
+    if norm is None:
+        return None
+    try:
+        gamma, beta, eps = norm
+    except (TypeError, ValueError):
+        raise TypeError(f"norm: expected (gamma, beta, eps), got {type(norm).__name__}") from None
+    gamma, beta = _bias("norm: gamma", gamma, n), _bias("norm: beta", beta, n)
+    if gamma is None or beta is None:
+        raise TypeError("norm: expected arrays for gamma and beta, got None")
+    return gamma, beta, float(eps)
+
+
 def _weight(name: str, weight: QuantizedWeight) -> QuantizedWeight:
     if not isinstance(weight, QuantizedWeight):
         raise TypeError(f"{name}: expected a QuantizedWeight, got {type(weight).__name__}")
@@ -252,7 +267,7 @@ def _floats_out(
         residual = as_array("residual", residual, (dtype.name,))
         if residual.shape != shape:
             raise ValueError(f"residual: expected shape {shape}, got {residual.shape}")
-    result = np.empty(shape, dtype) if out is None else check_out("out", out, shape, dtype, inputs)
+    result = np.empty(shape, dtype) if out is None else check_out("out", out, shape, dtype, *inputs)
     if dtype.name in ("float32", "bfloat16"):
         written = _kernel_floats(result)
     else:
@@ -267,11 +282,12 @@ def linear(
     *,
     activation: Activation | None = None,
     residual: ArrayLike | None = None,
+    norm: tuple[ArrayLike, ArrayLike, float] | None = None,
     out: NDArray[Any] | None = None,
     as_rows: bool = False,
     isa: str | None = None,
 ) -> NDArray[Any] | RowCodes:
-    """``activation(x Wᵀ + bias) + residual`` on integers.
+    """``norm(activation(x Wᵀ + bias) + residual)`` on integers.
 
     Each row of ``x`` is rounded to 8 bits with a zero point within the call
     (:func:`lowbit.quantize_rows`); the product of codes is exact; scales, bias,
@@ -287,11 +303,14 @@ def linear(
     activation : {"relu", "gelu", "gelu_tanh", "silu"}, optional
         GELU exact or by tanh. Error: 5e-7 · max(1, |input|).
     residual : array_like of x's dtype, (..., N), optional
+    norm : (gamma, beta, eps), optional
+        Layer normalization of each row of outputs, after the residual: gamma
+        and beta of shape (N,).
     out : ndarray of x's dtype, (..., N), optional
         float32 where ``x`` is RowCodes.
     as_rows : bool
         Answer in RowCodes, rounded to 8 bits for the next layer, instead of
-        floats; then without ``residual`` and ``out``.
+        floats; then without ``residual``, ``norm`` and ``out``.
     isa : str, optional
 
     Returns
@@ -316,15 +335,16 @@ def linear(
     m, shape = math.prod(lead), (*lead, n)
     bias, act = _bias("bias", bias, n), _activation(activation)
     if as_rows:
-        if residual is not None or out is not None:
-            raise ValueError("as_rows: expected neither residual nor out with it")
+        if residual is not None or norm is not None or out is not None:
+            raise ValueError("as_rows: expected neither residual, norm nor out with it")
         answer = RowCodes(np.empty(shape, np.uint8), np.empty(lead, np.float32), np.empty(lead, np.uint8), np.empty(0, np.int32))
         parts = answer.codes, answer.scale, answer.zero_point
-        _core.linear(rows, m, weight.tiled, weight.k, n, bias, act, None, parts, 0, False, isa)
+        _core.linear(rows, m, weight.tiled, weight.k, n, bias, act, None, None, parts, 0, False, isa)
         sums = answer.codes.sum(-1, dtype=np.int32, keepdims=True)
         return RowCodes(*parts, sums)
+    norm = _norm(norm, n)
     result, written, residual = _floats_out(shape, dtype, residual, out, (x, weight.tiled))
-    _core.linear(rows, m, weight.tiled, weight.k, n, bias, act, residual, written, 0, False, isa)
+    _core.linear(rows, m, weight.tiled, weight.k, n, bias, act, residual, norm, written, 0, False, isa)
     if result.dtype != written.dtype and dtype.name != "bfloat16":
         result[...] = written
     return result
@@ -339,6 +359,7 @@ def mlp(
     *,
     activation: Activation | None,
     residual: ArrayLike | None = None,
+    norm: tuple[ArrayLike, ArrayLike, float] | None = None,
     out: NDArray[Any] | None = None,
     isa: str | None = None,
 ) -> NDArray[Any]:
@@ -353,7 +374,8 @@ def mlp(
     up, down : QuantizedWeight, (H, K) and (N, H)
     up_bias, down_bias : array_like of floats, (H,) and (N,), optional
     activation : {"relu", "gelu", "gelu_tanh", "silu"} or None
-    residual, out : (..., N) of x's dtype, optional
+    residual, norm, out : optional
+        As in :func:`linear`.
     isa : str, optional
 
     Raises
@@ -376,9 +398,10 @@ def mlp(
         raise ValueError(f"up, down: expected (H, K) and (N, H), got {up.shape[::-1]} and {down.shape[::-1]}")
     m, act = math.prod(lead), _activation(activation)
     up_bias, down_bias = _bias("up_bias", up_bias, inner), _bias("down_bias", down_bias, n)
+    norm = _norm(norm, n)
     result, written, residual = _floats_out((*lead, n), dtype, residual, out, (x, up.tiled, down.tiled))
     _core.mlp(
-        rows, m, up.k, up.tiled, up_bias, inner, act, down.tiled, down_bias, n, residual, written, 0, False, isa
+        rows, m, up.k, up.tiled, up_bias, inner, act, down.tiled, down_bias, n, residual, norm, written, 0, False, isa
     )
     if result.dtype != written.dtype and dtype.name != "bfloat16":
         result[...] = written

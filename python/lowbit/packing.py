@@ -72,7 +72,7 @@ def pack_codes(
     if out is None:
         out = np.empty(shape, _U8)
     else:
-        check_out("out", out, shape, _U8, (codes, array))
+        check_out("out", out, shape, _U8, codes, array)
     (_core.pack_u8 if nbits <= 8 else _core.pack_u16)(array, nbits, out, isa)
     return out
 
@@ -131,14 +131,15 @@ def unpack_codes(
     n = check_int("n", n, 0)
     array = as_array("packed", packed, _BYTES)
     *outer, length = array.shape
-    if length != (n * nbits + 7) // 8:
-        expected = (n * nbits + 7) // 8
-        raise ValueError(f"packed: expected rows of {expected} bytes ({n} codes of {nbits} bits), got {length}")
+    expected = (n * nbits + 7) // 8
+    if length != expected:
+        what = f"rows of {expected} bytes ({n} codes of {nbits} bits)"
+        raise ValueError(f"packed: expected {what}, got {length}")
     dtype = _U8 if nbits <= 8 else _U16
     shape = (*outer, n)
     if out is None:
         out = np.empty(shape, dtype)
     else:
-        check_out("out", out, shape, dtype, (packed, array))
+        check_out("out", out, shape, dtype, packed, array)
     (_core.unpack_u8 if nbits <= 8 else _core.unpack_u16)(array, nbits, out, isa)
     return out

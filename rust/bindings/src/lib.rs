@@ -2,6 +2,7 @@
 //! steps: convert, detach from the interpreter, one call, map the error.
 #![allow(missing_docs)] // the public face is python/lowbit; signatures are in _core.pyi
 
+mod affine;
 mod call;
 mod gemm;
 mod packing;
@@ -13,6 +14,7 @@ use pyo3::prelude::*;
 fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add("__version__", env!("CARGO_PKG_VERSION"))?;
     m.add("InternalError", m.py().get_type::<call::InternalError>())?;
+    affine::register(m)?;
     packing::register(m)?;
     gemm::register(m)?;
     system::register(m)

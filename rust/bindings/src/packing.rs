@@ -2,7 +2,9 @@
 //! dtypes; lengths are checked again by the kernel.
 
 use lowbit_kernels::packing::{self, Code};
-use numpy::{BorrowError, Element, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyReadwriteArrayDyn, PyUntypedArrayMethods};
+use numpy::{
+    BorrowError, Element, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyReadwriteArrayDyn, PyUntypedArrayMethods,
+};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
@@ -19,15 +21,24 @@ fn pack<T: Code + Element>(codes: &Array<'_, T>, nbits: u32, out: &Array<'_, u8>
     let (rows, n) = rows("codes", codes.shape())?;
     let (codes, mut out) = (borrow("codes", codes)?, borrow_mut(out)?);
     let (codes, out) = (codes.as_slice()?, out.as_slice_mut()?);
-    call::run(py, codes.len() / CODES_PER_OP, Threads::default(), |ctl| packing::pack(codes, rows, n, nbits, out, isa, ctl))
+    call::run(py, codes.len() / CODES_PER_OP, Threads::default(), |ctl| {
+        packing::pack(codes, rows, n, nbits, out, isa, ctl)
+    })
 }
 
-fn unpack<T: Code + Element>(packed: &Array<'_, u8>, nbits: u32, out: &Array<'_, T>, isa: Option<&str>) -> PyResult<()> {
+fn unpack<T: Code + Element>(
+    packed: &Array<'_, u8>,
+    nbits: u32,
+    out: &Array<'_, T>,
+    isa: Option<&str>,
+) -> PyResult<()> {
     let (isa, py) = (call::isa(isa)?, packed.py());
     let (rows, n) = rows("out", out.shape())?;
     let (packed, mut out) = (borrow("packed", packed)?, borrow_mut(out)?);
     let (packed, out) = (packed.as_slice()?, out.as_slice_mut()?);
-    call::run(py, out.len() / CODES_PER_OP, Threads::default(), |ctl| packing::unpack(packed, rows, n, nbits, out, isa, ctl))
+    call::run(py, out.len() / CODES_PER_OP, Threads::default(), |ctl| {
+        packing::unpack(packed, rows, n, nbits, out, isa, ctl)
+    })
 }
 
 /// Rows, and the elements of each.
@@ -56,7 +67,9 @@ fn contiguous(name: &str, is: bool) -> PyResult<()> {
 }
 
 fn busy(name: &str) -> PyErr {
-    PyValueError::new_err(format!("{name}: expected memory of its own, got an array that this or another call writes to"))
+    PyValueError::new_err(format!(
+        "{name}: expected memory of its own, got an array that this or another call writes to"
+    ))
 }
 
 #[pyfunction]

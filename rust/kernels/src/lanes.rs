@@ -19,6 +19,8 @@ pub(crate) trait Lanes: Copy {
     const N: usize;
     /// The vector.
     type F: Copy;
+    /// N doubles: sums of squares.
+    type D: Copy;
 
     fn splat(self, x: f32) -> Self::F;
     /// N floats.
@@ -33,6 +35,17 @@ pub(crate) trait Lanes: Copy {
     fn centred(self, x: &[i32], y: &[i32], z: i32) -> Self::F;
     /// 4N integral values in 0..=255, NaN as anything.
     fn store_u8(self, x: [Self::F; 4], out: &mut [u8]);
+    /// N integers.
+    fn load_u8(self, x: &[u8]) -> Self::F;
+
+    /// N doubles of 0.
+    fn no_squares(self) -> Self::D;
+    /// `sum + a * a` in double precision, where the square is exact.
+    fn add_square(self, sum: Self::D, a: Self::F) -> Self::D;
+    /// `sum + w * (a * a)` in double precision.
+    fn add_square_weighted(self, sum: Self::D, a: Self::F, w: Self::F) -> Self::D;
+    /// N doubles.
+    fn store_squares(self, sum: Self::D, out: &mut [f64]);
 
     fn add(self, a: Self::F, b: Self::F) -> Self::F;
     fn sub(self, a: Self::F, b: Self::F) -> Self::F;
@@ -44,9 +57,6 @@ pub(crate) trait Lanes: Copy {
     fn min(self, a: Self::F, b: Self::F) -> Self::F;
     /// To the nearest integer, half to even.
     fn rint(self, a: Self::F) -> Self::F;
-    fn abs(self, a: Self::F) -> Self::F;
-    /// The magnitude of `a` with the sign of `b`.
-    fn copysign(self, a: Self::F, b: Self::F) -> Self::F;
     /// 2^n for an integral n in -126..=127.
     fn exp2i(self, n: Self::F) -> Self::F;
 
@@ -62,15 +72,15 @@ pub(crate) trait Lanes: Copy {
     /// everything below -87.3; NaN for NaN.
     #[inline(always)]
     fn exp(self, x: Self::F) -> Self::F {
-        // n = rint(x / ln 2); r = x - n ln 2 in two parts; Taylor to r^7 over
-        // |r| ≤ ln 2 / 2, whose remainder is 5e-9; times 2^n.
+        // n = rint(x / ln 2); r = x - n ln 2 in two parts; a polynomial fitted here
+        // to 3e-9 over |r| ≤ ln 2 / 2; times 2^n.
         let low = self.splat(-87.3);
         let clamped = self.max(low, x); // x where it is NaN
         let n = self.rint(self.mul(clamped, self.splat(std::f32::consts::LOG2_E)));
         let r = self.sub(clamped, self.mul(n, self.splat(0.693_359_4)));
         let r = self.sub(r, self.mul(n, self.splat(-2.121_944_4e-4)));
-        let mut p = self.splat(1.0 / 5040.0);
-        for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+        let mut p = self.splat(1.381_446_4e-3);
+        for c in [8.368_782e-3, 4.166_839_3e-2, 0.166_665_2, 0.499_999_94, 1.0, 1.0] {
             p = self.add(self.mul(p, r), self.splat(c));
         }
         let scale = self.exp2i(self.max(self.min(n, self.splat(127.0)), self.splat(-126.0)));
@@ -115,6 +125,7 @@ pub(crate) struct Scalar;
 impl Lanes for Scalar {
     const N: usize = 1;
     type F = f32;
+    type D = f64;
 
     #[inline(always)]
     fn splat(self, x: f32) -> f32 {
@@ -147,6 +158,26 @@ impl Lanes for Scalar {
         }
     }
     #[inline(always)]
+    fn load_u8(self, x: &[u8]) -> f32 {
+        f32::from(x[0])
+    }
+    #[inline(always)]
+    fn no_squares(self) -> f64 {
+        0.0
+    }
+    #[inline(always)]
+    fn add_square(self, sum: f64, a: f32) -> f64 {
+        sum + f64::from(a) * f64::from(a)
+    }
+    #[inline(always)]
+    fn add_square_weighted(self, sum: f64, a: f32, w: f32) -> f64 {
+        sum + f64::from(w) * (f64::from(a) * f64::from(a))
+    }
+    #[inline(always)]
+    fn store_squares(self, sum: f64, out: &mut [f64]) {
+        out[0] = sum;
+    }
+    #[inline(always)]
     fn add(self, a: f32, b: f32) -> f32 {
         a + b
     }
@@ -173,14 +204,6 @@ impl Lanes for Scalar {
     #[inline(always)]
     fn rint(self, a: f32) -> f32 {
         a.round_ties_even()
-    }
-    #[inline(always)]
-    fn abs(self, a: f32) -> f32 {
-        a.abs()
-    }
-    #[inline(always)]
-    fn copysign(self, a: f32, b: f32) -> f32 {
-        a.copysign(b)
     }
     #[inline(always)]
     fn exp2i(self, n: f32) -> f32 {
@@ -238,6 +261,7 @@ mod x86 {
     impl Lanes for Avx2 {
         const N: usize = 8;
         type F = __m256;
+        type D = [__m256d; 2];
 
         intrinsics! {
             splat(x: f32) -> __m256 { _mm256_set1_ps(x) }
@@ -272,6 +296,28 @@ mod x86 {
                 let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
                 _mm256_storeu_si256(out.as_mut_ptr().cast(), _mm256_permutevar8x32_epi32(bytes, order));
             }
+            load_u8(x: &[u8]) -> __m256 {
+                assert!(x.len() == 8);
+                _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(x.as_ptr().cast())))
+            }
+            no_squares() -> [__m256d; 2] { [_mm256_setzero_pd(); 2] }
+            add_square(sum: [__m256d; 2], a: __m256) -> [__m256d; 2] {
+                let a = [_mm256_cvtps_pd(_mm256_castps256_ps128(a)), _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(a))];
+                [_mm256_add_pd(sum[0], _mm256_mul_pd(a[0], a[0])), _mm256_add_pd(sum[1], _mm256_mul_pd(a[1], a[1]))]
+            }
+            add_square_weighted(sum: [__m256d; 2], a: __m256, w: __m256) -> [__m256d; 2] {
+                let a = [_mm256_cvtps_pd(_mm256_castps256_ps128(a)), _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(a))];
+                let w = [_mm256_cvtps_pd(_mm256_castps256_ps128(w)), _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(w))];
+                [
+                    _mm256_add_pd(sum[0], _mm256_mul_pd(w[0], _mm256_mul_pd(a[0], a[0]))),
+                    _mm256_add_pd(sum[1], _mm256_mul_pd(w[1], _mm256_mul_pd(a[1], a[1]))),
+                ]
+            }
+            store_squares(sum: [__m256d; 2], out: &mut [f64]) {
+                assert!(out.len() == 8);
+                _mm256_storeu_pd(out.as_mut_ptr(), sum[0]);
+                _mm256_storeu_pd(out[4..].as_mut_ptr(), sum[1]);
+            }
             add(a: __m256, b: __m256) -> __m256 { _mm256_add_ps(a, b) }
             sub(a: __m256, b: __m256) -> __m256 { _mm256_sub_ps(a, b) }
             mul(a: __m256, b: __m256) -> __m256 { _mm256_mul_ps(a, b) }
@@ -279,11 +325,6 @@ mod x86 {
             max(a: __m256, b: __m256) -> __m256 { _mm256_max_ps(a, b) }
             min(a: __m256, b: __m256) -> __m256 { _mm256_min_ps(a, b) }
             rint(a: __m256) -> __m256 { _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC) }
-            abs(a: __m256) -> __m256 { _mm256_andnot_ps(_mm256_set1_ps(-0.0), a) }
-            copysign(a: __m256, b: __m256) -> __m256 {
-                let sign = _mm256_set1_ps(-0.0);
-                _mm256_or_ps(_mm256_andnot_ps(sign, a), _mm256_and_ps(sign, b))
-            }
             exp2i(n: __m256) -> __m256 {
                 let biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
                 _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23))
@@ -294,6 +335,7 @@ mod x86 {
     impl Lanes for Avx512 {
         const N: usize = 16;
         type F = __m512;
+        type D = [__m512d; 2];
 
         intrinsics! {
             splat(x: f32) -> __m512 { _mm512_set1_ps(x) }
@@ -327,6 +369,28 @@ mod x86 {
                 let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
                 _mm512_storeu_si512(out.as_mut_ptr().cast(), _mm512_permutexvar_epi32(order, bytes));
             }
+            load_u8(x: &[u8]) -> __m512 {
+                assert!(x.len() == 16);
+                _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(x.as_ptr().cast())))
+            }
+            no_squares() -> [__m512d; 2] { [_mm512_setzero_pd(); 2] }
+            add_square(sum: [__m512d; 2], a: __m512) -> [__m512d; 2] {
+                let a = [_mm512_cvtps_pd(_mm512_castps512_ps256(a)), _mm512_cvtps_pd(_mm512_extractf32x8_ps::<1>(a))];
+                [_mm512_add_pd(sum[0], _mm512_mul_pd(a[0], a[0])), _mm512_add_pd(sum[1], _mm512_mul_pd(a[1], a[1]))]
+            }
+            add_square_weighted(sum: [__m512d; 2], a: __m512, w: __m512) -> [__m512d; 2] {
+                let a = [_mm512_cvtps_pd(_mm512_castps512_ps256(a)), _mm512_cvtps_pd(_mm512_extractf32x8_ps::<1>(a))];
+                let w = [_mm512_cvtps_pd(_mm512_castps512_ps256(w)), _mm512_cvtps_pd(_mm512_extractf32x8_ps::<1>(w))];
+                [
+                    _mm512_add_pd(sum[0], _mm512_mul_pd(w[0], _mm512_mul_pd(a[0], a[0]))),
+                    _mm512_add_pd(sum[1], _mm512_mul_pd(w[1], _mm512_mul_pd(a[1], a[1]))),
+                ]
+            }
+            store_squares(sum: [__m512d; 2], out: &mut [f64]) {
+                assert!(out.len() == 16);
+                _mm512_storeu_pd(out.as_mut_ptr(), sum[0]);
+                _mm512_storeu_pd(out[8..].as_mut_ptr(), sum[1]);
+            }
             add(a: __m512, b: __m512) -> __m512 { _mm512_add_ps(a, b) }
             sub(a: __m512, b: __m512) -> __m512 { _mm512_sub_ps(a, b) }
             mul(a: __m512, b: __m512) -> __m512 { _mm512_mul_ps(a, b) }
@@ -334,11 +398,6 @@ mod x86 {
             max(a: __m512, b: __m512) -> __m512 { _mm512_max_ps(a, b) }
             min(a: __m512, b: __m512) -> __m512 { _mm512_min_ps(a, b) }
             rint(a: __m512) -> __m512 { _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC) }
-            abs(a: __m512) -> __m512 { _mm512_abs_ps(a) }
-            copysign(a: __m512, b: __m512) -> __m512 {
-                let sign = _mm512_set1_ps(-0.0);
-                _mm512_or_ps(_mm512_andnot_ps(sign, a), _mm512_and_ps(sign, b))
-            }
             exp2i(n: __m512) -> __m512 {
                 let biased = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
                 _mm512_castsi512_ps(_mm512_slli_epi32(biased, 23))

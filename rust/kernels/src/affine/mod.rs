@@ -5,26 +5,48 @@
 //! inv_scale), qmin - zp, qmax - zp) + zp`, half to even, the clamp in floating
 //! point, so that no conversion overflows. A scale is never below 2^-126.
 //!
-//! | function | in | out | source |
-//! |---|---|---|---|
-//! | [`quantize_rows`] | f32 or bf16 rows | u8 codes, f32 scale, u8 zero point, i32 sums | dynamic quantization per row |
+//! | function | in | out |
+//! |---|---|---|
+//! | [`choose_qparams`] | f32, f64, f16, bf16 | f32 scale and i32 zero point of each group |
+//! | [`quantize`] | f32, f64, f16, bf16, scales | u8 codes |
+//! | [`dequantize`] | u8 codes, scales | f32, f64, f16, bf16 |
+//! | [`quantize_rows`] | rows of the same | u8 codes, f32 scale, u8 zero point, i32 sums |
+//!
+//! float64 is multiplied in float64; float16 and bfloat16 as float32. Every
+//! result is the same bits on every instruction set and thread count: each
+//! operation on floats is one IEEE operation, extremes know no order, and sums
+//! of squares have a fixed one.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod choose;
+mod layout;
 mod scalar;
+#[cfg(test)]
+mod tests;
 
-use crate::error::bail;
-use crate::{Ctl, Isa, Result};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::Relaxed};
 
-/// Rows of floats as a kernel takes them.
+pub use choose::{Method, choose_qparams};
+pub use layout::Layout;
+
+use crate::error::{bail, try_zeroed};
+use crate::par::Parts;
+use crate::{Ctl, Error, Isa, Result};
+
+/// Real numbers as a kernel takes them.
 #[derive(Clone, Copy, Debug)]
 pub enum Floats<'a> {
     /// float32
     F32(&'a [f32]),
     /// bfloat16, as its bits
     Bf16(&'a [u16]),
+    /// float16, as its bits
+    F16(&'a [u16]),
+    /// float64
+    F64(&'a [f64]),
 }
 
 impl<'a> Floats<'a> {
@@ -32,7 +54,8 @@ impl<'a> Floats<'a> {
     pub fn len(&self) -> usize {
         match self {
             Floats::F32(x) => x.len(),
-            Floats::Bf16(x) => x.len(),
+            Floats::Bf16(x) | Floats::F16(x) => x.len(),
+            Floats::F64(x) => x.len(),
         }
     }
 
@@ -46,8 +69,141 @@ impl<'a> Floats<'a> {
         match self {
             Floats::F32(x) => Floats::F32(&x[range]),
             Floats::Bf16(x) => Floats::Bf16(&x[range]),
+            Floats::F16(x) => Floats::F16(&x[range]),
+            Floats::F64(x) => Floats::F64(&x[range]),
         }
     }
+
+    /// One element.
+    fn at(&self, i: usize) -> f64 {
+        match self {
+            Floats::F32(x) => x[i].into(),
+            Floats::Bf16(x) => half::bf16::from_bits(x[i]).into(),
+            Floats::F16(x) => half::f16::from_bits(x[i]).into(),
+            Floats::F64(x) => x[i],
+        }
+    }
+}
+
+/// Room for real numbers; the variants are those of [`Floats`].
+#[derive(Debug)]
+pub enum FloatsMut<'a> {
+    /// float32
+    F32(&'a mut [f32]),
+    /// bfloat16, as its bits
+    Bf16(&'a mut [u16]),
+    /// float16, as its bits
+    F16(&'a mut [u16]),
+    /// float64
+    F64(&'a mut [f64]),
+}
+
+impl<'a> FloatsMut<'a> {
+    /// Elements in all.
+    pub fn len(&self) -> usize {
+        match self {
+            FloatsMut::F32(x) => x.len(),
+            FloatsMut::Bf16(x) | FloatsMut::F16(x) => x.len(),
+            FloatsMut::F64(x) => x.len(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// In pieces of `n`, the last one shorter.
+    fn pieces(self, n: usize) -> Vec<FloatsMut<'a>> {
+        match self {
+            FloatsMut::F32(x) => x.chunks_mut(n).map(FloatsMut::F32).collect(),
+            FloatsMut::Bf16(x) => x.chunks_mut(n).map(FloatsMut::Bf16).collect(),
+            FloatsMut::F16(x) => x.chunks_mut(n).map(FloatsMut::F16).collect(),
+            FloatsMut::F64(x) => x.chunks_mut(n).map(FloatsMut::F64).collect(),
+        }
+    }
+
+    /// The elements of a range.
+    fn part(&mut self, range: std::ops::Range<usize>) -> FloatsMut<'_> {
+        match self {
+            FloatsMut::F32(x) => FloatsMut::F32(&mut x[range]),
+            FloatsMut::Bf16(x) => FloatsMut::Bf16(&mut x[range]),
+            FloatsMut::F16(x) => FloatsMut::F16(&mut x[range]),
+            FloatsMut::F64(x) => FloatsMut::F64(&mut x[range]),
+        }
+    }
+}
+
+/// The codes that a scale is chosen for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Levels {
+    symmetric: bool,
+    qmin: u8,
+    qmax: u8,
+    /// The zero point of zeros.
+    middle: u8,
+    /// What the greatest magnitude, or half the range, is divided by.
+    steps: f32,
+}
+
+impl Levels {
+    /// Codes of 2 to 8 bits. Symmetric: the zero point is in the middle, and
+    /// the codes reach as far above it as below, unless `full_range` adds the
+    /// one more below; the scale is then the greatest magnitude over half of
+    /// 2^nbits - 1. Otherwise the codes span the range of the values and zero.
+    ///
+    /// # Errors
+    /// [`Error::Value`] for other widths.
+    pub fn new(nbits: u32, symmetric: bool, full_range: bool) -> Result<Levels> {
+        if !(2..=8).contains(&nbits) {
+            bail!("nbits: expected 2 to 8, got {nbits}");
+        }
+        let middle = 1u8 << (nbits - 1);
+        let qmax = u8::MAX >> (8 - nbits);
+        Ok(if !symmetric {
+            Levels { symmetric, qmin: 0, qmax, middle: 0, steps: f32::from(qmax) / 2.0 }
+        } else if full_range {
+            Levels { symmetric, qmin: 0, qmax, middle, steps: f32::from(qmax) / 2.0 }
+        } else {
+            Levels { symmetric, qmin: 1, qmax, middle, steps: f32::from(middle - 1) }
+        })
+    }
+
+    /// The levels of activations quantized row by row.
+    #[inline(always)]
+    fn of_rows(symmetric: bool) -> Levels {
+        if symmetric {
+            Levels { symmetric, qmin: 1, qmax: 255, middle: 128, steps: 127.0 }
+        } else {
+            Levels { symmetric, qmin: 0, qmax: 255, middle: 0, steps: 127.5 }
+        }
+    }
+
+    /// The least code.
+    pub fn qmin(&self) -> u8 {
+        self.qmin
+    }
+
+    /// The greatest code.
+    pub fn qmax(&self) -> u8 {
+        self.qmax
+    }
+
+    #[inline(always)]
+    fn bounds(&self) -> (f32, f32) {
+        (self.qmin.into(), self.qmax.into())
+    }
+}
+
+/// A candidate's step, and the codes' reach in steps from zero.
+#[derive(Clone, Copy, Debug, Default)]
+struct Clip {
+    scale: f32,
+    inv_scale: f32,
+    least: f32,
+    most: f32,
+    /// Whether a product of codes and scale may overflow.
+    huge: bool,
 }
 
 /// How a row became codes: `x ~ (code - zero_point) * scale`.
@@ -59,24 +215,177 @@ pub struct RowScale {
     pub zero_point: u8,
 }
 
-/// Quantizes one row to u8 on the calling thread: the step that a product
-/// with rows of activations does first. `out` has as many elements as `x`.
-#[inline]
-pub(crate) fn quantize_row(x: Floats, symmetric: bool, out: &mut [u8], isa: Isa) -> RowScale {
-    assert_eq!(x.len(), out.len());
-    #[cfg(target_arch = "x86_64")]
-    {
-        if isa.has_avx512() {
-            // SAFETY: an Isa exists only where the CPU has it.
-            return unsafe { avx512::quantize_row(x, symmetric, out) };
+/// The definition's functions of the same names, on the vectors of an Isa.
+macro_rules! dispatched {
+    ($($(#[$doc:meta])* $vis:vis $name:ident($($arg:ident: $ty:ty),*) -> $ret:ty;)*) => {$(
+        $(#[$doc])*
+        #[inline]
+        $vis fn $name($($arg: $ty,)* isa: Isa) -> $ret {
+            #[cfg(target_arch = "x86_64")]
+            {
+                if isa.has_avx512() {
+                    // SAFETY: an Isa exists only where the CPU has it.
+                    return unsafe { avx512::$name($($arg),*) };
+                }
+                if isa.has_avx2() {
+                    // SAFETY: an Isa exists only where the CPU has it.
+                    return unsafe { avx2::$name($($arg),*) };
+                }
+            }
+            let _ = isa;
+            scalar::$name(crate::lanes::Scalar, $($arg),*)
         }
-        if isa.has_avx2() {
-            // SAFETY: an Isa exists only where the CPU has it.
-            return unsafe { avx2::quantize_row(x, symmetric, out) };
+    )*};
+}
+
+dispatched! {
+    /// Quantizes one row to u8 on the calling thread: the step that a product
+    /// with rows of activations does first. `out` has as many elements as `x`.
+    pub(crate) quantize_row(x: Floats, symmetric: bool, out: &mut [u8]) -> RowScale;
+    extremes(x: &[f32]) -> Option<(f32, f32)>;
+    extremes_bf16(x: &[u16]) -> Option<(f32, f32)>;
+    extremes_f64(x: &[f64]) -> Option<(f64, f64)>;
+    encode(x: Floats, inv_scale: &[f32], zero_point: &[f32], bounds: (f32, f32), out: &mut [u8]) -> bool;
+    decode(codes: &[u8], scale: &[f32], zero_point: &[f32], out: FloatsMut) -> u8;
+    squares(x: &[f32], weight: Option<&[f32]>, clip: &Clip, bound: f64) -> f64;
+    squares_f64(x: &[f64], weight: Option<&[f32]>, clip: &Clip, bound: f64) -> f64;
+}
+
+/// Elements of a task: enough work to be worth handing out.
+const TASK: usize = 1 << 16;
+
+/// Quantizes values with given scales and zero points; `layout` says which of
+/// them each value has.
+///
+/// # Errors
+/// [`Error::Value`] where lengths do not fit, a scale is not finite or below
+/// 2^-126, a zero point lies outside `qmin..=qmax`, or a value is NaN or
+/// infinite, what `codes` then holds is undefined; [`Error::Memory`];
+/// [`Error::Interrupted`].
+pub fn quantize(
+    x: Floats,
+    layout: &Layout,
+    (qmin, qmax): (u8, u8),
+    scale: &[f32],
+    zero_point: &[i32],
+    codes: &mut [u8],
+    isa: Isa,
+    ctl: &Ctl,
+) -> Result<()> {
+    layout.check("x", x.len())?;
+    layout.check("codes", codes.len())?;
+    let (mut inv_scale, zero_point) = table(layout, scale, zero_point, qmin, qmax)?;
+    inv_scale.iter_mut().for_each(|s| *s = 1.0 / *s);
+    let finite = AtomicBool::new(true);
+    let parts = Parts::new(codes.chunks_mut(TASK));
+    ctl.for_each(parts.len(), &|_, task| {
+        let mut each = layout::Each::new(layout, task * TASK, &inv_scale, &zero_point);
+        for (i, codes) in parts.take(task).chunks_mut(scalar::BLOCK).enumerate() {
+            let first = task * TASK + i * scalar::BLOCK;
+            let (inv_scale, zero_point) = each.next(codes.len());
+            let x = x.part(first..first + codes.len());
+            if !encode(x, inv_scale, zero_point, (qmin.into(), qmax.into()), codes, isa) {
+                finite.store(false, Relaxed);
+            }
+        }
+    })?;
+    if finite.into_inner() { Ok(()) } else { Err(not_finite("x", x)) }
+}
+
+/// `(code - zero_point) * scale` of each code, in float32, or in float64 for
+/// float64; then rounded to the type of `out` and never beyond its greatest
+/// finite number.
+///
+/// # Errors
+/// [`Error::Value`] where lengths do not fit, a scale is not finite or below
+/// 2^-126, a zero point or a code lies outside `0..=qmax`, what `out` then
+/// holds is undefined; [`Error::Memory`]; [`Error::Interrupted`].
+pub fn dequantize(
+    codes: &[u8],
+    layout: &Layout,
+    qmax: u8,
+    scale: &[f32],
+    zero_point: &[i32],
+    out: FloatsMut,
+    isa: Isa,
+    ctl: &Ctl,
+) -> Result<()> {
+    layout.check("codes", codes.len())?;
+    layout.check("out", out.len())?;
+    let (scale, zero_point) = table(layout, scale, zero_point, 0, qmax)?;
+    let greatest = AtomicU8::new(0);
+    let parts = Parts::new(out.pieces(TASK));
+    ctl.for_each(parts.len(), &|_, task| {
+        let mut out = parts.take(task);
+        let mut each = layout::Each::new(layout, task * TASK, &scale, &zero_point);
+        let codes = &codes[task * TASK..task * TASK + out.len()];
+        for (i, codes) in codes.chunks(scalar::BLOCK).enumerate() {
+            let (scale, zero_point) = each.next(codes.len());
+            let first = i * scalar::BLOCK;
+            let most = decode(codes, scale, zero_point, out.part(first..first + codes.len()), isa);
+            greatest.fetch_max(most, Relaxed);
+        }
+    })?;
+    if greatest.into_inner() > qmax {
+        let at = codes.iter().position(|&c| c > qmax).unwrap_or_default();
+        bail!("codes: expected codes of at most {qmax}, got {} at flat index {at}", codes[at]);
+    }
+    Ok(())
+}
+
+/// Private copies of scales and zero points, checked.
+fn table(layout: &Layout, scale: &[f32], zero_point: &[i32], qmin: u8, qmax: u8) -> Result<(Vec<f32>, Vec<f32>)> {
+    let n = layout.groups();
+    if qmin >= qmax {
+        bail!("qmin, qmax: expected qmin below qmax, got {qmin} and {qmax}");
+    }
+    if scale.len() != n || zero_point.len() != n {
+        bail!("qparams: expected {n} scales and zero points, got {} and {}", scale.len(), zero_point.len());
+    }
+    let (mut scales, mut zeros) = (try_zeroed(n)?, try_zeroed(n)?);
+    scales.copy_from_slice(scale);
+    if let Some(at) = scales.iter().position(|s| !(scalar::MIN_SCALE..f32::INFINITY).contains(s)) {
+        bail!("qparams.scale: expected finite scales of at least 2**-126, got {:e} at flat index {at}", scales[at]);
+    }
+    for (at, (zero, &zp)) in zeros.iter_mut().zip(zero_point).enumerate() {
+        if !(i32::from(qmin)..=i32::from(qmax)).contains(&zp) {
+            bail!("qparams.zero_point: expected {qmin} to {qmax}, got {zp} at flat index {at}");
+        }
+        *zero = zp as f32;
+    }
+    Ok((scales, zeros))
+}
+
+/// The complaint about values of which some are not finite.
+#[cold]
+fn not_finite(name: &str, x: Floats) -> Error {
+    let (mut nan, mut above, mut below, mut first) = (0usize, 0usize, 0usize, None);
+    for i in 0..x.len() {
+        let value = x.at(i);
+        if !value.is_finite() {
+            first = first.or(Some((i, value)));
+            nan += usize::from(value.is_nan());
+            above += usize::from(value == f64::INFINITY);
+            below += usize::from(value == f64::NEG_INFINITY);
         }
     }
-    let _ = isa;
-    scalar::quantize_row(crate::lanes::Scalar, x, symmetric, out)
+    let (at, kind) = first.map_or((0, ""), |(i, v)| {
+        (
+            i,
+            if v.is_nan() {
+                "NaN"
+            } else if v > 0.0 {
+                "+Inf"
+            } else {
+                "-Inf"
+            },
+        )
+    });
+    Error::Value(format!(
+        "{name}: expected finite values, got {} that are not ({nan} NaN, {above} +Inf, {below} -Inf), \
+         the first {kind} at flat index {at}",
+        nan + above + below
+    ))
 }
 
 /// Quantizes rows of `k` values to u8, each with its own scale and zero point,
@@ -103,6 +412,9 @@ pub fn quantize_rows(
     if k == 0 || group_size == 0 {
         bail!("k and group_size: expected at least 1, got {k} and {group_size}");
     }
+    if group_size.min(k) > i32::MAX as usize / 255 {
+        bail!("group_size: sums of {} codes exceed int32; expected at most {}", group_size.min(k), i32::MAX / 255);
+    }
     let m = rows.len();
     let groups = k.div_ceil(group_size);
     if m.checked_mul(k) != Some(x.len()) || codes.len() != x.len() || m.checked_mul(groups) != Some(group_sums.len()) {
@@ -113,11 +425,10 @@ pub fn quantize_rows(
             group_sums.len()
         );
     }
-    // Rows of one task: enough work to be worth handing out.
-    let block = (1usize << 16).div_ceil(k);
+    let block = TASK.div_ceil(k);
     let parts: Vec<_> =
         codes.chunks_mut(block * k).zip(rows.chunks_mut(block)).zip(group_sums.chunks_mut(block * groups)).collect();
-    let parts = crate::par::Parts::new(parts);
+    let parts = Parts::new(parts);
     ctl.for_each(parts.len(), &|_, task| {
         let ((codes, rows), sums) = parts.take(task);
         for (i, row) in rows.iter_mut().enumerate() {
@@ -129,51 +440,4 @@ pub fn quantize_rows(
             }
         }
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn definition(x: &[f32], symmetric: bool) -> (Vec<u8>, RowScale) {
-        let mut codes = vec![0; x.len()];
-        let row = quantize_row(Floats::F32(x), symmetric, &mut codes, Isa::Scalar);
-        (codes, row)
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(512))]
-        #[test]
-        fn every_isa_equals_the_definition(
-            x in prop::collection::vec(prop_oneof![
-                8 => -3f32..3f32, 1 => any::<f32>(), 1 => Just(0.0), 1 => Just(f32::MIN_POSITIVE / 4.0)
-            ], 1..300),
-            symmetric: bool,
-        ) {
-            let (codes, row) = definition(&x, symmetric);
-            for &isa in Isa::available() {
-                let mut got = vec![0; x.len()];
-                let r = quantize_row(Floats::F32(&x), symmetric, &mut got, isa);
-                prop_assert_eq!(r.scale.to_bits(), row.scale.to_bits(), "{}", isa.name());
-                prop_assert_eq!(r.zero_point, row.zero_point);
-                if row.scale.is_finite() {
-                    prop_assert_eq!(&got, &codes, "{}", isa.name());
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn worked_examples() {
-        assert_eq!(definition(&[0.0, 0.0], false), (vec![0, 0], RowScale { scale: 1.0, zero_point: 0 }));
-        assert_eq!(definition(&[2.5, 2.5], false), (vec![1, 1], RowScale { scale: 2.5, zero_point: 0 }));
-        assert_eq!(definition(&[-2.5], false), (vec![0], RowScale { scale: 2.5, zero_point: 1 }));
-        assert_eq!(definition(&[0.0, 255.0, 0.5, 1.5], false).0, [0, 255, 0, 2]); // ties to even
-        assert_eq!(definition(&[f32::MAX, f32::MIN], false).0, [255, 0]);
-        assert_eq!(definition(&[-127.0, 63.5], true).0, [1, 192]); // 63.5 ties to 64
-        assert!(definition(&[1.0, f32::NAN], false).1.scale.is_nan());
-        assert!(definition(&[f32::NEG_INFINITY, 0.0], true).1.scale.is_nan());
-    }
 }

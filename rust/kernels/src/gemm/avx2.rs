@@ -10,7 +10,7 @@
 use std::arch::x86_64::*;
 
 use super::Block;
-use super::epilogue::{self, Finish};
+use super::epilogue::{self, Finish, Norm};
 use crate::affine::RowScale;
 use crate::lanes::{Avx2, Element};
 
@@ -200,4 +200,14 @@ pub(super) unsafe fn finish<T: Element>(
 ) {
     // SAFETY: the features of this function are those that the token stands for.
     epilogue::finish(unsafe { Avx2::new() }, f, sums, rows, out, col);
+}
+
+/// Layer normalization on this file's vectors.
+///
+/// # Safety
+/// The CPU has AVX2.
+#[target_feature(enable = "avx2,fma,bmi1,bmi2")]
+pub(super) unsafe fn normalize<T: Element>(x: &[f32], norm: &Norm, out: &mut [T]) {
+    // SAFETY: the features of this function are those that the token stands for.
+    epilogue::normalize(unsafe { Avx2::new() }, x, norm, out);
 }

@@ -6,7 +6,7 @@
 use std::arch::x86_64::*;
 
 use super::Block;
-use super::epilogue::{self, Finish};
+use super::epilogue::{self, Finish, Norm};
 use crate::affine::RowScale;
 use crate::lanes::{Avx512, Element};
 
@@ -114,4 +114,14 @@ pub(super) unsafe fn finish<T: Element>(
 ) {
     // SAFETY: the features of this function are those that the token stands for.
     epilogue::finish(unsafe { Avx512::new() }, f, sums, rows, out, col);
+}
+
+/// Layer normalization on this file's vectors.
+///
+/// # Safety
+/// The CPU has AVX-512 F, BW, DQ and VL.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+pub(super) unsafe fn normalize<T: Element>(x: &[f32], norm: &Norm, out: &mut [T]) {
+    // SAFETY: the features of this function are those that the token stands for.
+    epilogue::normalize(unsafe { Avx512::new() }, x, norm, out);
 }

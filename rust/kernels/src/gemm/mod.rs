@@ -28,7 +28,7 @@ mod tiled;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-pub use epilogue::Activation;
+pub use epilogue::{Activation, Norm};
 pub use tiled::{Tiled, tile, tiled_len};
 
 use crate::affine::{Floats, RowScale, quantize_row, quantize_rows};
@@ -396,7 +396,28 @@ pub fn lookup<B: AsRef<[u8]>>(indices: &[i64], weight: &Tiled<B>, out: &mut [f32
     for (&index, row) in indices.iter().zip(out.chunks_exact_mut(weight.k().max(1))) {
         match usize::try_from(index) {
             Ok(n) if n < weight.n() => weight.dequantize_column(n, row)?,
-            _ => bail!("indices: expected 0 to {}, got {index}", weight.n()),
+            _ => bail!("indices: expected 0 to {}, got {index}", weight.n() as i64 - 1),
+        }
+    }
+    Ok(())
+}
+
+/// Writes rows `indices` of an N×K matrix of codes + 128, each row with a scale,
+/// as floats: the look-up of an embedding.
+///
+/// # Errors
+/// As [`lookup`].
+pub fn lookup_rows(indices: &[i64], codes: &[u8], scale: &[f32], out: &mut [f32]) -> Result<()> {
+    let (n, k) = (scale.len(), codes.len() / scale.len().max(1));
+    if codes.len() != n * k || out.len() != checked_product("out", &[indices.len(), k])? {
+        bail!("out: expected {} rows of {k}, got {} values", indices.len(), out.len());
+    }
+    for (&index, row) in indices.iter().zip(out.chunks_exact_mut(k.max(1))) {
+        let Some(n) = usize::try_from(index).ok().filter(|&i| i < n) else {
+            bail!("indices: expected 0 to {}, got {index}", n as i64 - 1);
+        };
+        for (out, &code) in row.iter_mut().zip(&codes[n * k..(n + 1) * k]) {
+            *out = (i32::from(code) - 128) as f32 * scale[n];
         }
     }
     Ok(())
@@ -428,6 +449,95 @@ impl Output<'_> {
             Output::F32(out) => out.len(),
             Output::Bf16(out) => out.len(),
             Output::Codes(out, _) => out.len(),
+        }
+    }
+}
+
+/// What follows a layer's last sum.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct After<'a> {
+    /// Added to the outputs: of their shape and element type.
+    pub residual: Option<Floats<'a>>,
+    /// Normalizes each row of outputs, after the residual.
+    pub norm: Option<Norm<'a>>,
+}
+
+impl After<'_> {
+    fn check(&self, m: usize, n: usize) -> Result<()> {
+        if let Some(residual) = self.residual
+            && residual.len() != m * n
+        {
+            bail!("residual: expected {m} by {n}, got {} elements", residual.len());
+        }
+        if let Some(norm) = self.norm
+            && (norm.gamma.len() != n || norm.beta.len() != n)
+        {
+            bail!("norm: expected {n} values of gamma and beta, got {} and {}", norm.gamma.len(), norm.beta.len());
+        }
+        Ok(())
+    }
+}
+
+/// The outputs of a task's rows: from the sums directly, or through a row of
+/// floats that is normalized.
+struct Sink<'a, T> {
+    residual: Option<&'a [T]>,
+    norm: Option<Norm<'a>>,
+}
+
+/// A residual of T, or an error where it is of another type.
+trait Residual: Element {
+    fn of<'a>(values: Floats<'a>) -> Result<&'a [Self]>;
+}
+
+impl Residual for f32 {
+    fn of(values: Floats<'_>) -> Result<&[f32]> {
+        match values {
+            Floats::F32(x) => Ok(x),
+            _ => bail!("residual: expected float32, as the output is"),
+        }
+    }
+}
+
+impl Residual for u16 {
+    fn of(values: Floats<'_>) -> Result<&[u16]> {
+        match values {
+            Floats::Bf16(x) => Ok(x),
+            _ => bail!("residual: expected bfloat16, as the output is"),
+        }
+    }
+}
+
+impl<'a, T: Residual> Sink<'a, T> {
+    fn new(after: After<'a>) -> Result<Self> {
+        Ok(Sink { residual: after.residual.map(T::of).transpose()?, norm: after.norm })
+    }
+
+    /// Runs all of `layer` for rows from `first`, normalized if so asked.
+    fn run<B: AsRef<[u8]>>(
+        &self,
+        isa: Isa,
+        layer: &Layer<B>,
+        rows: &mut Rows,
+        scales: &[RowScale],
+        panels: Range<usize>,
+        sums: &mut [i32],
+        floats: &mut [f32],
+        first: usize,
+        out: &mut [&mut [T]],
+    ) {
+        let n = layer.weight.n();
+        let residual = self.residual.map(|r| (&r[first * n..], n));
+        let Some(norm) = &self.norm else {
+            return layer.rows(isa, rows, scales, panels, sums, residual, out);
+        };
+        let mut whole: Vec<_> = floats.chunks_exact_mut(n).take(out.len()).collect();
+        layer.rows(isa, rows, scales, panels, sums, None, &mut whole);
+        for (r, (x, out)) in whole.into_iter().zip(out).enumerate() {
+            if let Some((residual, _)) = residual {
+                add(x, &residual[r * n..(r + 1) * n]);
+            }
+            normalize(isa, x, norm, out);
         }
     }
 }
@@ -511,6 +621,32 @@ fn finish<T: Element>(isa: Isa, f: &Finish<T>, sums: &[i32], rows: &[RowScale], 
     epilogue::finish(crate::lanes::Scalar, f, sums, rows, out, col);
 }
 
+fn normalize<T: Element>(isa: Isa, x: &[f32], norm: &Norm, out: &mut [T]) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if isa.has_avx512() {
+            // SAFETY: an Isa exists only where the CPU has it.
+            return unsafe { avx512::normalize(x, norm, out) };
+        }
+        if isa.has_avx2() {
+            // SAFETY: an Isa exists only where the CPU has it.
+            return unsafe { avx2::normalize(x, norm, out) };
+        }
+    }
+    let _ = isa;
+    epilogue::normalize(crate::lanes::Scalar, x, norm, out);
+}
+
+/// x += y
+fn add<T: Element>(x: &mut [f32], y: &[T]) {
+    for (x, y) in x.iter_mut().zip(y.chunks_exact(1)) {
+        *x += T::load(crate::lanes::Scalar, y);
+    }
+}
+
+/// Rows for the kernels, how each was quantized, and room for their sums.
+type Prepared<'a> = (Rows<'a>, &'a [RowScale], &'a mut [i32]);
+
 /// Scratch of a thread that runs blocks of rows through a layer.
 struct Scratch {
     codes: Vec<u8>,
@@ -530,32 +666,28 @@ impl Scratch {
     }
 
     /// The rows from `first` as codes: quantized here where they are floats.
-    fn quantize<'a>(
-        &'a mut self,
-        isa: Isa,
-        x: Input<'a>,
-        first: usize,
-        rows: usize,
-        k: usize,
-    ) -> (Rows<'a>, &'a [RowScale], &'a mut [i32]) {
-        let (codes, scales) = match x {
-            Input::Codes(codes, scales) => (&codes[first * k..(first + rows) * k], &scales[first..first + rows]),
-            Input::Floats(x) => {
-                self.scales.clear();
-                for (r, codes) in self.codes.chunks_exact_mut(k).take(rows).enumerate() {
-                    let at = (first + r) * k;
-                    self.scales.push(quantize_row(x.part(at..at + k), false, codes, isa));
-                }
-                (&self.codes[..rows * k], &self.scales[..])
+    fn rows<'a>(&'a mut self, isa: Isa, x: Input<'a>, first: usize, rows: usize, k: usize) -> Prepared<'a> {
+        match x {
+            Input::Floats(x) => self.quantize(isa, x.part(first * k..(first + rows) * k), k),
+            Input::Codes(codes, scales) => {
+                let codes = &codes[first * k..(first + rows) * k];
+                (Rows::new(isa, codes, k, 0, &mut self.wide), &scales[first..first + rows], &mut self.sums)
             }
-        };
-        (Rows::new(isa, codes, k, 0, &mut self.wide), scales, &mut self.sums)
+        }
+    }
+
+    fn quantize(&mut self, isa: Isa, x: Floats, k: usize) -> Prepared<'_> {
+        let rows = x.len() / k;
+        self.scales.clear();
+        for (r, codes) in self.codes.chunks_exact_mut(k).take(rows).enumerate() {
+            self.scales.push(quantize_row(x.part(r * k..(r + 1) * k), false, codes, isa));
+        }
+        (Rows::new(isa, &self.codes[..rows * k], k, 0, &mut self.wide), &self.scales, &mut self.sums)
     }
 }
 
-/// y = activation(x Wᵀ + bias) + residual, rows of floats quantized per row
-/// within the call. The residual has the output's shape and element type; rows
-/// put out as codes take none.
+/// y = activation(x Wᵀ + bias), then what comes `after`; rows of floats are
+/// quantized per row within the call. Rows put out as codes take no `after`.
 ///
 /// # Errors
 /// [`crate::Error::Value`] where lengths do not fit,
@@ -564,7 +696,7 @@ pub fn linear<B: AsRef<[u8]> + Sync>(
     x: Input,
     m: usize,
     layer: &Layer<B>,
-    residual: Option<Floats>,
+    after: After,
     out: Output,
     isa: Isa,
     ctl: &Ctl,
@@ -575,21 +707,19 @@ pub fn linear<B: AsRef<[u8]> + Sync>(
     if out.len() != checked_product("out", &[m, n])? {
         bail!("out: expected {m} by {n}, got {} elements", out.len());
     }
-    if let Some(residual) = residual
-        && residual.len() != out.len()
-    {
-        bail!("residual: expected {m} by {n}, got {} elements", residual.len());
-    }
+    after.check(m, n)?;
     if out.len() == 0 {
         return Ok(());
     }
-    match (out, residual) {
-        (Output::F32(out), None) => layer_into(x, m, layer, None, out, isa, ctl),
-        (Output::F32(out), Some(Floats::F32(residual))) => layer_into(x, m, layer, Some(residual), out, isa, ctl),
-        (Output::Bf16(out), None) => layer_into(x, m, layer, None, out, isa, ctl),
-        (Output::Bf16(out), Some(Floats::Bf16(residual))) => layer_into(x, m, layer, Some(residual), out, isa, ctl),
-        (Output::Codes(codes, scales), None) => layer_into_codes(x, m, layer, codes, scales, isa, ctl),
-        _ => bail!("residual: expected the output's element type, and none for codes"),
+    match out {
+        Output::F32(out) => layer_into(x, m, layer, after, out, isa, ctl),
+        Output::Bf16(out) => layer_into(x, m, layer, after, out, isa, ctl),
+        Output::Codes(codes, scales) => {
+            if after.residual.is_some() || after.norm.is_some() {
+                bail!("residual, norm: expected none where rows are put out as codes");
+            }
+            layer_into_codes(x, m, layer, codes, scales, isa, ctl)
+        }
     }
 }
 
@@ -604,26 +734,32 @@ fn check_input<B: AsRef<[u8]>>(x: &Input, m: usize, weight: &Tiled<B>) -> Result
     Ok(())
 }
 
-fn layer_into<T: Element, B: AsRef<[u8]> + Sync>(
+fn layer_into<T: Residual, B: AsRef<[u8]> + Sync>(
     x: Input,
     m: usize,
     layer: &Layer<B>,
-    residual: Option<&[T]>,
+    after: After,
     out: &mut [T],
     isa: Isa,
     ctl: &Ctl,
 ) -> Result<()> {
     let (n, k) = (layer.weight.n(), layer.weight.k());
-    let cut = Cut::new(m, k, layer.weight.panels(), ctl.threads(), ROWS);
-    let scratch = per_thread(ctl, || Scratch::new(isa, cut.rows, k))?;
+    let sink = Sink::new(after)?;
+    let mut cut = Cut::new(m, k, layer.weight.panels(), ctl.threads(), ROWS);
+    let mut floats = 0;
+    if sink.norm.is_some() {
+        // A row is normalized by the task that has all of it.
+        cut = Cut { rows: block_rows(m, k.max(n), ctl), panels: layer.weight.panels() };
+        floats = checked_product("scratch", &[cut.rows, n])?;
+    }
+    let scratch = per_thread(ctl, || Ok((Scratch::new(isa, cut.rows, k)?, try_zeroed::<f32>(floats)?)))?;
     let tasks = Parts::new(cut_output(out, n, &cut));
     ctl.for_each(tasks.len(), &|slot, task| {
         let (first, panel, mut out) = tasks.take(task);
-        let scratch = &mut *lock(&scratch[slot]);
-        let (mut rows, scales, sums) = scratch.quantize(isa, x, first, out.len(), k);
+        let (scratch, floats) = &mut *lock(&scratch[slot]);
+        let (mut rows, scales, sums) = scratch.rows(isa, x, first, out.len(), k);
         let panels = panel..layer.weight.panels().min(panel + cut.panels);
-        let residual = residual.map(|r| (&r[first * n..], n));
-        layer.rows(isa, &mut rows, scales, panels, sums, residual, &mut out);
+        sink.run(isa, layer, &mut rows, scales, panels, sums, floats, first, &mut out);
     })
 }
 
@@ -648,7 +784,7 @@ fn layer_into_codes<B: AsRef<[u8]> + Sync>(
     ctl.for_each(tasks.len(), &|slot, task| {
         let (codes, row_scales) = tasks.take(task);
         let (scratch, floats) = &mut *lock(&scratch[slot]);
-        let (mut rows, scales, sums) = scratch.quantize(isa, x, task * block, row_scales.len(), k);
+        let (mut rows, scales, sums) = scratch.rows(isa, x, task * block, row_scales.len(), k);
         let mut out: Vec<_> = floats.chunks_exact_mut(n).take(row_scales.len()).collect();
         layer.rows(isa, &mut rows, scales, 0..layer.weight.panels(), sums, None, &mut out);
         for ((codes, row), floats) in codes.chunks_exact_mut(n).zip(row_scales).zip(out) {
@@ -664,9 +800,9 @@ fn block_rows(m: usize, k: usize, ctl: &Ctl) -> usize {
     MLP_ROWS.min(fits).min(m.div_ceil(ctl.threads())).max(1)
 }
 
-/// Two layers as one: y = down(up(x)) + residual, where what lies between is
-/// quantized per row as [`linear`] would do it, and never leaves the cache. The
-/// bits are those of two calls of [`linear`].
+/// Two layers as one: y = down(up(x)), then what comes `after`. What lies
+/// between is quantized per row as [`linear`] would do it, and never leaves the
+/// cache: for f32 the bits are those of two calls of [`linear`].
 ///
 /// # Errors
 /// As [`linear`].
@@ -675,7 +811,7 @@ pub fn mlp<B: AsRef<[u8]> + Sync>(
     m: usize,
     up: &Layer<B>,
     down: &Layer<B>,
-    residual: Option<Floats>,
+    after: After,
     out: Output,
     isa: Isa,
     ctl: &Ctl,
@@ -690,37 +826,32 @@ pub fn mlp<B: AsRef<[u8]> + Sync>(
     if out.len() != checked_product("out", &[m, n])? {
         bail!("out: expected {m} by {n}, got {} elements", out.len());
     }
-    if let Some(residual) = residual
-        && residual.len() != out.len()
-    {
-        bail!("residual: expected {m} by {n}, got {} elements", residual.len());
-    }
+    after.check(m, n)?;
     if out.len() == 0 {
         return Ok(());
     }
-    match (out, residual) {
-        (Output::F32(out), None) => mlp_into(x, m, up, down, None, out, isa, ctl),
-        (Output::F32(out), Some(Floats::F32(residual))) => mlp_into(x, m, up, down, Some(residual), out, isa, ctl),
-        (Output::Bf16(out), None) => mlp_into(x, m, up, down, None, out, isa, ctl),
-        (Output::Bf16(out), Some(Floats::Bf16(residual))) => mlp_into(x, m, up, down, Some(residual), out, isa, ctl),
-        _ => bail!("residual: expected the output's element type, and an output of floats"),
+    match out {
+        Output::F32(out) => mlp_into(x, m, up, down, after, out, isa, ctl),
+        Output::Bf16(out) => mlp_into(x, m, up, down, after, out, isa, ctl),
+        Output::Codes(..) => bail!("out: expected floats"),
     }
 }
 
-fn mlp_into<T: Element, B: AsRef<[u8]> + Sync>(
+fn mlp_into<T: Residual, B: AsRef<[u8]> + Sync>(
     x: Floats,
     m: usize,
     up: &Layer<B>,
     down: &Layer<B>,
-    residual: Option<&[T]>,
+    after: After,
     out: &mut [T],
     isa: Isa,
     ctl: &Ctl,
 ) -> Result<()> {
     let (k, inner, n) = (up.weight.k(), up.weight.n(), down.weight.n());
+    let sink = Sink::new(after)?;
     let block = block_rows(m, k.max(inner), ctl);
     let scratch = per_thread(ctl, || {
-        let floats = try_zeroed::<f32>(checked_product("scratch", &[block, inner])?)?;
+        let floats = try_zeroed::<f32>(checked_product("scratch", &[block, inner.max(n)])?)?;
         Ok((Scratch::new(isa, block, k)?, floats, Scratch::new(isa, block, inner)?))
     })?;
     let tasks = Parts::new(out.chunks_mut(block * n));
@@ -728,13 +859,13 @@ fn mlp_into<T: Element, B: AsRef<[u8]> + Sync>(
         let mut out: Vec<_> = tasks.take(task).chunks_exact_mut(n).collect();
         let (scratch, floats, between) = &mut *lock(&scratch[slot]);
         let (first, count) = (task * block, out.len());
-        let (mut rows, scales, sums) = scratch.quantize(isa, Input::Floats(x), first, count, k);
+        let (mut rows, scales, sums) = scratch.quantize(isa, x.part(first * k..(first + count) * k), k);
         let mut hidden: Vec<_> = floats.chunks_exact_mut(inner).take(count).collect();
         up.rows(isa, &mut rows, scales, 0..up.weight.panels(), sums, None, &mut hidden);
-        let hidden = Input::Floats(Floats::F32(&floats[..count * inner]));
-        let (mut rows, scales, sums) = between.quantize(isa, hidden, 0, count, inner);
-        let residual = residual.map(|r| (&r[first * n..], n));
-        down.rows(isa, &mut rows, scales, 0..down.weight.panels(), sums, residual, &mut out);
+        let hidden = Floats::F32(&floats[..count * inner]);
+        let (mut rows, scales, sums) = between.quantize(isa, hidden, inner);
+        // The codes are made, so the floats are free again.
+        sink.run(isa, down, &mut rows, scales, 0..down.weight.panels(), sums, floats, first, &mut out);
     })
 }
 

@@ -3,6 +3,7 @@
 
 use std::arch::x86_64::*;
 
+use super::scalar;
 use crate::Isa;
 
 /// Codes in a block; it packs to whole bytes at every width.
@@ -15,40 +16,59 @@ pub(super) fn pack<const W: usize>(isa: Isa, codes: &[u8], out: &mut [u8]) -> u8
     unsafe { pack_row::<W>(codes, out) }
 }
 
-/// As `scalar::unpack` for codes of 1 to 7 bits.
-pub(super) fn unpack<const W: usize>(isa: Isa, packed: &[u8], out: &mut [u8]) {
+/// As `scalar::unpack` for codes of 1 to 8 bits. `stream`: past the caches, for
+/// results larger than they are.
+pub(super) fn unpack<const W: usize>(isa: Isa, packed: &[u8], out: &mut [u8], stream: bool) {
     assert!(isa.has_avx2());
     // SAFETY: an `Isa` that has AVX2 exists only where the CPU has it.
-    unsafe { unpack_row::<W>(packed, out) }
+    unsafe { if stream { unpack_row::<W, true>(packed, out) } else { unpack_row::<W, false>(packed, out) } }
 }
 
 // ---------------------------------------------------------------- pack
 
 /// What a block's stores touch: the last 16-byte store begins at byte 6 W.
-const REACH: usize = 6 * 7 + 16;
+const REACH: usize = 6 * 8 + 16;
 
 #[target_feature(enable = "avx2")]
-fn pack_row<const W: usize>(mut codes: &[u8], mut out: &mut [u8]) -> u8 {
+fn pack_row<const W: usize>(codes: &[u8], out: &mut [u8]) -> u8 {
     let mut seen = _mm256_setzero_si256();
+    let head = head(codes);
+    let (first, mut codes) = codes.split_at(head);
+    let (bytes, mut out) = out.split_at_mut(head / 8 * W);
+    pack_part::<W>(first, bytes, &mut seen);
     // Stores reach past their block, into bytes that the next block writes;
     // the last blocks go through a buffer.
-    while let (Some((block, rest)), Some(reach)) = (codes.split_first_chunk::<BLOCK>(), out.first_chunk_mut::<REACH>()) {
+    while let (Some((block, rest)), Some(reach)) = (codes.split_first_chunk(), out.first_chunk_mut()) {
         pack_block::<W>(block, reach, &mut seen);
         codes = rest;
         out = &mut out[8 * W..];
     }
-    while !codes.is_empty() {
-        let (part, rest) = codes.split_at(codes.len().min(BLOCK));
-        let (mut block, mut reach) = ([0; BLOCK], [0; REACH]);
-        block[..part.len()].copy_from_slice(part);
-        pack_block::<W>(&block, &mut reach, &mut seen);
-        let bytes = out.len().min(8 * W);
-        out[..bytes].copy_from_slice(&reach[..bytes]);
-        (codes, out) = (rest, &mut out[bytes..]);
+    for (codes, out) in codes.chunks(BLOCK).zip(out.chunks_mut(8 * W)) {
+        pack_part::<W>(codes, out, &mut seen);
     }
     let mut lanes = [0; 32];
     store(seen, &mut lanes);
     lanes.iter().fold(0, |a, b| a | b)
+}
+
+/// A block through a buffer, or what is less than one.
+#[target_feature(enable = "avx2")]
+fn pack_part<const W: usize>(codes: &[u8], out: &mut [u8], seen: &mut __m256i) {
+    if let Some(block) = codes.first_chunk() {
+        let mut reach = [0; REACH];
+        pack_block::<W>(block, &mut reach, seen);
+        out.copy_from_slice(&reach[..out.len()]);
+    } else {
+        let codes = scalar::pack::<u8, W>(codes, out);
+        *seen = _mm256_or_si256(*seen, _mm256_set1_epi8(codes as i8));
+    }
+}
+
+/// Codes before the first one at the start of a cache line, if these fill whole
+/// bytes and the row is long: vectors that straddle lines cost a fifth.
+fn head(codes: &[u8]) -> usize {
+    let head = codes.as_ptr().align_offset(BLOCK);
+    if codes.len() >= 16 * BLOCK && head.is_multiple_of(8) { head } else { 0 }
 }
 
 #[inline]
@@ -107,34 +127,48 @@ const fn drop_zeros<const W: usize>() -> [u8; 16] {
 // ---------------------------------------------------------------- unpack
 
 #[target_feature(enable = "avx2")]
-fn unpack_row<const W: usize>(mut packed: &[u8], mut out: &mut [u8]) {
+fn unpack_row<const W: usize, const STREAM: bool>(packed: &[u8], out: &mut [u8]) {
+    let head = head(out);
+    let (bytes, mut packed) = packed.split_at(head / 8 * W);
+    let (first, mut out) = out.split_at_mut(head);
+    unpack_part::<W>(bytes, first);
     // Loads reach past their block as the stores of `pack_row` do.
-    while let (Some(reach), true) = (packed.first_chunk::<REACH>(), out.len() >= BLOCK) {
-        let (block, rest) = out.split_at_mut(BLOCK);
-        unpack_block::<W>(reach, block);
+    while let (Some(reach), Some(block)) = (packed.first_chunk(), out.first_chunk_mut()) {
+        unpack_block::<W, STREAM>(reach, block);
         packed = &packed[8 * W..];
-        out = rest;
+        out = &mut out[BLOCK..];
     }
-    while !out.is_empty() {
-        let (part, rest) = out.split_at_mut(out.len().min(BLOCK));
-        let bytes = packed.len().min(8 * W);
-        let (mut reach, mut block) = ([0; REACH], [0; BLOCK]);
-        reach[..bytes].copy_from_slice(&packed[..bytes]);
-        unpack_block::<W>(&reach, &mut block);
-        part.copy_from_slice(&block[..part.len()]);
-        (packed, out) = (&packed[bytes..], rest);
+    if STREAM {
+        _mm_sfence(); // streaming stores are not ordered with what follows
+    }
+    for (packed, out) in packed.chunks(8 * W).zip(out.chunks_mut(BLOCK)) {
+        unpack_part::<W>(packed, out);
+    }
+}
+
+/// A block through a buffer, or what is less than one.
+#[target_feature(enable = "avx2")]
+fn unpack_part<const W: usize>(packed: &[u8], out: &mut [u8]) {
+    if let Some(block) = out.first_chunk_mut() {
+        let mut reach = [0; REACH];
+        reach[..packed.len()].copy_from_slice(packed);
+        unpack_block::<W, false>(&reach, block);
+    } else {
+        scalar::unpack::<u8, W>(packed, out);
     }
 }
 
 #[inline]
 #[target_feature(enable = "avx2")]
-fn unpack_block<const W: usize>(packed: &[u8; REACH], out: &mut [u8]) {
+fn unpack_block<const W: usize, const STREAM: bool>(packed: &[u8; REACH], out: &mut [u8; BLOCK]) {
     for (i, out) in out.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-        let (Some(low), Some(high)) = (packed[4 * W * i..].first_chunk(), packed[4 * W * i + 2 * W..].first_chunk()) else {
-            unreachable!("4 W + 2 W + 16 is at most REACH");
+        let (Some(low), Some(high)) = (packed[4 * W * i..].first_chunk(), packed[4 * W * i + 2 * W..].first_chunk())
+        else {
+            unreachable!("6 W + 16 is at most REACH");
         };
         let x = _mm256_inserti128_si256(_mm256_castsi128_si256(load_half(low)), load_half(high), 1);
-        store(scatter::<W>(x), out);
+        let x = scatter::<W>(x);
+        if STREAM { stream(x, out) } else { store(x, out) }
     }
 }
 
@@ -142,6 +176,9 @@ fn unpack_block<const W: usize>(packed: &[u8; REACH], out: &mut [u8]) {
 #[inline]
 #[target_feature(enable = "avx2")]
 fn scatter<const W: usize>(x: __m256i) -> __m256i {
+    if W == 8 {
+        return x;
+    }
     // Four codes to the low bits of each 32; those of an odd width begin in
     // the middle of a byte every second time.
     let mut x = _mm256_shuffle_epi8(x, twice(load_half(&const { four_by_four::<W>() })));
@@ -201,4 +238,15 @@ fn store(x: __m256i, out: &mut [u8; 32]) {
 fn store_half(x: __m128i, out: &mut [u8; 16]) {
     // SAFETY: the array is 16 bytes.
     unsafe { _mm_storeu_si128(out.as_mut_ptr().cast(), x) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn stream(x: __m256i, out: &mut [u8; 32]) {
+    if out.as_ptr().addr().is_multiple_of(32) {
+        // SAFETY: the array is 32 bytes, at a multiple of 32.
+        unsafe { _mm256_stream_si256(out.as_mut_ptr().cast(), x) }
+    } else {
+        store(x, out);
+    }
 }

@@ -14,18 +14,23 @@ pub(super) fn pack<const W: usize>(isa: Isa, codes: &[u8], out: &mut [u8]) -> u8
     unsafe { pack_row::<W>(codes, out) }
 }
 
-/// As `scalar::unpack` for codes of 1 to 7 bits.
-pub(super) fn unpack<const W: usize>(isa: Isa, packed: &[u8], out: &mut [u8]) {
+/// As `scalar::unpack` for codes of 1 to 8 bits. `stream`: past the caches, for
+/// results larger than they are.
+pub(super) fn unpack<const W: usize>(isa: Isa, packed: &[u8], out: &mut [u8], stream: bool) {
     assert!(isa.has_avx512vbmi());
     // SAFETY: an `Isa` that has these exists only where the CPU has them.
-    unsafe { unpack_row::<W>(packed, out) }
+    unsafe { if stream { unpack_row::<W, true>(packed, out) } else { unpack_row::<W, false>(packed, out) } }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
-fn pack_row<const W: usize>(mut codes: &[u8], mut out: &mut [u8]) -> u8 {
+fn pack_row<const W: usize>(codes: &[u8], out: &mut [u8]) -> u8 {
     let mut seen = _mm512_setzero_si512();
+    let head = head(codes);
+    let (first, mut codes) = codes.split_at(head);
+    let (bytes, mut out) = out.split_at_mut(head / 8 * W);
+    pack_part::<W>(first, bytes, &mut seen);
     // Stores reach past their block, into bytes that the next block writes;
-    // the last blocks go through a buffer.
+    // the last blocks are masked.
     while let (Some((block, rest)), Some(reach)) = (codes.split_first_chunk(), out.first_chunk_mut()) {
         let x = load(block);
         seen = _mm512_or_si512(seen, x);
@@ -33,20 +38,27 @@ fn pack_row<const W: usize>(mut codes: &[u8], mut out: &mut [u8]) -> u8 {
         codes = rest;
         out = &mut out[8 * W..];
     }
-    while !codes.is_empty() {
-        let (part, rest) = codes.split_at(codes.len().min(BLOCK));
-        let (mut block, mut reach) = ([0; BLOCK], [0; BLOCK]);
-        block[..part.len()].copy_from_slice(part);
-        let x = load(&block);
-        seen = _mm512_or_si512(seen, x);
-        store(gather::<W>(x), &mut reach);
-        let bytes = out.len().min(8 * W);
-        out[..bytes].copy_from_slice(&reach[..bytes]);
-        (codes, out) = (rest, &mut out[bytes..]);
+    for (codes, out) in codes.chunks(BLOCK).zip(out.chunks_mut(8 * W)) {
+        pack_part::<W>(codes, out, &mut seen);
     }
     let mut lanes = [0; BLOCK];
     store(seen, &mut lanes);
     lanes.iter().fold(0, |a, b| a | b)
+}
+
+/// At most a block.
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+fn pack_part<const W: usize>(codes: &[u8], out: &mut [u8], seen: &mut __m512i) {
+    let x = load_part(codes);
+    *seen = _mm512_or_si512(*seen, x);
+    store_part(gather::<W>(x), out);
+}
+
+/// Codes before the first one at the start of a cache line, if these fill whole
+/// bytes and the row is long: vectors that straddle lines cost a fifth.
+fn head(codes: &[u8]) -> usize {
+    let head = codes.as_ptr().align_offset(BLOCK);
+    if codes.len() >= 16 * BLOCK && head.is_multiple_of(8) { head } else { 0 }
 }
 
 /// The bits of the codes in the lowest 8 W bytes. Neighbours are joined by
@@ -76,25 +88,34 @@ const fn drop_zeros<const W: usize>() -> [u8; BLOCK] {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
-fn unpack_row<const W: usize>(mut packed: &[u8], mut out: &mut [u8]) {
+fn unpack_row<const W: usize, const STREAM: bool>(packed: &[u8], out: &mut [u8]) {
+    let head = head(out);
+    let (bytes, mut packed) = packed.split_at(head / 8 * W);
+    let (first, mut out) = out.split_at_mut(head);
+    unpack_part::<W>(bytes, first);
     // Loads reach past their block as the stores of `pack_row` do.
-    while let (Some(reach), true) = (packed.first_chunk(), out.len() >= BLOCK) {
-        let (block, rest) = out.split_at_mut(BLOCK);
-        if let Some(block) = block.first_chunk_mut() {
-            store(scatter::<W>(load(reach)), block);
+    while let (Some(reach), Some(block)) = (packed.first_chunk(), out.first_chunk_mut()) {
+        let x = scatter::<W>(load(reach));
+        if STREAM {
+            stream(x, block)
+        } else {
+            store(x, block)
         }
         packed = &packed[8 * W..];
-        out = rest;
+        out = &mut out[BLOCK..];
     }
-    while !out.is_empty() {
-        let (part, rest) = out.split_at_mut(out.len().min(BLOCK));
-        let bytes = packed.len().min(8 * W);
-        let (mut reach, mut block) = ([0; BLOCK], [0; BLOCK]);
-        reach[..bytes].copy_from_slice(&packed[..bytes]);
-        store(scatter::<W>(load(&reach)), &mut block);
-        part.copy_from_slice(&block[..part.len()]);
-        (packed, out) = (&packed[bytes..], rest);
+    if STREAM {
+        _mm_sfence(); // streaming stores are not ordered with what follows
     }
+    for (packed, out) in packed.chunks(8 * W).zip(out.chunks_mut(BLOCK)) {
+        unpack_part::<W>(packed, out);
+    }
+}
+
+/// At most a block.
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+fn unpack_part<const W: usize>(packed: &[u8], out: &mut [u8]) {
+    store_part(scatter::<W>(load_part(packed)), out);
 }
 
 /// The 64 codes that the lowest 8 W bytes hold, a byte each: each 8 codes to
@@ -102,8 +123,13 @@ fn unpack_row<const W: usize>(mut packed: &[u8], mut out: &mut [u8]) {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
 fn scatter<const W: usize>(x: __m512i) -> __m512i {
+    if W == 8 {
+        return x;
+    }
     let eights = _mm512_permutexvar_epi8(load(&const { eight_by_eight::<W>() }), x);
-    let shifts = i64::from_le_bytes(const { [0, W as u8, 2 * W as u8, 3 * W as u8, 4 * W as u8, 5 * W as u8, 6 * W as u8, 7 * W as u8] });
+    let shifts = i64::from_le_bytes(
+        const { [0, W as u8, 2 * W as u8, 3 * W as u8, 4 * W as u8, 5 * W as u8, 6 * W as u8, 7 * W as u8] },
+    );
     let codes = _mm512_multishift_epi64_epi8(_mm512_set1_epi64(shifts), eights);
     _mm512_and_si512(codes, _mm512_set1_epi8((0xff >> (8 - W)) as i8))
 }
@@ -133,4 +159,36 @@ fn load(x: &[u8; BLOCK]) -> __m512i {
 fn store(x: __m512i, out: &mut [u8; BLOCK]) {
     // SAFETY: the array is 64 bytes.
     unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), x) }
+}
+
+/// At most 64 bytes, then zeros.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn load_part(x: &[u8]) -> __m512i {
+    // SAFETY: the mask keeps to the slice.
+    unsafe { _mm512_maskz_loadu_epi8(lowest(x.len()), x.as_ptr().cast()) }
+}
+
+/// The first `out.len()` bytes, at most 64.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn store_part(x: __m512i, out: &mut [u8]) {
+    // SAFETY: the mask keeps to the slice.
+    unsafe { _mm512_mask_storeu_epi8(out.as_mut_ptr().cast(), lowest(out.len()), x) }
+}
+
+fn lowest(count: usize) -> u64 {
+    assert!(count <= BLOCK);
+    if count == 0 { 0 } else { u64::MAX >> (BLOCK - count) }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn stream(x: __m512i, out: &mut [u8; BLOCK]) {
+    if out.as_ptr().addr().is_multiple_of(BLOCK) {
+        // SAFETY: the array is 64 bytes, at a multiple of 64.
+        unsafe { _mm512_stream_si512(out.as_mut_ptr().cast(), x) }
+    } else {
+        store(x, out);
+    }
 }

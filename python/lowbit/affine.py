@@ -1,0 +1,409 @@
+"""Affine quantization, real numbers to codes and back: FORMATS.md, "Rounding and scales"."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from lowbit import _core
+from lowbit._check import as_array, check_int, check_out
+from lowbit.types import Granularity, PerAxis, PerGroup, PerTensor, QParams, RowCodes
+
+__all__ = ["choose_qparams", "dequantize", "quantize", "quantize_rows"]
+
+_U8, _F32, _I32 = np.dtype(np.uint8), np.dtype(np.float32), np.dtype(np.int32)
+_FLOATS = ("float32", "float64", "float16", "bfloat16")
+_KERNELS = {np.dtype(name): name for name in ("float32", "float64", "float16")}
+
+
+def choose_qparams(
+    x: ArrayLike,
+    nbits: int = 8,
+    *,
+    granularity: Granularity = PerTensor(),  # noqa: B008 - frozen
+    symmetric: bool = True,
+    full_range: bool = False,
+    method: Literal["absmax", "percentile", "mse"] = "absmax",
+    percentile: float = 99.99,
+    sample_weight: ArrayLike | None = None,
+    isa: str | None = None,
+) -> QParams:
+    """Chooses the scales and zero points by which `quantize` makes codes.
+
+    Symmetric codes lie about a zero point of ``2**(nbits - 1)``, and the scale
+    is the greatest magnitude over ``2**(nbits - 1) - 1``. Asymmetric codes span
+    the range of the values, widened to hold 0. In every method a group of zeros
+    has scale 1, and a group of one repeated value c has scale ``|c|`` and code
+    ``zero_point + sign(c)``, which is exact. No scale is below ``2**-126``.
+
+    Parameters
+    ----------
+    x : array_like of float32, float64, float16 or bfloat16, shape (..., K)
+        What is to be quantized, at least 1-D with at least one value; lists of
+        numbers become float32. Copied once if not C-contiguous and aligned. Not
+        to be changed by another thread meanwhile.
+    nbits : int
+        Bits per code, 2 to 8.
+    granularity : PerTensor, PerAxis or PerGroup
+        Which values share a scale. A group longer than K is K long.
+    symmetric : bool
+        Whether the zero point is fixed in the middle.
+    full_range : bool
+        Symmetric codes that reach one further below zero: the scale is the
+        greatest magnitude over ``(2**nbits - 1) / 2``. Asymmetric codes use
+        their full range anyway.
+    method : {"absmax", "percentile", "mse"}
+        What the codes are to span. "absmax": all values. "percentile": this
+        percentage of them, half of the rest being cut off at either end
+        (symmetric: of their magnitudes), or all where that leaves nothing but
+        zeros. "mse": all values or the range scaled down, by the least sum of
+        squared errors over the ratios that FORMATS.md lists.
+    percentile : float
+        Above 0, at most 100. The value with that many at or below it; there is
+        no interpolation.
+    sample_weight : array_like of float32 or float64, broadcastable to x, optional
+        The importance of each value to "percentile" and "mse", as float32, at
+        least 0. Written out to the shape of ``x``. A group whose weights are all
+        0 counts as unweighted, with one warning.
+    isa : str, optional
+        The instruction set to run on, one of `lowbit.available_isas`.
+
+    Returns
+    -------
+    qparams : QParams
+        ``scale`` float32 and ``zero_point`` int32, of shape () for PerTensor,
+        (x.shape[axis],) for PerAxis, (..., ceil(K / group_size)) for PerGroup.
+
+    Raises
+    ------
+    TypeError
+        Another dtype, a masked array, a torch tensor that is not plain, an
+        argument of another type.
+    ValueError
+        NaN or Inf in ``x``, no values, a float64 range whose scale float32
+        cannot hold, NaN, infinite, negative or only zero weights, weights for
+        "absmax", an ``nbits``, axis, ``percentile`` or ``method`` out of range,
+        an unknown ``isa``.
+
+    See Also
+    --------
+    quantize, dequantize : What the result is for.
+
+    References
+    ----------
+    The search over clipped ranges is that of R. Banner, Y. Nahshan, D. Soudry,
+    "Post training 4-bit quantization of convolutional networks for
+    rapid-deployment", NeurIPS 2019, by grid instead of a fitted distribution.
+
+    Examples
+    --------
+    >>> import numpy as np, lowbit
+    >>> q = lowbit.choose_qparams(np.array([[-2.54, 1.0], [0.0, 0.0]], np.float32), granularity=lowbit.PerAxis(0))
+    >>> q.scale, q.zero_point
+    (array([0.02, 1.  ], dtype=float32), array([128, 128], dtype=int32))
+    >>> q = lowbit.choose_qparams([-1.0, 2.0], 4, symmetric=False)
+    >>> float(q.scale), int(q.zero_point)
+    (0.20000000298023224, 5)
+    """
+    nbits = check_int("nbits", nbits, 2, 8)
+    symmetric, full_range = _check_bool("symmetric", symmetric), _check_bool("full_range", full_range)
+    if not isinstance(method, str):
+        raise TypeError(f"method: expected a str, got {method!r}")
+    if isinstance(percentile, (bool, np.bool_)) or not isinstance(percentile, (int, float, np.number)):
+        raise TypeError(f"percentile: expected a number, got {percentile!r}")
+    array, name = _real("x", x)
+    layout, shape = _shapes("x", array.shape, granularity)
+    weight = None if sample_weight is None else _weight(sample_weight, array.shape)
+    scale, zero_point = np.empty(shape, _F32), np.empty(shape, _I32)
+    unweighted = _core.choose_qparams(
+        array,
+        name,
+        layout,
+        (nbits, symmetric, full_range),
+        method,
+        float(percentile),
+        weight,
+        scale,
+        zero_point,
+        isa,
+    )
+    if unweighted:
+        warnings.warn(
+            f"sample_weight: {unweighted} of {scale.size} groups have only zero weights and count as unweighted",
+            UserWarning,
+            stacklevel=2,
+        )
+    qmin = 1 if symmetric and not full_range else 0
+    return QParams(scale, zero_point, nbits, qmin, 2**nbits - 1, granularity, symmetric)
+
+
+def quantize(
+    x: ArrayLike, qparams: QParams, *, out: NDArray[np.uint8] | None = None, isa: str | None = None
+) -> NDArray[np.uint8]:
+    """Rounds real numbers to codes.
+
+    ``code = clamp(rint(x * inv_scale), qmin - zp, qmax - zp) + zp`` with
+    ``inv_scale = float32(1) / scale``, half to even; float64 is multiplied in
+    float64, the others in float32.
+
+    Parameters
+    ----------
+    x : array_like of float32, float64, float16 or bfloat16, shape (..., K)
+        Finite values, at least one. Copied once if not C-contiguous and
+        aligned. Not to be changed by another thread meanwhile.
+    qparams : QParams
+        Its granularity has to give its scales' shape for the shape of ``x``.
+    out : ndarray of uint8, shape (..., K), optional
+        Receives the result. C-contiguous, and overlaps no input. What it holds
+        after an error is undefined.
+    isa : str, optional
+        The instruction set to run on, one of `lowbit.available_isas`.
+
+    Returns
+    -------
+    codes : ndarray of uint8, shape (..., K)
+        In ``qmin..=qmax``; ``out`` if given.
+
+    Raises
+    ------
+    TypeError
+        Another dtype, a masked array, a torch tensor that is not plain,
+        something else than QParams.
+    ValueError
+        NaN or Inf in ``x``, with their count and the first flat index; no
+        values; qparams that do not fit ``x``, a scale that is not finite or
+        below ``2**-126``, a zero point outside ``qmin..=qmax``; an ``out`` that
+        does not fit; an unknown ``isa``.
+
+    See Also
+    --------
+    choose_qparams : Where scales come from.
+    dequantize : The way back.
+
+    Examples
+    --------
+    >>> import numpy as np, lowbit
+    >>> x = np.array([-1.0, 0.0, 0.2, 2.0], np.float32)
+    >>> q = lowbit.choose_qparams(x, 4, symmetric=False)
+    >>> lowbit.quantize(x, q)
+    array([ 0,  5,  6, 15], dtype=uint8)
+    """
+    array, name = _real("x", x)
+    layout, scale, zero_point = _parts("x", array.shape, qparams)
+    if out is None:
+        out = np.empty(array.shape, _U8)
+    else:
+        check_out("out", out, array.shape, _U8, (x, array, scale, zero_point))
+    _core.quantize(array, name, layout, (qparams.qmin, qparams.qmax), scale, zero_point, out, isa)
+    return out
+
+
+def dequantize(
+    codes: ArrayLike,
+    qparams: QParams,
+    *,
+    dtype: DTypeLike = np.float32,
+    out: NDArray[Any] | None = None,
+    isa: str | None = None,
+) -> NDArray[Any]:
+    """The real numbers that codes stand for: ``(code - zero_point) * scale``.
+
+    The product is rounded once to float32, then to float16 or bfloat16; for
+    float64 it is exact. None exceeds the greatest finite number of its type.
+
+    Parameters
+    ----------
+    codes : array_like of uint8, shape (..., K)
+        Codes below ``2**nbits``, at least one. Copied once if not C-contiguous.
+        Not to be changed by another thread meanwhile.
+    qparams : QParams
+        What `quantize` was given.
+    dtype : dtype
+        float32, float64, float16, or bfloat16 as ml_dtypes has it.
+    out : ndarray of dtype, shape (..., K), optional
+        Receives the result; without ``dtype`` said otherwise it has to be
+        float32. C-contiguous, aligned, and overlaps no input. What it holds
+        after an error is undefined.
+    isa : str, optional
+        The instruction set to run on, one of `lowbit.available_isas`.
+
+    Returns
+    -------
+    x : ndarray of dtype, shape (..., K)
+        ``out`` if given.
+
+    Raises
+    ------
+    TypeError
+        Another dtype, a masked array, a torch tensor that is not plain,
+        something else than QParams.
+    ValueError
+        A code of ``2**nbits`` or more, no codes, qparams that do not fit, an
+        ``out`` that does not fit, an unknown ``isa``.
+
+    See Also
+    --------
+    quantize : The inverse, up to rounding.
+
+    Examples
+    --------
+    >>> import numpy as np, lowbit
+    >>> q = lowbit.choose_qparams([-1.0, 2.0], 2, symmetric=False)
+    >>> lowbit.dequantize(np.array([0, 1, 2, 3], np.uint8), q)
+    array([-1.,  0.,  1.,  2.], dtype=float32)
+    """
+    array = as_array("codes", codes, ("uint8",))
+    layout, scale, zero_point = _parts("codes", array.shape, qparams)
+    dtype = np.dtype(dtype)
+    name = _KERNELS.get(dtype) or (dtype.name if dtype.isnative else str(dtype))
+    if name not in _FLOATS:
+        raise TypeError(f"dtype: expected {' or '.join(_FLOATS)}, got {dtype}")
+    if out is None:
+        out = np.empty(array.shape, dtype)
+    else:
+        check_out("out", out, array.shape, dtype, (codes, array, scale, zero_point))
+    _core.dequantize(array, layout, 2**qparams.nbits - 1, scale, zero_point, _bits(out, name), name, isa)
+    return out
+
+
+def quantize_rows(
+    x: ArrayLike, *, symmetric: bool = False, group_size: int | None = None, isa: str | None = None
+) -> RowCodes:
+    """Quantizes rows of activations to 8 bits, each with a scale of its own.
+
+    One pass that finds each row's range, rounds it as `quantize` would with
+    "absmax", and sums its codes, which a product needs where there are zero
+    points. A row's result does not depend on the others.
+
+    Parameters
+    ----------
+    x : array_like of float32, float64, float16 or bfloat16, shape (..., K)
+        At least one value. Copied once if not C-contiguous and aligned. Not to
+        be changed by another thread meanwhile.
+    symmetric : bool
+        Whether the zero point is fixed at 128, with codes of 1 to 255.
+    group_size : int, optional
+        Codes of one sum; the last group of a row may be shorter. None, or more
+        than K: one sum for each row.
+    isa : str, optional
+        The instruction set to run on, one of `lowbit.available_isas`.
+
+    Returns
+    -------
+    rows : RowCodes
+        ``codes`` uint8 (..., K), ``scale`` float32 (...), ``zero_point`` uint8
+        (...), ``group_sums`` int32 (..., G) with G = ceil(K / group_size). A row
+        with NaN or Inf, or of float64 beyond what a float32 scale holds, has
+        scale NaN and leaves the others alone.
+
+    Raises
+    ------
+    TypeError
+        Another dtype, a masked array, a torch tensor that is not plain.
+    ValueError
+        No values, a ``group_size`` below 1, groups of more than 8,421,504
+        codes, whose sum int32 may not hold, an unknown ``isa``.
+
+    Examples
+    --------
+    >>> import numpy as np, lowbit
+    >>> rows = lowbit.quantize_rows(np.array([[0.0, 1.0, 255.0], [-1.0, 0.0, 0.0]], np.float32))
+    >>> rows.codes
+    array([[  0,   1, 255],
+           [  0, 255, 255]], dtype=uint8)
+    >>> rows.zero_point, rows.group_sums
+    (array([  0, 255], dtype=uint8), array([[256],
+           [510]], dtype=int32))
+    """
+    symmetric = _check_bool("symmetric", symmetric)
+    array, name = _real("x", x)
+    _some("x", array.shape)
+    *outer, k = array.shape
+    group = k if group_size is None else min(check_int("group_size", group_size, 1), k)
+    codes = np.empty(array.shape, _U8)
+    scale, zero_point = np.empty(outer, _F32), np.empty(outer, _U8)
+    sums = np.empty((*outer, -(-k // group)), _I32)
+    _core.quantize_rows(array, name, k, symmetric, group, codes, scale, zero_point, sums, isa)
+    return RowCodes(codes, scale, zero_point, sums)
+
+
+def _real(name: str, x: Any) -> tuple[np.ndarray, str]:
+    """``x`` as a kernel takes it, and the name of its dtype."""
+    array = as_array(name, x, _FLOATS)
+    kernel = _KERNELS.get(array.dtype, "bfloat16")
+    return _bits(array, kernel), kernel
+
+
+def _bits(array: np.ndarray, name: str) -> np.ndarray:
+    return array if name in ("float32", "float64") else array.view(np.uint16)
+
+
+def _check_bool(name: str, value: Any) -> bool:
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name}: expected a bool, got {value!r}")
+    return bool(value)
+
+
+def _some(name: str, shape: tuple[int, ...]) -> None:
+    if 0 in shape:
+        raise ValueError(f"{name}: need at least 1 value, got shape {shape}")
+
+
+def _shapes(
+    name: str, shape: tuple[int, ...], granularity: Granularity
+) -> tuple[tuple[int, int, int, int], tuple[int, ...]]:
+    """The layout (outer, channels, inner, group size) and the scales' shape."""
+    _some(name, shape)
+    n = math.prod(shape)
+    if isinstance(granularity, PerTensor):
+        return (1, 1, n, n), ()
+    if isinstance(granularity, PerGroup):
+        k = shape[-1]
+        group = min(granularity.group_size, k)
+        return (1, n // k, k, group), (*shape[:-1], -(-k // group))
+    if isinstance(granularity, PerAxis):
+        ndim = len(shape)
+        axis = check_int("axis", granularity.axis, -ndim, ndim - 1) % ndim
+        inner = math.prod(shape[axis + 1 :])
+        return (math.prod(shape[:axis]), shape[axis], inner, inner), (shape[axis],)
+    raise TypeError(f"granularity: expected PerTensor(), PerAxis(axis) or PerGroup(group_size), got {granularity!r}")
+
+
+def _parts(
+    name: str, shape: tuple[int, ...], qparams: QParams
+) -> tuple[tuple[int, int, int, int], np.ndarray, np.ndarray]:
+    """The layout for an array of this shape, scales and zero points."""
+    if not isinstance(qparams, QParams):
+        raise TypeError(f"qparams: expected QParams, got {type(qparams).__name__}")
+    layout, expected = _shapes(name, shape, qparams.granularity)
+    check_int("qparams.nbits", qparams.nbits, 2, 8)
+    check_int("qparams.qmax", qparams.qmax, 1, 2**qparams.nbits - 1)
+    check_int("qparams.qmin", qparams.qmin, 0, qparams.qmax - 1)
+    scale = as_array("qparams.scale", qparams.scale, ("float32",), min_ndim=0)
+    zero_point = as_array("qparams.zero_point", qparams.zero_point, ("int32",), min_ndim=0)
+    for field, array in (("scale", scale), ("zero_point", zero_point)):
+        if array.shape != expected:
+            raise ValueError(
+                f"qparams.{field}: expected shape {expected} for {qparams.granularity} and {name} of shape {shape}, "
+                f"got {array.shape}"
+            )
+    return layout, scale, zero_point
+
+
+def _weight(weight: Any, shape: tuple[int, ...]) -> np.ndarray:
+    array = as_array("sample_weight", weight, ("float32", "float64"))
+    if array.dtype != _F32:
+        with np.errstate(over="ignore"):  # an infinity is refused
+            array = array.astype(_F32)
+    if array.shape == shape:
+        return array
+    try:
+        return np.array(np.broadcast_to(array, shape), order="C")
+    except ValueError:
+        raise ValueError(
+            f"sample_weight: expected a shape that broadcasts to {shape}, got {array.shape}"
+        ) from None
