@@ -149,18 +149,22 @@ def _torch(module: Any, note: str = "", megabytes: float | None = None) -> Encod
 
     def run(ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
         with torch.no_grad():
-            return module(torch.from_numpy(ids), torch.from_numpy(mask)).numpy()
+            return module(torch.from_numpy(ids), torch.from_numpy(mask)).float().numpy()
 
     return Encoder(run, _torch_megabytes(module) if megabytes is None else megabytes, note)
 
 
-def _compiled(module: Any, megabytes: float, note: str = "", **options: Any) -> Encoder:
+def _compiled(module: Any, megabytes: float, **options: Any) -> Encoder:
     """Compiled with frozen weights: what lets inductor prepack and fuse."""
     import torch
+    import torch._inductor.config as inductor
 
-    options = {"freezing": True, **options}
-    inner = torch.compile(module, dynamic=False, options=options)
-    return _torch(inner, note or ", ".join(f"{k}={v}" for k, v in options.items()), megabytes)
+    # Not as an option of `compile`: dynamo reads the global while it traces, and
+    # without it hands the weights in as arguments that nothing folds or packs.
+    inductor.freezing = True
+    inner = torch.compile(module, dynamic=False, options=options or None)
+    note = ", ".join(["freezing", *(f"{k}={v}" for k, v in options.items())])
+    return _torch(inner, note, megabytes)
 
 
 def torch_eager(dtype: str) -> Encoder:
@@ -219,6 +223,9 @@ def torch_pt2e(dynamic: bool, bf16: bool = False, **options: Any) -> Encoder:
     module = _encoder_module()
     with torch.no_grad():
         exported = torch.export.export(module, calibration[0], strict=False).module()
+        # The pooler's output is not used; the quantizer trips over a layer without users.
+        exported.graph.eliminate_dead_code()
+        exported.recompile()
         quantizer = xiq.X86InductorQuantizer()
         quantizer.set_global(xiq.get_default_x86_inductor_quantization_config(is_dynamic=dynamic))
         prepared = prepare_pt2e(exported, quantizer)
@@ -227,16 +234,15 @@ def torch_pt2e(dynamic: bool, bf16: bool = False, **options: Any) -> Encoder:
         converted = convert_pt2e(prepared)
         torchao.quantization.pt2e.move_exported_model_to_eval(converted)
     size = _torch_megabytes(converted)
-    if bf16:
-        inner = torch.compile(converted, dynamic=False, options={"freezing": True, **options})
+    if not bf16:
+        return _compiled(converted, size, **options)
+    inner = _compiled(converted, size, **options)
 
-        class Cast(torch.nn.Module):
-            def forward(self, ids: Any, mask: Any) -> Any:
-                with torch.autocast("cpu", torch.bfloat16):
-                    return inner(ids, mask).float()
+    def run(ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        with torch.autocast("cpu", torch.bfloat16):
+            return inner.run(ids, mask)
 
-        return _torch(Cast(), "freezing=True, autocast bf16", size)
-    return _compiled(converted, size, **options)
+    return Encoder(run, size, inner.note + ", autocast bf16")
 
 
 # --- onnxruntime and OpenVINO, both from one ONNX file ---
