@@ -68,8 +68,17 @@ class _Tracer(fx.Tracer):
         known = isinstance(m, (QuantLinear, QuantEmbedding, PassThrough, ResidualNorm))
         return known or id(m) in self.opaque or super().is_leaf_module(m, qualname)
 
-    def keys(self, obj: fx.Proxy) -> Any:
-        return iter(())  # a call's **kwargs: none that matter here
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
+        # The module's own code, below decorators that spell *args: its required
+        # arguments are what flows, the others keep their defaults.
+        forward = inspect.unwrap(root_fn)
+        names = [p.name for p in inspect.signature(forward).parameters.values() if _required(p)]
+        inputs = [self.create_proxy("placeholder", name, (), {}) for name in names[1:]]
+        return (lambda root, *inputs: forward(root, *inputs)), [self.root, *inputs]
+
+
+def _required(p: inspect.Parameter) -> bool:
+    return p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
 
 
 class _Graphs:
@@ -83,7 +92,7 @@ class _Graphs:
             if not any(isinstance(m, QuantLinear) for m in module.modules()):
                 continue
             try:
-                self.graphs[id(module)] = module, _Tracer(opaque).trace(module, _defaults(module))
+                self.graphs[id(module)] = module, _Tracer(opaque).trace(module)
             except Exception:  # whatever a model's own code raises on a proxy
                 opaque.add(id(module))
 
@@ -94,10 +103,13 @@ class _Graphs:
         return self.graphs.get(id(module), (None, None))[1]
 
 
-def _defaults(module: nn.Module) -> dict[str, Any]:
-    """Arguments with a default keep it while the module is traced."""
-    parameters = inspect.signature(module.forward).parameters.values()
-    return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+def _plain(*modules: nn.Module | None) -> bool:
+    """Whether these run their own forward and nothing around it."""
+    return all(
+        m is None
+        or (inspect.unwrap(type(m).forward) is type(m).forward and not m._forward_hooks and not m._forward_pre_hooks)
+        for m in modules
+    )
 
 
 Chain = tuple[QuantLinear, nn.Module, str, nn.Module, str, QuantLinear]
@@ -134,7 +146,8 @@ def _chains(model: nn.Module, parent: nn.Module, graph: fx.Graph) -> Iterator[Ch
         if not isinstance(last, QuantLinear) or last._up is not None or last is first:
             continue
         # A layer that runs in two places cannot defer in one of them.
-        if calls[id(first)] == 1 and calls[id(last)] == 1 and last.in_features == first.out_features:
+        once = calls[id(first)] == 1 and calls[id(last)] == 1
+        if once and _plain(first, activation, last) and last.in_features == first.out_features:
             yield first, owner, child, activation, name, last
 
 
@@ -178,7 +191,7 @@ def _alone(module: nn.Module) -> str | None:
     if _kind(module) is not None:
         return _kind(module)
     try:
-        nodes = list(_Tracer(set()).trace(module, _defaults(module)).nodes)
+        nodes = list(_Tracer(set()).trace(module).nodes)
     except Exception:  # as above
         return None
     if [n.op for n in nodes[::2]] != ["placeholder", "output"] or len(nodes) != 3 or nodes[2].args != (nodes[1],):
@@ -219,7 +232,7 @@ def _residual_norm(module: nn.Module, graph: fx.Graph) -> ResidualNorm | None:
         return None
     last = _only_reader(step)
     norm, dense = _module(module, last), _module(module, linear)
-    if type(norm) is not nn.LayerNorm or norm.bias is None or norm.weight is None or last is None:
+    if not _plain(module, norm, dense) or type(norm) is not nn.LayerNorm or norm.bias is None or norm.weight is None or last is None:
         return None
     if norm.normalized_shape != (dense.out_features,) or len(rest) != 4 + (dropout is not None):
         return None

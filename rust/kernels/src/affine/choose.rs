@@ -287,7 +287,7 @@ impl Job<'_> {
             Method::AbsMax => whole,
             Method::Percentile(p) => {
                 let Scratch { x, weight, sort } = scratch;
-                fetch(self.x, self.layout, group, all.clone(), x);
+                let x = fetch(self.x, self.layout, group, all.clone(), x);
                 sort.clear();
                 if weighted {
                     let weight = fetch(Floats::F32(self.weight?), self.layout, group, all, weight);
