@@ -197,7 +197,7 @@ def quantize(
     if out is None:
         out = np.empty(array.shape, _U8)
     else:
-        check_out("out", out, array.shape, _U8, (x, array, scale, zero_point))
+        check_out("out", out, array.shape, _U8, x, array, scale, zero_point)
     _core.quantize(array, name, layout, (qparams.qmin, qparams.qmax), scale, zero_point, out, isa)
     return out
 
@@ -265,7 +265,7 @@ def dequantize(
     if out is None:
         out = np.empty(array.shape, dtype)
     else:
-        check_out("out", out, array.shape, dtype, (codes, array, scale, zero_point))
+        check_out("out", out, array.shape, dtype, codes, array, scale, zero_point)
     _core.dequantize(array, layout, 2**qparams.nbits - 1, scale, zero_point, _bits(out, name), name, isa)
     return out
 

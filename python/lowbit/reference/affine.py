@@ -51,7 +51,7 @@ def choose_qparams(
     high = np.where(valid, groups, -np.inf).astype(x.dtype).max(axis=1)
     weights = None
     if sample_weight is not None:
-        weights = _weights(sample_weight, x.shape, granularity, valid)
+        weights = _weights(sample_weight, x.shape, granularity)
 
     whole = levels.fit(low, high)
     if method == "absmax":
@@ -314,9 +314,7 @@ def _groups(x: np.ndarray, granularity: Granularity) -> tuple[np.ndarray, np.nda
     return groups, np.ones(groups.shape, bool)
 
 
-def _weights(
-    weight: ArrayLike, shape: tuple[int, ...], granularity: Granularity, valid: np.ndarray
-) -> np.ndarray:
+def _weights(weight: ArrayLike, shape: tuple[int, ...], granularity: Granularity) -> np.ndarray:
     """Weights as float64 (groups, n); a group of zeros counts as unweighted."""
     weight = np.broadcast_to(np.asarray(weight, np.float32), shape)
     if not (np.isfinite(weight) & (weight >= 0)).all() or not weight.any():
@@ -339,7 +337,7 @@ def _scale_shape(shape: tuple[int, ...], granularity: Granularity) -> tuple[int,
 def _spread(values: np.ndarray, shape: tuple[int, ...], granularity: Granularity) -> np.ndarray:
     """Each group's value at each of its elements, broadcastable to shape."""
     if isinstance(granularity, PerGroup):
-        return np.repeat(values, granularity.group_size, axis=-1)[..., : shape[-1]]
+        return np.repeat(values, min(granularity.group_size, shape[-1]), axis=-1)[..., : shape[-1]]
     if isinstance(granularity, PerAxis):
         after = len(shape) - 1 - granularity.axis % len(shape)
         return values.reshape(-1, *[1] * after)

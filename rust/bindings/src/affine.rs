@@ -113,9 +113,7 @@ fn quantize(
         (Read::new(x, dtype)?, read::<f32>("scale", scale)?, read::<i32>("zero_point", zero_point)?);
     let mut codes = write::<u8>("out", codes)?;
     let (x, scale, zero_point, codes) = (x.get()?, scale.as_slice()?, zero_point.as_slice()?, codes.as_slice_mut()?);
-    run(py, x.len(), Threads::default(), |ctl| {
-        affine::quantize(x, &layout, bounds, scale, zero_point, codes, isa, ctl)
-    })
+    run(py, x.len(), Threads::default(), |ctl| affine::quantize(x, &layout, bounds, scale, zero_point, codes, isa, ctl))
 }
 
 /// `dtype` is that of `out`.

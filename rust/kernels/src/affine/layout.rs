@@ -46,7 +46,9 @@ impl Layout {
 
     fn new(outer: usize, channels: usize, inner: usize, group: usize) -> Result<Layout> {
         if outer == 0 || channels == 0 || inner == 0 || group == 0 {
-            bail!("x: expected at least 1 value and a group_size of at least 1, got shape ({outer}, {channels}, {inner}), group_size {group}");
+            bail!(
+                "x: expected at least 1 value and a group_size of at least 1, got shape ({outer}, {channels}, {inner}), group_size {group}"
+            );
         }
         checked_product("x", &[outer, channels, inner])?;
         let group = group.min(inner);
@@ -79,6 +81,29 @@ impl Layout {
     /// Neighbours in a row that share the `g`th scale of their channel.
     fn width(&self, g: usize) -> usize {
         self.group.min(self.inner - g * self.group)
+    }
+
+    /// Where a part of a group lies, if groups are never in several pieces.
+    #[inline]
+    pub(super) fn span(&self, group: usize, part: &Range<usize>) -> Option<Range<usize>> {
+        if self.outer > 1 {
+            return None;
+        }
+        let (channel, g) = (group / self.per_channel, group % self.per_channel);
+        let first = channel * self.inner + g * self.group;
+        Some(first + part.start..first + part.end)
+    }
+
+    /// (outer, channels, inner) of groups in several pieces, one for each
+    /// channel.
+    pub(super) fn strided(&self) -> Option<(usize, usize, usize)> {
+        (self.outer > 1).then_some((self.outer, self.channels, self.inner))
+    }
+
+    /// The first value of a group and the distance to the next, if neighbours
+    /// are of different groups.
+    pub(super) fn stride(&self, group: usize) -> Option<(usize, usize)> {
+        (self.inner == 1).then_some((group, self.channels))
     }
 
     /// The pieces of the array that hold the values `part` of one group, in

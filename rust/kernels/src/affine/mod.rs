@@ -74,7 +74,7 @@ impl<'a> Floats<'a> {
         }
     }
 
-    /// One element.
+    /// One element, exactly.
     fn at(&self, i: usize) -> f64 {
         match self {
             Floats::F32(x) => x[i].into(),
@@ -289,7 +289,7 @@ pub fn quantize(
             }
         }
     })?;
-    if finite.into_inner() { Ok(()) } else { Err(not_finite("x", x)) }
+    if finite.into_inner() { Ok(()) } else { Err(not_finite("x", x, isa)) }
 }
 
 /// `(code - zero_point) * scale` of each code, in float32, or in float64 for
@@ -358,19 +358,34 @@ fn table(layout: &Layout, scale: &[f32], zero_point: &[i32], qmin: u8, qmax: u8)
 
 /// The complaint about values of which some are not finite.
 #[cold]
-fn not_finite(name: &str, x: Floats) -> Error {
+fn not_finite(name: &str, x: Floats, isa: Isa) -> Error {
     let (mut nan, mut above, mut below, mut first) = (0usize, 0usize, 0usize, None);
-    for i in 0..x.len() {
-        let value = x.at(i);
-        if !value.is_finite() {
-            first = first.or(Some((i, value)));
-            nan += usize::from(value.is_nan());
-            above += usize::from(value == f64::INFINITY);
-            below += usize::from(value == f64::NEG_INFINITY);
+    for at in (0..x.len()).step_by(scalar::BLOCK) {
+        let end = x.len().min(at + scalar::BLOCK);
+        if choose::all_finite(x.part(at..end), isa) {
+            continue;
+        }
+        for i in at..end {
+            let value = x.at(i);
+            if !value.is_finite() {
+                first = first.or(Some((i, value)));
+                nan += usize::from(value.is_nan());
+                above += usize::from(value == f64::INFINITY);
+                below += usize::from(value == f64::NEG_INFINITY);
+            }
         }
     }
     let (at, kind) = first.map_or((0, ""), |(i, v)| {
-        (i, if v.is_nan() { "NaN" } else if v > 0.0 { "+Inf" } else { "-Inf" })
+        (
+            i,
+            if v.is_nan() {
+                "NaN"
+            } else if v > 0.0 {
+                "+Inf"
+            } else {
+                "-Inf"
+            },
+        )
     });
     Error::Value(format!(
         "{name}: expected finite values, got {} that are not ({nan} NaN, {above} +Inf, {below} -Inf), \

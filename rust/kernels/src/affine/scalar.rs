@@ -20,7 +20,15 @@ const SUMS: usize = 16;
 
 /// What ranges are computed in: float64 for float64 input, else float32.
 pub(super) trait Real:
-    Copy + Default + Send + Sync + PartialOrd + Neg<Output = Self> + Sub<Output = Self> + Mul<Output = Self> + Div<Output = Self>
+    Copy
+    + Default
+    + Send
+    + Sync
+    + PartialOrd
+    + Neg<Output = Self>
+    + Sub<Output = Self>
+    + Mul<Output = Self>
+    + Div<Output = Self>
 {
     fn of(x: f32) -> Self;
     /// To the nearest float32.
@@ -114,20 +122,15 @@ pub(super) fn extremes_bf16<L: Lanes>(l: L, x: &[u16]) -> Option<(f32, f32)> {
 #[inline(always)]
 pub(super) fn extremes_f64<L: Lanes>(_: L, x: &[f64]) -> Option<(f64, f64)> {
     let (mut low, mut high, mut bad) = ([f64::INFINITY; 8], [f64::NEG_INFINITY; 8], [0.0; 8]);
-    let mut step = |x: &[f64]| {
+    let (whole, rest) = x.split_at(x.len() / 8 * 8);
+    let mut tail = [x.last().copied().unwrap_or_default(); 8];
+    tail[..rest.len()].copy_from_slice(rest);
+    for x in whole.chunks_exact(8).chain([&tail[..]]) {
         for i in 0..8 {
             low[i] = if x[i] < low[i] { x[i] } else { low[i] };
             high[i] = if x[i] > high[i] { x[i] } else { high[i] };
             bad[i] += x[i] * 0.0;
         }
-    };
-    let whole = x.chunks_exact(8);
-    let rest = whole.remainder();
-    whole.for_each(&mut step);
-    if let Some(&last) = rest.last() {
-        let mut tail = [last; 8];
-        tail[..rest.len()].copy_from_slice(rest);
-        step(&tail);
     }
     let low = low.into_iter().fold(f64::INFINITY, |m, x| if x < m { x } else { m });
     let high = high.into_iter().fold(f64::NEG_INFINITY, |m, x| if x > m { x } else { m });
@@ -160,7 +163,8 @@ pub(super) fn encode<L: Lanes>(
                 let (zp, steps) = (f64::from(*zp), (x * f64::from(*inv)).rint());
                 let (least, most) = (f64::from(bounds.0) - zp, f64::from(bounds.1) - zp);
                 let steps = if steps > least { steps } else { least };
-                *out = ((if steps < most { steps } else { most }) + zp) as u8;
+                // The integer's bits are the lowest of its sum with 2^52.
+                *out = ((if steps < most { steps } else { most }) + zp + 2f64.powi(52)).to_bits() as u8;
                 bad += x * 0.0;
             }
             bad == 0.0
@@ -177,24 +181,14 @@ fn encode_lanes<L: Lanes, T: Element>(
     bounds: (f32, f32),
     out: &mut [u8],
 ) -> bool {
-    let (qmin, qmax) = (l.splat(bounds.0), l.splat(bounds.1));
+    let bounds = (l.splat(bounds.0), l.splat(bounds.1));
     let mut bad = [l.splat(0.0); 4];
-    let mut step = |x: &[T], inv_scale: &[f32], zero_point: &[f32], out: &mut [u8]| {
-        let mut codes = [l.splat(0.0); 4];
-        for (i, code) in codes.iter_mut().enumerate() {
-            let at = i * L::N..(i + 1) * L::N;
-            let x = T::load(l, &x[at.clone()]);
-            let (inv, zp) = (l.load(&inv_scale[at.clone()]), l.load(&zero_point[at]));
-            let steps = l.rint(l.mul(x, inv));
-            *code = l.add(l.min(l.max(steps, l.sub(qmin, zp)), l.sub(qmax, zp)), zp);
-            bad[i] = l.add(bad[i], l.mul(x, l.splat(0.0)));
-        }
-        l.store_u8(codes, out);
-    };
     let n = 4 * L::N;
     let whole = x.len() / n * n;
     for at in (0..whole).step_by(n) {
-        step(&x[at..at + n], &inv_scale[at..at + n], &zero_point[at..at + n], &mut out[at..at + n]);
+        let part = at..at + n;
+        let (inv_scale, zero_point) = (&inv_scale[part.clone()], &zero_point[part.clone()]);
+        encode_step(l, &x[part.clone()], inv_scale, zero_point, bounds, &mut out[part], &mut bad);
     }
     if whole < x.len() {
         let rest = x.len() - whole;
@@ -202,13 +196,36 @@ fn encode_lanes<L: Lanes, T: Element>(
         xs[..rest].copy_from_slice(&x[whole..]);
         invs[..rest].copy_from_slice(&inv_scale[whole..x.len()]);
         zps[..rest].copy_from_slice(&zero_point[whole..x.len()]);
-        step(&xs[..n], &invs[..n], &zps[..n], &mut codes[..n]);
+        encode_step(l, &xs[..n], &invs[..n], &zps[..n], bounds, &mut codes[..n], &mut bad);
         out[whole..].copy_from_slice(&codes[..rest]);
     }
     let mut sums = [0.0; 16];
     let bad = l.add(l.add(bad[0], bad[1]), l.add(bad[2], bad[3]));
     l.store(bad, &mut sums[..L::N]);
     sums.iter().all(|b| *b == 0.0)
+}
+
+// A function, for a closure would not be compiled for the vectors' features.
+#[inline(always)]
+fn encode_step<L: Lanes, T: Element>(
+    l: L,
+    x: &[T],
+    inv_scale: &[f32],
+    zero_point: &[f32],
+    (qmin, qmax): (L::F, L::F),
+    out: &mut [u8],
+    bad: &mut [L::F; 4],
+) {
+    let mut codes = [l.splat(0.0); 4];
+    for i in 0..4 {
+        let at = i * L::N..(i + 1) * L::N;
+        let x = T::load(l, &x[at.clone()]);
+        let (inv, zp) = (l.load(&inv_scale[at.clone()]), l.load(&zero_point[at]));
+        let steps = l.rint(l.mul(x, inv));
+        codes[i] = l.add(l.min(l.max(steps, l.sub(qmin, zp)), l.sub(qmax, zp)), zp);
+        bad[i] = l.add(bad[i], l.mul(x, l.splat(0.0)));
+    }
+    l.store_u8(codes, out);
 }
 
 /// The values of at most [`BLOCK`] codes, each with its own step and zero
@@ -235,16 +252,21 @@ pub(super) fn decode<L: Lanes>(l: L, codes: &[u8], scale: &[f32], zero_point: &[
 }
 
 #[inline(always)]
-fn decode_lanes<L: Lanes, T: Element>(l: L, codes: &[u8], scale: &[f32], zero_point: &[f32], limit: f32, out: &mut [T]) {
-    let (least, most) = (l.splat(-limit), l.splat(limit));
-    let step = |codes: &[u8], scale: &[f32], zero_point: &[f32], out: &mut [T]| {
-        let steps = l.sub(l.load_u8(codes), l.load(zero_point));
-        T::store(l, l.min(l.max(l.mul(steps, l.load(scale)), least), most), out);
-    };
+fn decode_lanes<L: Lanes, T: Element>(
+    l: L,
+    codes: &[u8],
+    scale: &[f32],
+    zero_point: &[f32],
+    limit: f32,
+    out: &mut [T],
+) {
+    let limits = (l.splat(-limit), l.splat(limit));
     let n = L::N;
     let whole = codes.len() / n * n;
     for at in (0..whole).step_by(n) {
-        step(&codes[at..at + n], &scale[at..at + n], &zero_point[at..at + n], &mut out[at..at + n]);
+        let part = at..at + n;
+        let (scale, zero_point) = (&scale[part.clone()], &zero_point[part.clone()]);
+        decode_step(l, &codes[part.clone()], scale, zero_point, limits, &mut out[part]);
     }
     if whole < codes.len() {
         let rest = codes.len() - whole;
@@ -252,9 +274,22 @@ fn decode_lanes<L: Lanes, T: Element>(l: L, codes: &[u8], scale: &[f32], zero_po
         cs[..rest].copy_from_slice(&codes[whole..]);
         scales[..rest].copy_from_slice(&scale[whole..codes.len()]);
         zps[..rest].copy_from_slice(&zero_point[whole..codes.len()]);
-        step(&cs[..n], &scales[..n], &zps[..n], &mut values[..n]);
+        decode_step(l, &cs[..n], &scales[..n], &zps[..n], limits, &mut values[..n]);
         out[whole..].copy_from_slice(&values[..rest]);
     }
+}
+
+#[inline(always)]
+fn decode_step<L: Lanes, T: Element>(
+    l: L,
+    codes: &[u8],
+    scale: &[f32],
+    zero_point: &[f32],
+    (least, most): (L::F, L::F),
+    out: &mut [T],
+) {
+    let steps = l.sub(l.load_u8(codes), l.load(zero_point));
+    T::store(l, l.min(l.max(l.mul(steps, l.load(scale)), least), most), out);
 }
 
 /// The sum of squared differences between values and what their codes stand
@@ -281,47 +316,70 @@ fn squares_of<L: Lanes, const WEIGHTED: bool, const HUGE: bool>(
     clip: &Clip,
     bound: f64,
 ) -> f64 {
-    let (inv_scale, scale) = (l.splat(clip.inv_scale), l.splat(clip.scale));
-    let (least, most) = (l.splat(clip.least), l.splat(clip.most));
+    let c = Splat {
+        inv_scale: l.splat(clip.inv_scale),
+        scale: l.splat(clip.scale),
+        least: l.splat(clip.least),
+        most: l.splat(clip.most),
+    };
     let mut sums = [l.no_squares(); SUMS];
-    let step = |sums: &mut [L::D; SUMS], x: &[f32], w: &[f32]| {
-        for (i, sum) in sums.iter_mut().enumerate().take(SUMS / L::N) {
-            let at = i * L::N..(i + 1) * L::N;
-            let x = l.load(&x[at.clone()]);
-            let steps = l.min(l.max(l.rint(l.mul(x, inv_scale)), least), most);
-            let mut value = l.mul(steps, scale);
-            if HUGE {
-                value = l.min(l.max(value, l.splat(-f32::MAX)), l.splat(f32::MAX));
-            }
-            let off = l.sub(x, value);
-            *sum = if WEIGHTED { l.add_square_weighted(*sum, off, l.load(&w[at])) } else { l.add_square(*sum, off) };
-        }
-    };
-    let total = |sums: &[L::D; SUMS]| {
-        let mut lanes = [0.0; SUMS];
-        for (sum, lanes) in sums.iter().zip(lanes.chunks_exact_mut(L::N)) {
-            l.store_squares(*sum, lanes);
-        }
-        halves(lanes)
-    };
     for (x, w) in x.chunks(512).zip(weight.chunks(512)) {
         let (xs, ws) = (x.chunks_exact(SUMS), w.chunks_exact(SUMS));
         let (x_rest, w_rest) = (xs.remainder(), ws.remainder());
         for (x, w) in xs.zip(ws) {
-            step(&mut sums, x, w);
+            squares_step::<L, WEIGHTED, HUGE>(l, &mut sums, x, w, &c);
         }
         if !x_rest.is_empty() {
             // Zeros have no error.
             let (mut xs, mut ws) = ([0.0; SUMS], [0.0; SUMS]);
             xs[..x_rest.len()].copy_from_slice(x_rest);
             ws[..w_rest.len()].copy_from_slice(w_rest);
-            step(&mut sums, &xs, &ws);
+            squares_step::<L, WEIGHTED, HUGE>(l, &mut sums, &xs, &ws, &c);
         }
-        if total(&sums) > bound {
+        if total(l, &sums) > bound {
             break;
         }
     }
-    total(&sums)
+    total(l, &sums)
+}
+
+/// A [`Clip`] in every lane.
+struct Splat<L: Lanes> {
+    inv_scale: L::F,
+    scale: L::F,
+    least: L::F,
+    most: L::F,
+}
+
+#[inline(always)]
+fn squares_step<L: Lanes, const WEIGHTED: bool, const HUGE: bool>(
+    l: L,
+    sums: &mut [L::D; SUMS],
+    x: &[f32],
+    w: &[f32],
+    c: &Splat<L>,
+) {
+    for i in 0..SUMS / L::N {
+        let at = i * L::N..(i + 1) * L::N;
+        let x = l.load(&x[at.clone()]);
+        let steps = l.min(l.max(l.rint(l.mul(x, c.inv_scale)), c.least), c.most);
+        let mut value = l.mul(steps, c.scale);
+        if HUGE {
+            value = l.min(l.max(value, l.splat(-f32::MAX)), l.splat(f32::MAX));
+        }
+        let off = l.sub(x, value);
+        sums[i] =
+            if WEIGHTED { l.add_square_weighted(sums[i], off, l.load(&w[at])) } else { l.add_square(sums[i], off) };
+    }
+}
+
+#[inline(always)]
+fn total<L: Lanes>(l: L, sums: &[L::D; SUMS]) -> f64 {
+    let mut lanes = [0.0; SUMS];
+    for i in 0..SUMS / L::N {
+        l.store_squares(sums[i], &mut lanes[i * L::N..(i + 1) * L::N]);
+    }
+    halves(lanes)
 }
 
 /// [`squares`] of float64.
@@ -375,7 +433,9 @@ pub(super) fn quantize_row<L: Lanes>(l: L, x: Floats, symmetric: bool, out: &mut
         }
         Floats::F64(wide) => match extremes_f64(l, wide) {
             // A scale beyond float32 is no scale.
-            Some((low, high)) if fit(low, high, levels).0 < f32::INFINITY => blocks(l, x, fit(low, high, levels), levels, out),
+            Some((low, high)) if fit(low, high, levels).0 < f32::INFINITY => {
+                blocks(l, x, fit(low, high, levels), levels, out)
+            }
             _ => not_finite(out),
         },
     }
