@@ -74,9 +74,7 @@ def examples():
 @pytest.mark.parametrize(
     ("nbits", "scheme", "method", "dtype", "values", "scale", "zero_point", "codes"), list(examples())
 )
-def test_the_examples_of_formats_md(
-    nbits, scheme, method, dtype, values, scale, zero_point, codes, isa, ran
-):
+def test_the_examples_of_formats_md(nbits, scheme, method, dtype, values, scale, zero_point, codes, isa, ran):
     x = np.array(values.split(), np.float64).astype(dtype)
     method, _, percentile = method.partition(" ")
     kwargs = dict(
@@ -314,7 +312,13 @@ def test_constants_are_exact(dtype, symmetric, full_range, method, isa, ran):  #
         for n in [1, 5, 64, 100]:
             x = np.full((2, n), c, dtype)
             q = lowbit.choose_qparams(
-                x, 3, granularity=PerAxis(0), symmetric=symmetric, full_range=full_range, method=method, isa=isa
+                x,
+                3,
+                granularity=PerAxis(0),
+                symmetric=symmetric,
+                full_range=full_range,
+                method=method,
+                isa=isa,
             )
             codes = lowbit.quantize(x, q, isa=isa)
             value = np.float32(x[0, 0])
@@ -536,18 +540,38 @@ EMPTY = np.empty((3, 0), np.float32)
 
 REFUSED = [
     # row, the call, the exception, words of its message
-    (1, choose(put(np.nan, 7)), V, r"x: .* 1 that are not \(1 NaN, 0 \+Inf, 0 -Inf\), the first NaN at flat index 7"),
+    (
+        1,
+        choose(put(np.nan, 7)),
+        V,
+        r"x: .* 1 that are not \(1 NaN, 0 \+Inf, 0 -Inf\), the first NaN at flat index 7",
+    ),
     (1, choose(put(np.nan, 539), method="mse"), V, "the first NaN at flat index 539"),
     (1, choose(put(np.nan, 7), granularity=PerAxis(1), method="percentile"), V, "NaN at flat index 7"),
     (1, quant(put(np.nan, 7)), V, "the first NaN at flat index 7"),
     (1, quant(put(np.nan, 7).astype(np.float16)), V, "the first NaN at flat index 7"),
     (1, quant(put(np.nan, 7).astype(BF16), PER_ROW), V, "the first NaN at flat index 7"),
     (1, quant(put(np.nan, 7).astype(np.float64)), V, "the first NaN at flat index 7"),
-    (2, choose(put(-np.inf, 100)), V, r"1 that are not \(0 NaN, 0 \+Inf, 1 -Inf\), the first -Inf at flat index 100"),
-    (2, choose(put([np.inf, -np.inf, np.nan], [5, 6, 7])), V, r"3 .*\(1 NaN, 1 \+Inf, 1 -Inf\), the first \+Inf .* 5"),
+    (
+        2,
+        choose(put(-np.inf, 100)),
+        V,
+        r"1 that are not \(0 NaN, 0 \+Inf, 1 -Inf\), the first -Inf at flat index 100",
+    ),
+    (
+        2,
+        choose(put([np.inf, -np.inf, np.nan], [5, 6, 7])),
+        V,
+        r"3 .*\(1 NaN, 1 \+Inf, 1 -Inf\), the first \+Inf .* 5",
+    ),
     (2, quant(put(np.inf, 0)), V, r"the first \+Inf at flat index 0"),
     (2, quant(put(-np.inf, 539).astype(np.float64)), V, "the first -Inf at flat index 539"),
-    (3, weighted(put(np.nan, 9, np.abs(X))), V, "sample_weight: .* 1 that are not, the first NaN at flat index 9"),
+    (
+        3,
+        weighted(put(np.nan, 9, np.abs(X))),
+        V,
+        "sample_weight: .* 1 that are not, the first NaN at flat index 9",
+    ),
     (3, weighted(put(np.inf, 9, np.abs(X))), V, "sample_weight: .* the first inf at flat index 9"),
     (3, weighted(put(-1, 9, np.abs(X)), "percentile"), V, "sample_weight: .* the first -1 at flat index 9"),
     (3, weighted(put(-1, 9, np.abs(X)), granularity=PerGroup(7)), V, "the first -1 at flat index 9"),
@@ -578,12 +602,22 @@ REFUSED = [
     (13, quant(q=other(scale=np.float32(-1))), V, "qparams.scale: .* got -1e0"),
     (13, quant(q=other(scale=np.float32(np.nan))), V, "qparams.scale: .* got NaN"),
     (13, dequant(q=other(scale=np.float32(np.inf))), V, "qparams.scale: .* got inf"),
-    (17, quant(q=other(PER_ROW, scale=put(np.nan, 4, PER_ROW.scale))), V, "qparams.scale: .* at flat index 4"),
+    (
+        17,
+        quant(q=other(PER_ROW, scale=put(np.nan, 4, PER_ROW.scale))),
+        V,
+        "qparams.scale: .* at flat index 4",
+    ),
     (22, quant(out=frozen(np.empty((6, 90), np.uint8))), V, "out: expected a writeable array"),
     (22, dequant(out=frozen(np.empty((6, 90), np.float32))), V, "out: expected a writeable array"),
     (23, quant(SHARED[:64], out=SHARED.view(np.uint8)[:64]), V, "out: .* overlaps an input"),
     (23, dequant(SHARED.view(np.uint8)[:64], out=SHARED[:64]), V, "out: .* overlaps an input"),
-    (23, quant(SHARED[:64], other(scale=SHARED[70:71].reshape(())), out=SHARED.view(np.uint8)[256:320]), V, "overlaps"),
+    (
+        23,
+        quant(SHARED[:64], other(scale=SHARED[70:71].reshape(())), out=SHARED.view(np.uint8)[256:320]),
+        V,
+        "overlaps",
+    ),
     (24, dequant(out=np.empty(2161, np.uint8)[1:].view(np.float32).reshape(6, 90)), V, "out: .* aligned"),
     (25, dequant(dtype=">f4"), T, "dtype: expected float32 or .*, got >f4"),
     (25, dequant(out=np.empty((6, 90), ">f4")), T, "out: expected dtype float32, got >f4"),
@@ -592,7 +626,12 @@ REFUSED = [
     (26, quant(np.array(3.0)), V, "x: expected at least 1-D, got 0-D"),
     (26, dequant(np.uint8(3)), V, "codes: expected at least 1-D"),
     (26, rows(np.array(3.0)), V, "x: expected at least 1-D, got 0-D"),
-    (27, quant(q=PER_ROW, x=X[:5]), V, r"qparams.scale: expected shape \(5,\) for PerAxis.* \(5, 90\), got \(6,\)"),
+    (
+        27,
+        quant(q=PER_ROW, x=X[:5]),
+        V,
+        r"qparams.scale: expected shape \(5,\) for PerAxis.* \(5, 90\), got \(6,\)",
+    ),
     (27, quant(q=other(granularity=PerGroup(32))), V, r"qparams.scale: expected shape \(6, 3\)"),
     (27, quant(q=other(zero_point=np.zeros(3, np.int32))), V, r"qparams.zero_point: expected shape \(\)"),
     (27, quant(out=np.empty((90, 6), np.uint8)), V, r"out: expected shape \(6, 90\), got \(90, 6\)"),
@@ -610,7 +649,12 @@ REFUSED = [
     (29, choose(method=None), T, "method: expected a str, got None"),
     (29, quant(q=None), T, "qparams: expected QParams, got NoneType"),
     (29, rows(symmetric=None), T, "symmetric: expected a bool"),
-    (29, choose(X.astype(np.int32)), T, "x: expected dtype float32 or float64 or float16 or bfloat16, got int32"),
+    (
+        29,
+        choose(X.astype(np.int32)),
+        T,
+        "x: expected dtype float32 or float64 or float16 or bfloat16, got int32",
+    ),
     (29, choose(X > 0), T, "got bool"),
     (29, choose(X.astype(complex)), T, "got complex64|got complex128"),
     (29, choose(X.astype(object)), T, "got object"),
@@ -630,7 +674,12 @@ REFUSED = [
     (31, choose(i for i in range(3)), T, "x: expected an array of float32 .*, got generator"),
     (31, quant({1.0}), T, "x: expected an array of float32 .*, got set"),
     (34, choose(np.broadcast_to(np.float32(1), (2**48,))), MemoryError, "allocate 1.00 PiB"),
-    (38, quant(q=other(zero_point=np.int32(256))), V, "qparams.zero_point: expected 1 to 255, got 256 at flat index 0"),
+    (
+        38,
+        quant(q=other(zero_point=np.int32(256))),
+        V,
+        "qparams.zero_point: expected 1 to 255, got 256 at flat index 0",
+    ),
     (38, quant(q=other(zero_point=np.int32(-1))), V, "qparams.zero_point: expected 1 to 255, got -1"),
     (38, dequant(q=other(zero_point=np.int32(256))), V, "qparams.zero_point: expected 0 to 255, got 256"),
     (38, quant(q=other(nbits=4, qmax=15)), V, "qparams.zero_point: expected 1 to 15, got 128"),
@@ -645,15 +694,19 @@ REFUSED = [
     (41, quant(q=other(nbits=9)), V, "qparams.nbits: expected 2 to 8, got 9"),
     (41, quant(q=other(qmax=256)), V, "qparams.qmax: expected 1 to 255, got 256"),
     (41, quant(q=other(qmin=255)), V, "qparams.qmin: expected 0 to 254, got 255"),
-    (43, dequant(np.array([3, 16], np.uint8), other(nbits=4, qmax=15, zero_point=np.int32(8))), V,
-     "codes: expected codes of at most 15, got 16 at flat index 1"),
+    (
+        43,
+        dequant(np.array([3, 16], np.uint8), other(nbits=4, qmax=15, zero_point=np.int32(8))),
+        V,
+        "codes: expected codes of at most 15, got 16 at flat index 1",
+    ),
     (67, choose(isa="mmx"), V, "isa: expected one of scalar, .* got 'mmx'"),
     (67, quant(isa="mmx"), V, "isa: expected one of scalar"),
     (0, choose(method="minmax"), V, "method: expected 'absmax', 'percentile' or 'mse', got 'minmax'"),
     (0, choose(method="percentile", percentile=0), V, "percentile: expected above 0 and at most 100, got 0"),
     (0, choose(method="percentile", percentile=100.1), V, "percentile: .* got 100.1"),
     (0, choose(method="percentile", percentile=np.nan), V, "percentile: .* got NaN"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(
@@ -686,7 +739,7 @@ def test_groups_without_weight_count_as_unweighted(method, isa):  # row 3
             q = lowbit.choose_qparams(x, 4, sample_weight=weight, **kwargs)
         assert len(told) == 1
         assert same(q.scale[1], lowbit.choose_qparams(x, 4, **kwargs).scale[1])
-        with pytest.warns(UserWarning):
+        with pytest.warns(UserWarning, match="count as unweighted"):
             want = reference.choose_qparams(x, 4, sample_weight=weight, **kwargs)
         assert same(q.scale, want.scale)
 
@@ -700,7 +753,9 @@ def test_the_first_value_that_is_not_finite_is_named(dtype, at, isa, ran):  # ro
     for threads in [1, 7]:
         with lowbit.threads(threads):
             for call in [lambda: lowbit.quantize(x, Q, isa=isa), lambda: lowbit.choose_qparams(x, isa=isa)]:
-                with pytest.raises(ValueError, match=f"{count} that are not .* the first NaN at flat index {at}$"):
+                with pytest.raises(
+                    ValueError, match=f"{count} that are not .* the first NaN at flat index {at}$"
+                ):
                     call()
         ran(isa)
 
@@ -724,7 +779,9 @@ def test_torch_tensors_that_are_not_plain():  # row 30
 
 def test_groups_whose_sums_exceed_int32():  # row 33
     x = np.zeros(8_421_505, np.float16)
-    with pytest.raises(ValueError, match="group_size: sums of 8421505 codes exceed int32; expected at most 8421504"):
+    with pytest.raises(
+        ValueError, match="group_size: sums of 8421505 codes exceed int32; expected at most 8421504"
+    ):
         lowbit.quantize_rows(x)
     x[:] = 1
     x[0] = 0
@@ -750,15 +807,13 @@ def test_more_than_2_31_values():  # row 32
 
 
 def test_ctrl_c_ends_a_long_search():  # row 61
-    x = np.ones((4096, 4096), np.float32)
-    x[:, 0] = 9
+    x = np.linspace(-1, 1, 1 << 24, dtype=np.float32)
     timer = threading.Timer(0.1, lambda: os.kill(os.getpid(), signal.SIGINT))
     with lowbit.threads(1):
         timer.start()
         start = time.perf_counter()
         with pytest.raises(KeyboardInterrupt):
-            while True:
-                lowbit.choose_qparams(x, 4, granularity=PerGroup(16), method="mse", isa="scalar")
+            lowbit.choose_qparams(x, 4, granularity=PerGroup(16), method="mse", isa="scalar")
         assert time.perf_counter() - start < 0.1 + 0.2
 
 

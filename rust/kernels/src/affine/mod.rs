@@ -442,7 +442,8 @@ pub fn quantize_rows(
             let first = (task * block + i) * k;
             *row = quantize_row(x.part(first..first + k), symmetric, codes, isa);
             for (sum, group) in sums[i * groups..(i + 1) * groups].iter_mut().zip(codes.chunks(group_size)) {
-                *sum = group.iter().map(|&c| i32::from(c)).sum();
+                // At most 255 * the checked group length; checked additions would not be vectors.
+                *sum = group.iter().fold(0i32, |sum, &c| sum.wrapping_add(c.into()));
             }
         }
     })

@@ -158,16 +158,20 @@ pub(super) fn encode<L: Lanes>(
             encode_lanes(l, &*wide, inv_scale, zero_point, bounds, out)
         }
         Floats::F64(x) => {
-            let mut bad = 0.0;
             for (((x, inv), zp), out) in x.iter().zip(inv_scale).zip(zero_point).zip(out) {
                 let (zp, steps) = (f64::from(*zp), (x * f64::from(*inv)).rint());
                 let (least, most) = (f64::from(bounds.0) - zp, f64::from(bounds.1) - zp);
                 let steps = if steps > least { steps } else { least };
                 // The integer's bits are the lowest of its sum with 2^52.
                 *out = ((if steps < most { steps } else { most }) + zp + 2f64.powi(52)).to_bits() as u8;
-                bad += x * 0.0;
             }
-            bad == 0.0
+            let mut bad = [0.0; 8];
+            let (whole, rest) = x.split_at(x.len() / 8 * 8);
+            for x in whole.chunks_exact(8) {
+                bad.iter_mut().zip(x).for_each(|(bad, x)| *bad += x * 0.0);
+            }
+            rest.iter().for_each(|x| bad[0] += x * 0.0);
+            bad.iter().all(|b| *b == 0.0)
         }
     }
 }
@@ -359,7 +363,7 @@ fn squares_step<L: Lanes, const WEIGHTED: bool, const HUGE: bool>(
     w: &[f32],
     c: &Splat<L>,
 ) {
-    for i in 0..SUMS / L::N {
+    for (i, sum) in sums.iter_mut().enumerate().take(SUMS / L::N) {
         let at = i * L::N..(i + 1) * L::N;
         let x = l.load(&x[at.clone()]);
         let steps = l.min(l.max(l.rint(l.mul(x, c.inv_scale)), c.least), c.most);
@@ -368,8 +372,7 @@ fn squares_step<L: Lanes, const WEIGHTED: bool, const HUGE: bool>(
             value = l.min(l.max(value, l.splat(-f32::MAX)), l.splat(f32::MAX));
         }
         let off = l.sub(x, value);
-        sums[i] =
-            if WEIGHTED { l.add_square_weighted(sums[i], off, l.load(&w[at])) } else { l.add_square(sums[i], off) };
+        *sum = if WEIGHTED { l.add_square_weighted(*sum, off, l.load(&w[at])) } else { l.add_square(*sum, off) };
     }
 }
 
