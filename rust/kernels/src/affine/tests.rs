@@ -44,15 +44,11 @@ fn worked_examples() {
     assert!(definition(&[f32::NEG_INFINITY, 0.0], true).1.scale.is_nan());
 }
 
-/// All four steps on one Isa: scales and zero points, codes, values.
-fn all(
-    x: &[f32],
-    layout: &Layout,
-    levels: &Levels,
-    method: Method,
-    isa: Isa,
-    threads: usize,
-) -> Result<(Vec<u32>, Vec<i32>, Vec<u8>, Vec<u32>)> {
+/// Scales' bits, zero points, codes, values' bits.
+type Steps = (Vec<u32>, Vec<i32>, Vec<u8>, Vec<u32>);
+
+/// All steps on one Isa.
+fn all(x: &[f32], layout: &Layout, levels: &Levels, method: Method, isa: Isa, threads: usize) -> Result<Steps> {
     let n = layout.groups();
     let (mut scale, mut zero_point, mut codes, mut values) =
         (vec![0.0; n], vec![0; n], vec![0; x.len()], vec![0.0; x.len()]);
