@@ -5,12 +5,16 @@ noisy and an absolute time means nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import quantiles
 from time import perf_counter
 
-__all__ = ["Spread", "Timing", "interleave"]
+__all__ = ["Shape", "Spread", "Timing", "cpu_name", "interleave", "settle", "shapes", "table"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,9 @@ class Spread:
     def of(cls, values: list[float]) -> Spread:
         """The quartiles of at least two values."""
         return cls(*quantiles(values, n=4, method="inclusive"))
+
+    def __str__(self) -> str:
+        return f"{self.median:.2f} [{self.low:.2f} {self.high:.2f}]"
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,12 @@ class Timing:
         round's time of ``base`` by that of ``name``."""
         pairs = zip(self.rounds[base], self.rounds[name], strict=True)
         return Spread.of([b / a for b, a in pairs])
+
+    def share(self, name: str, limits: Iterable[str]) -> Spread:
+        """The share of its limit that ``name`` reaches: in each round the longest
+        of the limits' times by its own."""
+        bounds = zip(*(self.rounds[limit] for limit in limits), strict=True)
+        return Spread.of([max(b) / a for b, a in zip(bounds, self.rounds[name], strict=True)])
 
 
 def interleave(fs: Mapping[str, Callable[[], object]], rounds: int = 15, *, at_least: float = 1e-3) -> Timing:
@@ -78,3 +91,75 @@ def interleave(fs: Mapping[str, Callable[[], object]], rounds: int = 15, *, at_l
                 f()
             times[name].append((perf_counter() - start) / repeats[name])
     return Timing(times)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A product: (M, K) by (K, N)."""
+
+    m: int
+    n: int
+    k: int
+    name: str
+
+    @property
+    def ops(self) -> int:
+        """Its operations: a multiplication and an addition are two."""
+        return 2 * self.m * self.n * self.k
+
+    def __str__(self) -> str:
+        return f"{self.m}x{self.n}x{self.k} {self.name}"
+
+
+def shapes(model: str) -> list[Shape]:
+    """The products in ``shapes/<model>.txt``: lines of "M N K name"."""
+    lines = (Path(__file__).parent / "shapes" / f"{model}.txt").read_text().splitlines()
+    rows = [line.split() for line in lines if line and not line.startswith("#")]
+    return [Shape(int(m), int(n), int(k), name) for m, n, k, name in rows]
+
+
+def settle(threads: int, *, avx2: bool = False) -> None:
+    """Starts this script again under an environment fit to measure in.
+
+    One thread stays on one core. Every library's threads are set before it
+    loads. ``OPENBLAS_CORETYPE`` and ``OPENBLAS_L2_SIZE``, which some machines
+    set for old builds and which slow a current NumPy down, are removed.
+    ``avx2`` holds lowbit, torch, MKL and oneDNN to AVX2.
+    """
+    wanted = dict(os.environ)
+    for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
+        wanted.pop(name, None)
+    for name in ("OMP", "MKL", "OPENBLAS", "RAYON", "RTEN", "LOWBIT"):
+        wanted[f"{name}_NUM_THREADS"] = str(threads)
+    if avx2:
+        wanted["LOWBIT_ISA"] = "avx2"
+        wanted["ATEN_CPU_CAPABILITY"] = "avx2"
+        wanted["MKL_ENABLE_INSTRUCTIONS"] = wanted["ONEDNN_MAX_CPU_ISA"] = "AVX2"
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, cores[-threads:])
+    if wanted != dict(os.environ):
+        sys.stdout.flush()
+        os.execve(sys.executable, [sys.executable, *sys.argv], wanted)
+
+
+def cpu_name() -> str:
+    """The CPU as it names itself, with family and model where a virtual machine's name says little."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor() or platform.machine()
+    fields = dict(
+        (key.strip(), value.strip()) for key, _, value in (line.partition(":") for line in text.splitlines())
+    )
+    name = fields.get("model name") or platform.machine()
+    parts = [f"{word} {fields[key]}" for word, key in (("family", "cpu family"), ("model", "model")) if key in fields]
+    return f"{name} ({', '.join(parts)})" if parts else name
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """A Markdown table."""
+    lines = [list(map(str, row)) for row in rows]
+    head = list(head)
+    lines = [head, ["---"] * len(head), *lines]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

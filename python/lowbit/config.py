@@ -26,7 +26,7 @@ class Config:
         --------
         >>> import lowbit
         >>> lowbit.Int8().to_json()
-        '{"kind": "Int8"}'
+        '{"kind": "Int8", "equalize": true}'
         """
         return json.dumps({"kind": type(self).__name__, **asdict(self)})
 
@@ -37,7 +37,22 @@ class Int8(Config):
     activations rounded to 8 bits per row, with a zero point, within the call.
 
     For embeddings: one scale per row.
+
+    Parameters
+    ----------
+    equalize : bool
+        Divide each column of a weight by a power of two near the square root of
+        its size, and multiply that input with it before it is rounded: the
+        rounding then counts where the weight is large. Without data this is the
+        choice that bounds the error best. Inputs that are codes already
+        (:class:`lowbit.RowCodes`) need False.
     """
+
+    equalize: bool = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.equalize, bool):
+            raise TypeError(f"equalize: expected a bool, got {self.equalize!r}")
 
 
 def from_json(text: str) -> Config:
@@ -52,7 +67,7 @@ def from_json(text: str) -> Config:
     --------
     >>> from lowbit.config import from_json
     >>> from_json('{"kind": "Int8"}')
-    Int8()
+    Int8(equalize=True)
     """
     try:
         data = json.loads(text)

@@ -45,9 +45,13 @@ class TiledMatrix:
         return self.k, self.n
 
     def __post_init__(self) -> None:
-        expected = _core.tiled_len(self.k, self.n)
-        if self.tiled.size != expected:
-            raise ValueError(f"tiled: {self.k} by {self.n} takes {expected} bytes, got {self.tiled.size}")
+        sizes = self._sizes()
+        if self.tiled.size not in sizes:
+            takes = " or ".join(map(str, sizes))
+            raise ValueError(f"tiled: {self.k} by {self.n} takes {takes} bytes, got {self.tiled.size}")
+
+    def _sizes(self) -> tuple[int, ...]:
+        return (_core.tiled_len(self.k, self.n),)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +59,7 @@ class QuantizedWeight(TiledMatrix):
     """A layer's weight (N, K) in int8 with one scale for each output row.
 
     It is tiled as its transpose, a :class:`TiledMatrix` (K, N) that carries the
-    scales.
+    scales, followed by K float32 if it is equalized (:class:`lowbit.Int8`).
     """
 
     config: Config = Int8()
@@ -68,10 +72,19 @@ class QuantizedWeight(TiledMatrix):
         """The rows' scales, float32 (N,)."""
         return self._untile()[1]
 
+    def equalizer(self) -> NDArray[np.float32] | None:
+        """What each input is multiplied with before it is rounded, float32 (K,); None for no such thing."""
+        plain = _core.tiled_len(self.k, self.n)
+        return None if self.tiled.size == plain else np.frombuffer(self.tiled[plain:].tobytes(), "<f4")
+
     def dequantize(self) -> NDArray[np.float32]:
-        """``codes() * scale()[:, None]``, float32 (N, K)."""
-        codes, scale = self._untile()
-        return codes * scale[:, None]
+        """The weight that this stands for: ``codes() * scale()[:, None] * equalizer()``, float32 (N, K)."""
+        weight = np.empty((self.n, self.k), np.float32)
+        _core.lookup(None, self.tiled, self.k, self.n, weight)
+        return weight
+
+    def _sizes(self) -> tuple[int, ...]:
+        return _core.tiled_len(self.k, self.n), _core.weight_len(self.k, self.n, True)
 
     def _untile(self) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
         codes = np.empty((self.n, self.k), np.int8)
@@ -162,7 +175,7 @@ def matmul_int8(
     if out is None:
         out = np.empty((m, n), dtype)
     else:
-        check_out("out", out, (m, n), dtype, (given, a, b.tiled))
+        check_out("out", out, (m, n), dtype, given, a, b.tiled)
     _core.matmul(a, m, b.tiled, k, n, out, isa)
     return out
 
@@ -186,7 +199,7 @@ def quantize_weight(w: ArrayLike, config: Config | None = None, *, isa: str | No
     Examples
     --------
     >>> import numpy as np, lowbit
-    >>> w = lowbit.quantize_weight(np.array([[-1.27, 0.5]], np.float32))
+    >>> w = lowbit.quantize_weight(np.array([[-1.27, 0.5]], np.float32), lowbit.Int8(equalize=False))
     >>> w.codes()
     array([[-127,   50]], dtype=int8)
     """
@@ -197,8 +210,8 @@ def quantize_weight(w: ArrayLike, config: Config | None = None, *, isa: str | No
     if w.ndim != 2 or w.shape[1] == 0:
         raise ValueError(f"w: expected 2-D (N, K) with K of at least 1, got shape {w.shape}")
     n, k = w.shape
-    tiled = _aligned(_core.tiled_len(k, n))
-    _core.quantize_weight(_kernel_floats(w), n, k, tiled, isa)
+    tiled = _aligned(_core.weight_len(k, n, config.equalize))
+    _core.quantize_weight(w.astype(np.float32, copy=False), n, k, config.equalize, tiled, isa)
     return QuantizedWeight(tiled, k, n, config)
 
 
@@ -209,9 +222,11 @@ def _kernel_floats(x: NDArray[Any]) -> NDArray[Any]:
     return x.view(np.uint16) if x.dtype.name == "bfloat16" else x.astype(np.float32)
 
 
-def _rows_in(x: ArrayLike | RowCodes, k: int) -> tuple[Any, tuple[int, ...], np.dtype]:
+def _rows_in(x: ArrayLike | RowCodes, k: int, equalized: bool) -> tuple[Any, tuple[int, ...], np.dtype]:
     """What the core takes, the leading shape, and the dtype to answer in."""
     if isinstance(x, RowCodes):
+        if equalized:
+            raise ValueError("x: expected floats with an equalized weight, got RowCodes; use Int8(equalize=False)")
         if x.codes.shape[-1] != k:
             raise ValueError(f"x, weight: expected (..., {k}), got {x.codes.shape}")
         parts = x.codes, x.scale, x.zero_point
@@ -237,6 +252,21 @@ def _activation(name: Activation | None) -> str:
     return name or ""
 
 
+def _norm(
+    norm: tuple[ArrayLike, ArrayLike, float] | None, n: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32], float] | None:
+    if norm is None:
+        return None
+    try:
+        gamma, beta, eps = norm
+    except (TypeError, ValueError):
+        raise TypeError(f"norm: expected (gamma, beta, eps), got {type(norm).__name__}") from None
+    gamma, beta = _bias("norm: gamma", gamma, n), _bias("norm: beta", beta, n)
+    if gamma is None or beta is None:
+        raise TypeError("norm: expected arrays for gamma and beta, got None")
+    return gamma, beta, float(eps)
+
+
 def _weight(name: str, weight: QuantizedWeight) -> QuantizedWeight:
     if not isinstance(weight, QuantizedWeight):
         raise TypeError(f"{name}: expected a QuantizedWeight, got {type(weight).__name__}")
@@ -252,7 +282,7 @@ def _floats_out(
         residual = as_array("residual", residual, (dtype.name,))
         if residual.shape != shape:
             raise ValueError(f"residual: expected shape {shape}, got {residual.shape}")
-    result = np.empty(shape, dtype) if out is None else check_out("out", out, shape, dtype, inputs)
+    result = np.empty(shape, dtype) if out is None else check_out("out", out, shape, dtype, *inputs)
     if dtype.name in ("float32", "bfloat16"):
         written = _kernel_floats(result)
     else:
@@ -267,11 +297,12 @@ def linear(
     *,
     activation: Activation | None = None,
     residual: ArrayLike | None = None,
+    norm: tuple[ArrayLike, ArrayLike, float] | None = None,
     out: NDArray[Any] | None = None,
     as_rows: bool = False,
     isa: str | None = None,
 ) -> NDArray[Any] | RowCodes:
-    """``activation(x Wᵀ + bias) + residual`` on integers.
+    """``norm(activation(x Wᵀ + bias) + residual)`` on integers.
 
     Each row of ``x`` is rounded to 8 bits with a zero point within the call
     (:func:`lowbit.quantize_rows`); the product of codes is exact; scales, bias,
@@ -287,11 +318,14 @@ def linear(
     activation : {"relu", "gelu", "gelu_tanh", "silu"}, optional
         GELU exact or by tanh. Error: 5e-7 · max(1, |input|).
     residual : array_like of x's dtype, (..., N), optional
+    norm : (gamma, beta, eps), optional
+        Layer normalization of each row of outputs, after the residual: gamma
+        and beta of shape (N,).
     out : ndarray of x's dtype, (..., N), optional
         float32 where ``x`` is RowCodes.
     as_rows : bool
         Answer in RowCodes, rounded to 8 bits for the next layer, instead of
-        floats; then without ``residual`` and ``out``.
+        floats; then without ``residual``, ``norm`` and ``out``.
     isa : str, optional
 
     Returns
@@ -312,19 +346,20 @@ def linear(
     array([[3., 0.]], dtype=float32)
     """
     n = _weight("weight", weight).n
-    rows, lead, dtype = _rows_in(x, weight.k)
+    rows, lead, dtype = _rows_in(x, weight.k, weight.equalizer() is not None)
     m, shape = math.prod(lead), (*lead, n)
     bias, act = _bias("bias", bias, n), _activation(activation)
     if as_rows:
-        if residual is not None or out is not None:
-            raise ValueError("as_rows: expected neither residual nor out with it")
+        if residual is not None or norm is not None or out is not None:
+            raise ValueError("as_rows: expected neither residual, norm nor out with it")
         answer = RowCodes(np.empty(shape, np.uint8), np.empty(lead, np.float32), np.empty(lead, np.uint8), np.empty(0, np.int32))
         parts = answer.codes, answer.scale, answer.zero_point
-        _core.linear(rows, m, weight.tiled, weight.k, n, bias, act, None, parts, 0, False, isa)
+        _core.linear(rows, m, weight.tiled, weight.k, n, bias, act, None, None, parts, 0, False, isa)
         sums = answer.codes.sum(-1, dtype=np.int32, keepdims=True)
         return RowCodes(*parts, sums)
+    norm = _norm(norm, n)
     result, written, residual = _floats_out(shape, dtype, residual, out, (x, weight.tiled))
-    _core.linear(rows, m, weight.tiled, weight.k, n, bias, act, residual, written, 0, False, isa)
+    _core.linear(rows, m, weight.tiled, weight.k, n, bias, act, residual, norm, written, 0, False, isa)
     if result.dtype != written.dtype and dtype.name != "bfloat16":
         result[...] = written
     return result
@@ -339,6 +374,7 @@ def mlp(
     *,
     activation: Activation | None,
     residual: ArrayLike | None = None,
+    norm: tuple[ArrayLike, ArrayLike, float] | None = None,
     out: NDArray[Any] | None = None,
     isa: str | None = None,
 ) -> NDArray[Any]:
@@ -353,7 +389,8 @@ def mlp(
     up, down : QuantizedWeight, (H, K) and (N, H)
     up_bias, down_bias : array_like of floats, (H,) and (N,), optional
     activation : {"relu", "gelu", "gelu_tanh", "silu"} or None
-    residual, out : (..., N) of x's dtype, optional
+    residual, norm, out : optional
+        As in :func:`linear`.
     isa : str, optional
 
     Raises
@@ -371,14 +408,15 @@ def mlp(
     inner, n = _weight("up", up).n, _weight("down", down).n
     if isinstance(x, RowCodes):
         raise TypeError("x: expected floats, got RowCodes")
-    rows, lead, dtype = _rows_in(x, up.k)
+    rows, lead, dtype = _rows_in(x, up.k, False)
     if down.k != inner:
         raise ValueError(f"up, down: expected (H, K) and (N, H), got {up.shape[::-1]} and {down.shape[::-1]}")
     m, act = math.prod(lead), _activation(activation)
     up_bias, down_bias = _bias("up_bias", up_bias, inner), _bias("down_bias", down_bias, n)
+    norm = _norm(norm, n)
     result, written, residual = _floats_out((*lead, n), dtype, residual, out, (x, up.tiled, down.tiled))
     _core.mlp(
-        rows, m, up.k, up.tiled, up_bias, inner, act, down.tiled, down_bias, n, residual, written, 0, False, isa
+        rows, m, up.k, up.tiled, up_bias, inner, act, down.tiled, down_bias, n, residual, norm, written, 0, False, isa
     )
     if result.dtype != written.dtype and dtype.name != "bfloat16":
         result[...] = written

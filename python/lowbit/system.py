@@ -51,8 +51,6 @@ def get_num_threads() -> int:
     ``RAYON_NUM_THREADS``, else the cores that affinity and cgroup allow, at
     most ``OMP_NUM_THREADS`` where it is set.
     """
-    for complaint in _complaints():
-        warnings.warn(complaint, RuntimeWarning, stacklevel=2)
     return _core.get_num_threads()
 
 
@@ -104,10 +102,7 @@ def threads(n: int) -> Iterator[None]:
         _core.set_num_threads(before)
 
 
-_told: list[str] = []
-
-
-def _complaints() -> list[str]:
-    fresh = [c for c in _core.thread_complaints() if c not in _told]
-    _told.extend(fresh)
-    return fresh
+# Variables that cannot be read as they stand are told once, where lowbit is imported.
+if any(name in os.environ for name in ("LOWBIT_NUM_THREADS", "RAYON_NUM_THREADS", "OMP_NUM_THREADS")):
+    for _complaint in _core.thread_complaints():
+        warnings.warn(_complaint, RuntimeWarning, stacklevel=2)

@@ -5,13 +5,29 @@ accepted and ignored.
 """
 
 from lowbit.reference.affine import choose_qparams, dequantize, quantize, quantize_rows
+from lowbit.reference.gemm import (
+    QuantizedWeight,
+    TiledMatrix,
+    linear,
+    matmul_int8,
+    mlp,
+    quantize_weight,
+    tile_matrix,
+)
 from lowbit.reference.packing import pack_codes, unpack_codes
 
 __all__ = [
+    "QuantizedWeight",
+    "TiledMatrix",
     "choose_qparams",
     "dequantize",
+    "linear",
+    "matmul_int8",
+    "mlp",
     "pack_codes",
     "quantize",
     "quantize_rows",
+    "quantize_weight",
+    "tile_matrix",
     "unpack_codes",
 ]

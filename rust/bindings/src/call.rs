@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use lowbit_kernels::{Ctl, Error, Isa, Result as KernelResult};
 use pyo3::create_exception;
-use pyo3::exceptions::{PyKeyboardInterrupt, PyMemoryError, PyRuntimeError, PyValueError};
+use pyo3::exceptions::{PyKeyboardInterrupt, PyMemoryError, PyRuntimeError, PyRuntimeWarning, PyValueError};
 use pyo3::prelude::*;
 
 create_exception!(lowbit, InternalError, PyRuntimeError, "A defect of lowbit itself: please report it.");
@@ -67,6 +67,10 @@ where
             (outcome, pending.into_inner())
         })
     };
+    if lowbit_kernels::threads_were_refused() {
+        let text = c"the system refused threads; calls run on one";
+        PyErr::warn(py, &py.get_type::<PyRuntimeWarning>(), text, 1)?;
+    }
     match outcome {
         Ok(Err(Error::Interrupted)) => Err(pending.unwrap_or_else(|| PyKeyboardInterrupt::new_err(()))),
         Ok(result) => result.map_err(to_py),

@@ -1,7 +1,7 @@
 //! Products and layers.
 
 use lowbit_kernels::affine::{Floats, RowScale};
-use lowbit_kernels::gemm::{self, Activation, Input, Layer, Lhs, Output, Tiled};
+use lowbit_kernels::gemm::{self, Activation, After, Input, Layer, Lhs, Norm, Output, Tiled, Weight};
 use numpy::{PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyReadwriteArrayDyn};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -115,41 +115,98 @@ fn tile_matrix(py: Python<'_>, b: &Bound<'_, PyAny>, k: usize, n: usize, out: &B
     run(py, b.len() * 4, Threads::default(), |_| gemm::tile(b, k, n, n, 1, None, out))
 }
 
-/// Quantizes a weight (N, K) and tiles it into `out`.
 #[pyfunction]
-fn quantize_weight(py: Python<'_>, w: &Bound<'_, PyAny>, n: usize, k: usize, out: &Bound<'_, PyAny>, isa: Option<&str>) -> PyResult<()> {
-    let isa = self::isa(isa)?;
-    let (w, mut out) = (ReadFloats::new("w", w)?, Write::<u8>::new(out)?);
-    let (w, out) = (w.get()?, out.slice()?);
-    run(py, w.len() * 8, Threads::default(), |ctl| gemm::quantize_weight(w, n, k, out, isa, ctl))
+fn weight_len(k: usize, n: usize, equalized: bool) -> PyResult<usize> {
+    gemm::weight_len(k, n, equalized).map_err(to_py)
 }
 
-/// A tiled weight's scales (N) and codes (N, K).
+/// Quantizes a weight (N, K) and tiles it into `out`.
 #[pyfunction]
-fn untile(py: Python<'_>, tiled: &Bound<'_, PyAny>, k: usize, n: usize, codes: &Bound<'_, PyAny>, scale: &Bound<'_, PyAny>) -> PyResult<()> {
-    let (tiled, mut codes, mut scale) = (Read::<u8>::new("tiled", tiled)?, Write::<i8>::new(codes)?, Write::<f32>::new(scale)?);
-    let tiled = Tiled::from_bytes(tiled.slice()?, k, n).map_err(to_py)?;
+fn quantize_weight(
+    py: Python<'_>,
+    w: &Bound<'_, PyAny>,
+    n: usize,
+    k: usize,
+    equalized: bool,
+    out: &Bound<'_, PyAny>,
+    isa: Option<&str>,
+) -> PyResult<()> {
+    let isa = self::isa(isa)?;
+    let (w, mut out) = (Read::<f32>::new("w", w)?, Write::<u8>::new(out)?);
+    let (w, out) = (w.slice()?, out.slice()?);
+    run(py, w.len() * 8, Threads::default(), |ctl| gemm::quantize_weight(w, n, k, equalized, out, isa, ctl))
+}
+
+/// A weight's scales (N) and codes (N, K).
+#[pyfunction]
+fn untile(
+    py: Python<'_>,
+    weight: &Bound<'_, PyAny>,
+    k: usize,
+    n: usize,
+    codes: &Bound<'_, PyAny>,
+    scale: &Bound<'_, PyAny>,
+) -> PyResult<()> {
+    let (weight, mut codes, mut scale) =
+        (Read::<u8>::new("weight", weight)?, Write::<i8>::new(codes)?, Write::<f32>::new(scale)?);
+    let weight = Weight::from_bytes(weight.slice()?, k, n).map_err(to_py)?;
     let (codes, scale) = (codes.slice()?, scale.slice()?);
     run(py, codes.len() * 4, Threads::default(), |_| {
-        scale.copy_from_slice(&tiled.scales());
-        tiled.untile_nk(codes)
+        scale.copy_from_slice(&weight.tiled().scales());
+        weight.tiled().untile_nk(codes)
     })
 }
 
-/// Rows `indices` of a tiled weight (N, K) as floats (len, K).
+/// Rows `indices` of a weight (N, K), or all of them, as floats (len, K).
 #[pyfunction]
-fn lookup_tiled(py: Python<'_>, indices: &Bound<'_, PyAny>, tiled: &Bound<'_, PyAny>, k: usize, n: usize, out: &Bound<'_, PyAny>) -> PyResult<()> {
-    let (indices, tiled, mut out) = (Read::<i64>::new("indices", indices)?, Read::<u8>::new("tiled", tiled)?, Write::<f32>::new(out)?);
-    let tiled = Tiled::from_bytes(tiled.slice()?, k, n).map_err(to_py)?;
-    // A private copy: another thread may change the array during the call.
-    let indices = indices.slice()?.to_vec();
+#[pyo3(signature = (indices, weight, k, n, out))]
+fn lookup(
+    py: Python<'_>,
+    indices: Option<&Bound<'_, PyAny>>,
+    weight: &Bound<'_, PyAny>,
+    k: usize,
+    n: usize,
+    out: &Bound<'_, PyAny>,
+) -> PyResult<()> {
+    let (weight, mut out) = (Read::<u8>::new("weight", weight)?, Write::<f32>::new(out)?);
+    let weight = Weight::from_bytes(weight.slice()?, k, n).map_err(to_py)?;
     let out = out.slice()?;
-    run(py, out.len() * 4, Threads::default(), |_| gemm::lookup(&indices, &tiled, out))
+    // A private copy: another thread may change the array during the call.
+    let indices = match indices {
+        Some(indices) => Read::<i64>::new("indices", indices)?.slice()?.to_vec(),
+        None => (0..n as i64).collect(),
+    };
+    run(py, out.len() * 4, Threads::default(), |_| gemm::lookup(indices.into_iter(), &weight, out))
+}
+
+/// Rows `indices` of codes (N, K) times their scales, as floats (len, K).
+#[pyfunction]
+fn lookup_rows(
+    py: Python<'_>,
+    indices: &Bound<'_, PyAny>,
+    codes: &Bound<'_, PyAny>,
+    scale: &Bound<'_, PyAny>,
+    out: &Bound<'_, PyAny>,
+) -> PyResult<()> {
+    let indices = Read::<i64>::new("indices", indices)?.slice()?.to_vec();
+    let (codes, scale, mut out) =
+        (Read::<u8>::new("codes", codes)?, Read::<f32>::new("scale", scale)?, Write::<f32>::new(out)?);
+    let (codes, scale, out) = (codes.slice()?, scale.slice()?, out.slice()?);
+    run(py, out.len(), Threads::default(), |_| gemm::lookup_rows(&indices, codes, scale, out))
 }
 
 /// C = A B; `out` is int32 or int64.
 #[pyfunction]
-fn matmul(py: Python<'_>, a: &Bound<'_, PyAny>, m: usize, tiled: &Bound<'_, PyAny>, k: usize, n: usize, out: &Bound<'_, PyAny>, isa: Option<&str>) -> PyResult<()> {
+fn matmul(
+    py: Python<'_>,
+    a: &Bound<'_, PyAny>,
+    m: usize,
+    tiled: &Bound<'_, PyAny>,
+    k: usize,
+    n: usize,
+    out: &Bound<'_, PyAny>,
+    isa: Option<&str>,
+) -> PyResult<()> {
     let isa = self::isa(isa)?;
     let tiled = Read::<u8>::new("b", tiled)?;
     let tiled = Tiled::from_bytes(tiled.slice()?, k, n).map_err(to_py)?;
@@ -175,29 +232,38 @@ fn matmul(py: Python<'_>, a: &Bound<'_, PyAny>, m: usize, tiled: &Bound<'_, PyAn
 /// y = activation(x Wᵀ + bias) + residual. `x` is floats, or (codes, scale,
 /// zero point); `out` likewise.
 #[pyfunction]
-#[pyo3(signature = (x, m, tiled, k, n, bias, act, residual, out, count, openmp, isa))]
+#[pyo3(signature = (x, m, weight, k, n, bias, act, residual, norm, out, count, openmp, isa))]
 fn linear(
     py: Python<'_>,
     x: &Bound<'_, PyAny>,
     m: usize,
-    tiled: &Bound<'_, PyAny>,
+    weight: &Bound<'_, PyAny>,
     k: usize,
     n: usize,
     bias: Option<&Bound<'_, PyAny>>,
     act: &str,
     residual: Option<&Bound<'_, PyAny>>,
+    norm: Option<(Bound<'_, PyAny>, Bound<'_, PyAny>, f32)>,
     out: &Bound<'_, PyAny>,
     count: usize,
     openmp: bool,
     isa: Option<&str>,
 ) -> PyResult<()> {
     let isa = self::isa(isa)?;
-    let tiled = Read::<u8>::new("weight", tiled)?;
-    let tiled = Tiled::from_bytes(tiled.slice()?, k, n).map_err(to_py)?;
+    let weight = Read::<u8>::new("weight", weight)?;
+    let weight = Weight::from_bytes(weight.slice()?, k, n).map_err(to_py)?;
     let bias = bias.map(|b| Read::<f32>::new("bias", b)).transpose()?;
-    let layer = Layer { weight: &tiled, bias: bias.as_ref().map(Read::slice).transpose()?, activation: activation(act)? };
+    let layer =
+        Layer { weight: &weight, bias: bias.as_ref().map(Read::slice).transpose()?, activation: activation(act)? };
     let residual = residual.map(|r| ReadFloats::new("residual", r)).transpose()?;
-    let residual = residual.as_ref().map(ReadFloats::get).transpose()?;
+    let gamma_beta = norm.as_ref().map(read_norm).transpose()?;
+    let after = After {
+        residual: residual.as_ref().map(ReadFloats::get).transpose()?,
+        norm: gamma_beta
+            .as_ref()
+            .map(|(gamma, beta, eps)| PyResult::Ok(Norm { gamma: gamma.slice()?, beta: beta.slice()?, eps: *eps }))
+            .transpose()?,
+    };
     let work = m.saturating_mul(k).saturating_mul(n) / 8;
 
     let (floats, codes, rows);
@@ -211,11 +277,12 @@ fn linear(
         Input::Floats(floats.get()?)
     };
     if let Ok((c, s, z)) = out.extract::<(Bound<'_, PyAny>, Bound<'_, PyAny>, Bound<'_, PyAny>)>() {
-        let (mut codes, mut scale, mut zero_point) = (Write::<u8>::new(&c)?, Write::<f32>::new(&s)?, Write::<u8>::new(&z)?);
+        let (mut codes, mut scale, mut zero_point) =
+            (Write::<u8>::new(&c)?, Write::<f32>::new(&s)?, Write::<u8>::new(&z)?);
         let mut rows = vec![RowScale::default(); m];
         let output = codes.slice()?;
         run(py, work, threads(count, openmp), |ctl| {
-            gemm::linear(input, m, &layer, residual, Output::Codes(output, &mut rows), isa, ctl)
+            gemm::linear(input, m, &layer, after, Output::Codes(output, &mut rows), isa, ctl)
         })?;
         for ((row, s), z) in rows.iter().zip(scale.slice()?).zip(zero_point.slice()?) {
             (*s, *z) = (row.scale, row.zero_point);
@@ -224,7 +291,14 @@ fn linear(
     }
     let mut out = WriteFloats::new(out)?;
     let out = out.get()?;
-    run(py, work, threads(count, openmp), |ctl| gemm::linear(input, m, &layer, residual, out, isa, ctl))
+    run(py, work, threads(count, openmp), |ctl| gemm::linear(input, m, &layer, after, out, isa, ctl))
+}
+
+/// Layer normalization's gamma, beta and epsilon.
+fn read_norm<'py>(
+    norm: &(Bound<'py, PyAny>, Bound<'py, PyAny>, f32),
+) -> PyResult<(Read<'py, f32>, Read<'py, f32>, f32)> {
+    Ok((Read::new("norm", &norm.0)?, Read::new("norm", &norm.1)?, norm.2))
 }
 
 fn row_scales(scale: &[f32], zero_point: &[u8]) -> PyResult<Vec<RowScale>> {
@@ -236,7 +310,7 @@ fn row_scales(scale: &[f32], zero_point: &[u8]) -> PyResult<Vec<RowScale>> {
 
 /// y = down(activation(up(x))) + residual.
 #[pyfunction]
-#[pyo3(signature = (x, m, k, up, up_bias, inner, act, down, down_bias, n, residual, out, count, openmp, isa))]
+#[pyo3(signature = (x, m, k, up, up_bias, inner, act, down, down_bias, n, residual, norm, out, count, openmp, isa))]
 fn mlp(
     py: Python<'_>,
     x: &Bound<'_, PyAny>,
@@ -250,6 +324,7 @@ fn mlp(
     down_bias: Option<&Bound<'_, PyAny>>,
     n: usize,
     residual: Option<&Bound<'_, PyAny>>,
+    norm: Option<(Bound<'_, PyAny>, Bound<'_, PyAny>, f32)>,
     out: &Bound<'_, PyAny>,
     count: usize,
     openmp: bool,
@@ -259,8 +334,8 @@ fn mlp(
     let x = ReadFloats::new("x", x)?;
     let x = x.get()?;
     let (up, down) = (Read::<u8>::new("up", up)?, Read::<u8>::new("down", down)?);
-    let up = Tiled::from_bytes(up.slice()?, k, inner).map_err(to_py)?;
-    let down = Tiled::from_bytes(down.slice()?, inner, n).map_err(to_py)?;
+    let up = Weight::from_bytes(up.slice()?, k, inner).map_err(to_py)?;
+    let down = Weight::from_bytes(down.slice()?, inner, n).map_err(to_py)?;
     let up_bias = up_bias.map(|b| Read::<f32>::new("up_bias", b)).transpose()?;
     let down_bias = down_bias.map(|b| Read::<f32>::new("down_bias", b)).transpose()?;
     let up = Layer { weight: &up, bias: up_bias.as_ref().map(Read::slice).transpose()?, activation: activation(act)? };
@@ -270,19 +345,28 @@ fn mlp(
         activation: Activation::Identity,
     };
     let residual = residual.map(|r| ReadFloats::new("residual", r)).transpose()?;
-    let residual = residual.as_ref().map(ReadFloats::get).transpose()?;
+    let gamma_beta = norm.as_ref().map(read_norm).transpose()?;
+    let after = After {
+        residual: residual.as_ref().map(ReadFloats::get).transpose()?,
+        norm: gamma_beta
+            .as_ref()
+            .map(|(gamma, beta, eps)| PyResult::Ok(Norm { gamma: gamma.slice()?, beta: beta.slice()?, eps: *eps }))
+            .transpose()?,
+    };
     let mut out = WriteFloats::new(out)?;
     let out = out.get()?;
     let work = m.saturating_mul(k.saturating_add(n)).saturating_mul(inner) / 8;
-    run(py, work, threads(count, openmp), |ctl| gemm::mlp(x, m, &up, &down, residual, out, isa, ctl))
+    run(py, work, threads(count, openmp), |ctl| gemm::mlp(x, m, &up, &down, after, out, isa, ctl))
 }
 
 pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(tiled_len, m)?)?;
+    m.add_function(wrap_pyfunction!(weight_len, m)?)?;
     m.add_function(wrap_pyfunction!(tile_matrix, m)?)?;
     m.add_function(wrap_pyfunction!(quantize_weight, m)?)?;
     m.add_function(wrap_pyfunction!(untile, m)?)?;
-    m.add_function(wrap_pyfunction!(lookup_tiled, m)?)?;
+    m.add_function(wrap_pyfunction!(lookup, m)?)?;
+    m.add_function(wrap_pyfunction!(lookup_rows, m)?)?;
     m.add_function(wrap_pyfunction!(matmul, m)?)?;
     m.add_function(wrap_pyfunction!(linear, m)?)?;
     m.add_function(wrap_pyfunction!(mlp, m)?)

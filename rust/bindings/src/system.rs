@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use lowbit_kernels::{Isa, adopt_openmp, default_threads, set_default_threads, threading};
 use pyo3::prelude::*;
 
-use crate::call::to_py;
+use crate::call::{Threads, run, to_py};
 
 /// `LOWBIT_ISA` where it is set, else the best that this CPU has.
 pub fn default_isa() -> PyResult<Isa> {
@@ -51,11 +51,19 @@ fn use_openmp(path: CString) -> bool {
     adopt_openmp(&path)
 }
 
+/// Panics as a kernel might, `work` elementary operations long: the tests see
+/// what reaches Python.
+#[pyfunction]
+fn _panic(py: Python<'_>, text: &str, work: usize) -> PyResult<()> {
+    run(py, work, Threads::default(), |_| panic!("{text}"))
+}
+
 pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(isa, m)?)?;
     m.add_function(wrap_pyfunction!(available_isas, m)?)?;
     m.add_function(wrap_pyfunction!(set_num_threads, m)?)?;
     m.add_function(wrap_pyfunction!(get_num_threads, m)?)?;
     m.add_function(wrap_pyfunction!(thread_complaints, m)?)?;
-    m.add_function(wrap_pyfunction!(use_openmp, m)?)
+    m.add_function(wrap_pyfunction!(use_openmp, m)?)?;
+    m.add_function(wrap_pyfunction!(_panic, m)?)
 }

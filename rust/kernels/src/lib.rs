@@ -36,4 +36,4 @@ mod par;
 
 pub use error::{Error, Result};
 pub use isa::Isa;
-pub use par::{Ctl, adopt_openmp, default_threads, set_default_threads, threading};
+pub use par::{Ctl, adopt_openmp, default_threads, set_default_threads, threading, threads_were_refused};

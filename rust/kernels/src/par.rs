@@ -64,15 +64,17 @@ impl<'a> Ctl<'a> {
         }
         let run =
             Run { body, tasks, next: AtomicUsize::new(0), slots: AtomicUsize::new(1), ended: AtomicBool::new(false) };
-        match (self.openmp.then(openmp).flatten(), pool(workers - 1)) {
-            (Some(omp), _) => omp.run(&run, workers, self.stop),
-            (None, Some(pool)) => pool.in_place_scope(|scope| {
+        if let Some(omp) = self.openmp.then(openmp).flatten() {
+            omp.run(&run, workers, self.stop);
+        } else if let Some(pool) = pool(workers - 1) {
+            pool.in_place_scope(|scope| {
                 for _ in 1..workers {
                     scope.spawn(|_| run.work());
                 }
                 run.lead(self.stop);
-            }),
-            (None, None) => run.lead(self.stop), // the OS gives no threads
+            });
+        } else {
+            run.lead(self.stop); // the OS gives no threads
         }
         if run.ended.load(Relaxed) { Err(Error::Interrupted) } else { Ok(()) }
     }
@@ -163,9 +165,20 @@ fn pool(helpers: usize) -> Option<Arc<rayon::ThreadPool>> {
         .or_insert_with(|| {
             let build =
                 rayon::ThreadPoolBuilder::new().num_threads(helpers).thread_name(|i| format!("lowbit-{i}")).build();
+            if build.is_err() {
+                REFUSED.store(true, Relaxed);
+            }
             build.ok().map(Arc::new)
         })
         .clone()
+}
+
+static REFUSED: AtomicBool = AtomicBool::new(false);
+
+/// Whether the OS has refused threads since this was last asked: calls then run
+/// on the one that makes them.
+pub fn threads_were_refused() -> bool {
+    REFUSED.load(Relaxed) && REFUSED.swap(false, Relaxed)
 }
 
 // ---------------------------------------------------------------- OpenMP
@@ -271,10 +284,14 @@ pub fn threading() -> &'static (usize, Vec<String>) {
     static FOUND: OnceLock<(usize, Vec<String>)> = OnceLock::new();
     FOUND.get_or_init(|| {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let most = cores.saturating_mul(4);
         let mut complaints = Vec::new();
         let mut read = |name: &str| -> Option<usize> {
-            let text = std::env::var(name).ok()?;
-            match text.trim().parse::<usize>() {
+            let text = std::env::var_os(name)?;
+            let text = text.to_string_lossy();
+            // OpenMP's may be a list, a count for each level of nesting.
+            let first = if name == "OMP_NUM_THREADS" { text.split(',').next() } else { None };
+            match first.unwrap_or(&text).trim().parse::<usize>() {
                 Ok(n) if n > 0 => Some(n),
                 _ => {
                     complaints.push(format!("{name}: expected a count of threads, got '{text}'; ignored"));
@@ -282,9 +299,13 @@ pub fn threading() -> &'static (usize, Vec<String>) {
                 }
             }
         };
-        let wanted = read("LOWBIT_NUM_THREADS").or_else(|| read("RAYON_NUM_THREADS"));
+        let wanted = ["LOWBIT_NUM_THREADS", "RAYON_NUM_THREADS"].into_iter().find_map(|name| Some((name, read(name)?)));
         let threads = match wanted {
-            Some(n) => n.min(cores.max(1) * 4),
+            Some((name, n)) if n > most => {
+                complaints.push(format!("{name}: {n} threads on {cores} cores; using {most}"));
+                most
+            }
+            Some((_, n)) => n,
             None => read("OMP_NUM_THREADS").map_or(cores, |cap| cores.min(cap)),
         };
         (threads, complaints)

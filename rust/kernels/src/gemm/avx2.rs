@@ -10,8 +10,8 @@
 use std::arch::x86_64::*;
 
 use super::Block;
-use super::epilogue::{self, Finish};
-use crate::affine::RowScale;
+use super::epilogue::{self, Finish, Norm};
+use crate::affine::{Floats, RowScale};
 use crate::lanes::{Avx2, Element};
 
 /// Rows of a tile: with 16 columns, 8 accumulators.
@@ -200,4 +200,24 @@ pub(super) unsafe fn finish<T: Element>(
 ) {
     // SAFETY: the features of this function are those that the token stands for.
     epilogue::finish(unsafe { Avx2::new() }, f, sums, rows, out, col);
+}
+
+/// Layer normalization on this file's vectors.
+///
+/// # Safety
+/// The CPU has AVX2.
+#[target_feature(enable = "avx2,fma,bmi1,bmi2")]
+pub(super) unsafe fn normalize<T: Element>(x: &[f32], norm: &Norm, out: &mut [T]) {
+    // SAFETY: the features of this function are those that the token stands for.
+    epilogue::normalize(unsafe { Avx2::new() }, x, norm, out);
+}
+
+/// An elementwise product on this file's vectors.
+///
+/// # Safety
+/// The CPU has AVX2.
+#[target_feature(enable = "avx2,fma,bmi1,bmi2")]
+pub(super) unsafe fn multiply(x: Floats, by: &[f32], out: &mut [f32]) {
+    // SAFETY: the features of this function are those that the token stands for.
+    epilogue::multiply(unsafe { Avx2::new() }, x, by, out);
 }

@@ -6,8 +6,8 @@
 use std::arch::x86_64::*;
 
 use super::Block;
-use super::epilogue::{self, Finish};
-use crate::affine::RowScale;
+use super::epilogue::{self, Finish, Norm};
+use crate::affine::{Floats, RowScale};
 use crate::lanes::{Avx512, Element};
 
 /// Rows of a tile.
@@ -114,4 +114,24 @@ pub(super) unsafe fn finish<T: Element>(
 ) {
     // SAFETY: the features of this function are those that the token stands for.
     epilogue::finish(unsafe { Avx512::new() }, f, sums, rows, out, col);
+}
+
+/// Layer normalization on this file's vectors.
+///
+/// # Safety
+/// The CPU has AVX-512 F, BW, DQ and VL.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+pub(super) unsafe fn normalize<T: Element>(x: &[f32], norm: &Norm, out: &mut [T]) {
+    // SAFETY: the features of this function are those that the token stands for.
+    epilogue::normalize(unsafe { Avx512::new() }, x, norm, out);
+}
+
+/// An elementwise product on this file's vectors.
+///
+/// # Safety
+/// The CPU has AVX-512 F, BW, DQ and VL.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+pub(super) unsafe fn multiply(x: Floats, by: &[f32], out: &mut [f32]) {
+    // SAFETY: the features of this function are those that the token stands for.
+    epilogue::multiply(unsafe { Avx512::new() }, x, by, out);
 }

@@ -8,8 +8,8 @@
 //! `y`: 5e-7 · max(1, |y|).
 
 use super::tiled::PANEL;
-use crate::affine::RowScale;
-use crate::lanes::{Element, Lanes};
+use crate::affine::{Floats, RowScale};
+use crate::lanes::{Element, Lanes, Scalar};
 
 /// The function applied to each output of a linear layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -103,6 +103,102 @@ fn each<L: Lanes, T: Element>(
     }
 }
 
+/// out = x · by, elementwise, of float32 or bfloat16.
+#[inline(always)]
+pub(super) fn multiply<L: Lanes>(l: L, x: Floats, by: &[f32], out: &mut [f32]) {
+    match x {
+        Floats::F32(x) => products(l, x, by, out),
+        Floats::Bf16(x) => products(l, x, by, out),
+        Floats::F16(_) | Floats::F64(_) => unreachable!("layers take float32 and bfloat16"),
+    }
+}
+
+#[inline(always)]
+fn products<L: Lanes, T: Element>(l: L, x: &[T], by: &[f32], out: &mut [f32]) {
+    let whole = x.len() / L::N * L::N;
+    for ((x, by), out) in x.chunks_exact(L::N).zip(by.chunks_exact(L::N)).zip(out.chunks_exact_mut(L::N)) {
+        l.store(l.mul(T::load(l, x), l.load(by)), out);
+    }
+    for ((x, by), out) in x[whole..].iter().zip(&by[whole..]).zip(&mut out[whole..]) {
+        *out = T::load(Scalar, std::slice::from_ref(x)) * by;
+    }
+}
+
+/// What follows the last sum of a row: layer normalization over its outputs,
+/// `(y - mean) / √(variance + eps) · gamma + beta`.
+#[derive(Clone, Copy, Debug)]
+pub struct Norm<'a> {
+    /// N float32.
+    pub gamma: &'a [f32],
+    /// N float32.
+    pub beta: &'a [f32],
+    /// Added to the variance.
+    pub eps: f32,
+}
+
+/// Normalizes one row. Mean and variance are sums of 16 partial sums, element i
+/// in partial sum i % 16, added pairwise: the same bits for every vector width.
+#[inline(always)]
+pub(super) fn normalize<L: Lanes, T: Element>(l: L, x: &[f32], norm: &Norm, out: &mut [T]) {
+    let n = x.len() as f32;
+    let mean = sum::<L, false>(l, x, 0.0) / n;
+    let variance = sum::<L, true>(l, x, mean) / n;
+    let rstd = 1.0 / (variance + norm.eps).sqrt();
+    let whole = x.len() / L::N * L::N;
+    for i in (0..whole).step_by(L::N) {
+        let at = i..i + L::N;
+        scaled(l, &x[at.clone()], mean, rstd, &norm.gamma[at.clone()], &norm.beta[at.clone()], &mut out[at]);
+    }
+    if whole < x.len() {
+        let left = x.len() - whole;
+        let mut part = [T::default(); 16];
+        let (x, gamma, beta) = (pad(&x[whole..]), pad(&norm.gamma[whole..]), pad(&norm.beta[whole..]));
+        scaled(l, &x[..L::N], mean, rstd, &gamma[..L::N], &beta[..L::N], &mut part[..L::N]);
+        out[whole..].copy_from_slice(&part[..left]);
+    }
+}
+
+#[inline(always)]
+fn scaled<L: Lanes, T: Element>(l: L, x: &[f32], mean: f32, rstd: f32, gamma: &[f32], beta: &[f32], out: &mut [T]) {
+    let y = l.mul(l.sub(l.load(x), l.splat(mean)), l.splat(rstd));
+    T::store(l, l.add(l.mul(y, l.load(gamma)), l.load(beta)), out);
+}
+
+#[inline(always)]
+fn pad(x: &[f32]) -> [f32; 16] {
+    let mut padded = [0.0; 16];
+    padded[..x.len()].copy_from_slice(x);
+    padded
+}
+
+/// Σ (x - centre), squared or not, in the order that [`normalize`] states.
+#[inline(always)]
+fn sum<L: Lanes, const SQUARED: bool>(l: L, x: &[f32], centre: f32) -> f32 {
+    let mut parts = [l.splat(0.0); 16]; // 16 / L::N of them are used
+    let centres = l.splat(centre);
+    let (blocks, rest) = x.as_chunks::<16>();
+    for x in blocks {
+        for (part, x) in parts.iter_mut().zip(x.chunks_exact(L::N)) {
+            let d = l.sub(l.load(x), centres);
+            *part = l.add(*part, if SQUARED { l.mul(d, d) } else { d });
+        }
+    }
+    let mut sums = [0.0; 16];
+    for (sums, part) in sums.chunks_exact_mut(L::N).zip(parts) {
+        l.store(part, sums);
+    }
+    for (sum, x) in sums.iter_mut().zip(rest) {
+        let d = x - centre;
+        *sum += if SQUARED { d * d } else { d };
+    }
+    for width in [8, 4, 2, 1] {
+        for i in 0..width {
+            sums[i] += sums[i + width];
+        }
+    }
+    sums[0]
+}
+
 /// An [`Activation`] as a type, so that each has a loop of its own.
 trait Function: Copy {
     fn of<L: Lanes>(self, l: L, y: L::F) -> L::F;
@@ -127,22 +223,29 @@ functions! {
     Silu => |l, y| logistic(l, y, y);
 }
 
-/// x · Φ(x) = x/2 · (1 + erf(x/√2)), erf by formula 7.1.26 of Abramowitz and
-/// Stegun (error 1.5e-7).
+/// x · Φ(x) = x/2 · (1 + erf(x/√2)), with erf(x/√2) = x · P(x²) / Q(x²) fitted
+/// here to 2e-8 over |x| ≤ 5.6, past which it is ±1 to float32.
 #[inline(always)]
 fn gelu<L: Lanes>(l: L, x: L::F) -> L::F {
-    let one = l.splat(1.0);
-    let z = l.mul(l.abs(x), l.splat(std::f32::consts::FRAC_1_SQRT_2));
-    let t = l.div(one, l.add(one, l.mul(z, l.splat(0.327_591_1))));
-    let mut p = l.splat(1.061_405_4);
-    for c in [-1.453_152_1, 1.421_413_8, -0.284_496_74, 0.254_829_6] {
-        p = l.add(l.mul(p, t), l.splat(c));
+    const EDGE: f32 = 5.6;
+    let above = l.max(l.splat(-EDGE), x); // x where it is NaN
+    let near = l.min(l.splat(EDGE), above);
+    let u = l.mul(near, near);
+    let p =
+        polynomial(l, u, [0.797_884_46, 0.068_750_54, 0.009_414_38, 3.476_786_4e-4, 1.271_240_9e-5, 4.428_902_8e-8]);
+    let q = polynomial(l, u, [1.0, 0.252_831_73, 0.028_939_56, 1.912_916_4e-3, 7.509_69e-5, 1.180_163_6e-6]);
+    let erf = l.div(l.mul(near, p), q);
+    l.mul(l.mul(above, l.splat(0.5)), l.add(l.splat(1.0), erf))
+}
+
+/// c[0] + c[1] x + c[2] x² + …
+#[inline(always)]
+fn polynomial<L: Lanes, const D: usize>(l: L, x: L::F, c: [f32; D]) -> L::F {
+    let mut p = l.splat(c[D - 1]);
+    for i in (0..D - 1).rev() {
+        p = l.add(l.mul(p, x), l.splat(c[i]));
     }
-    // Past 13 the exponential is 0 to float32.
-    let minus_z2 = l.sub(l.splat(0.0), l.mul(z, z));
-    let tail = l.mul(l.mul(p, t), l.exp(minus_z2));
-    let erf = l.copysign(l.sub(one, tail), x);
-    l.mul(l.mul(x, l.splat(0.5)), l.add(one, erf))
+    p
 }
 
 #[inline(always)]

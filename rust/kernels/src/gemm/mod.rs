@@ -28,7 +28,7 @@ mod tiled;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-pub use epilogue::Activation;
+pub use epilogue::{Activation, Norm};
 pub use tiled::{Tiled, tile, tiled_len};
 
 use crate::affine::{Floats, RowScale, quantize_row, quantize_rows};
@@ -363,19 +363,129 @@ impl Wide {
 
 // ------------------------------------------------------------------ layers
 
+/// A layer's weight (N, K): its transpose in tiled order, and what each input is
+/// multiplied with before it is quantized, if the weight is equalized.
+#[derive(Clone, Debug)]
+pub struct Weight<'a> {
+    tiled: Tiled<&'a [u8]>,
+    /// K powers of two, or none.
+    equalizer: Vec<f32>,
+}
+
+impl<'a> Weight<'a> {
+    /// Takes the bytes that [`quantize_weight`] wrote: a tiled matrix, and K
+    /// float32 after it where the weight is equalized.
+    ///
+    /// # Errors
+    /// [`crate::Error::Value`] where there are too few or too many of them.
+    pub fn from_bytes(bytes: &'a [u8], k: usize, n: usize) -> Result<Self> {
+        let plain = tiled_len(k, n)?;
+        let (tiled, rest) = bytes.split_at(plain.min(bytes.len()));
+        if tiled.len() != plain || !(rest.is_empty() || rest.len() == 4 * k) {
+            bail!("weight: {n} rows of {k} take {plain} bytes, or {} if equalized, got {}", plain + 4 * k, bytes.len());
+        }
+        let equalizer = rest.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
+        Ok(Weight { tiled: Tiled::from_bytes(tiled, k, n)?, equalizer })
+    }
+
+    /// Outputs.
+    pub fn n(&self) -> usize {
+        self.tiled.n()
+    }
+
+    /// Inputs.
+    pub fn k(&self) -> usize {
+        self.tiled.k()
+    }
+
+    /// The codes' matrix, with a scale for each output.
+    pub fn tiled(&self) -> &Tiled<&'a [u8]> {
+        &self.tiled
+    }
+
+    /// Writes output row `n` as the floats that it stands for.
+    fn row(&self, n: usize, out: &mut [f32]) -> Result<()> {
+        self.tiled.dequantize_column(n, out)?;
+        out.iter_mut().zip(&self.equalizer).for_each(|(out, by)| *out *= by);
+        Ok(())
+    }
+}
+
+/// Bytes of a layer's weight.
+///
+/// # Errors
+/// [`crate::Error::Value`] where the size overflows.
+pub fn weight_len(k: usize, n: usize, equalized: bool) -> Result<usize> {
+    let extra = if equalized { checked_product("weight", &[4, k])? } else { 0 };
+    match tiled_len(k, n)?.checked_add(extra) {
+        Some(len) => Ok(len),
+        None => bail!("weight: the size {n} by {k} overflows"),
+    }
+}
+
+/// Powers of two that make the columns of a weight alike: about the square root
+/// of a column's root mean square over their mean.
+///
+/// The rounding of a row of inputs adds the same error to each of them; in the
+/// outputs it counts as much as the columns' norms. With x_j c_j quantized and
+/// w_j / c_j in the weight's place, Σ x_j² c_j² · Σ |w_j|² / c_j², which bounds
+/// it, is least at c_j = √(|w_j| / |x_j|); without data every |x_j| is 1.
+fn equalizer(w: &[f32], n: usize, k: usize) -> Result<Vec<f32>> {
+    let mut squares = try_zeroed::<f64>(k)?;
+    for row in w.chunks_exact(k) {
+        for (sum, &w) in squares.iter_mut().zip(row) {
+            *sum += f64::from(w) * f64::from(w);
+        }
+    }
+    let rms: Vec<f64> = squares.iter().map(|sum| (sum / n.max(1) as f64).sqrt()).collect();
+    let mean = rms.iter().sum::<f64>() / k as f64;
+    // c² = rms / mean; 2^i is nearest to c where 2^(2i - 1) ≤ c² < 2^(2i + 1).
+    let nearest = |rms: f64| (-5..5).find(|&i| rms < mean * 2f64.powi(2 * i + 1)).unwrap_or(5);
+    Ok(rms.iter().map(|&rms| 2f32.powi(nearest(rms))).collect())
+}
+
 /// Quantizes a layer's N×K weight to int8, one symmetric scale for each output
-/// row, and tiles it into `out` of [`tiled_len`] bytes.
+/// row, and tiles it into `out` of [`weight_len`] bytes. If `equalized`, each
+/// column is first divided by a power of two that goes with the weight.
 ///
 /// # Errors
 /// [`crate::Error::Value`] where lengths do not fit or the weight is not
 /// finite, [`crate::Error::Memory`], [`crate::Error::Interrupted`].
-pub fn quantize_weight(w: Floats, n: usize, k: usize, out: &mut [u8], isa: Isa, ctl: &Ctl) -> Result<()> {
+pub fn quantize_weight(
+    w: &[f32],
+    n: usize,
+    k: usize,
+    equalized: bool,
+    out: &mut [u8],
+    isa: Isa,
+    ctl: &Ctl,
+) -> Result<()> {
     if w.len() != checked_product("weight", &[n, k])? || k == 0 {
         bail!("weight: expected {n} rows of {k} (at least 1), got {} values", w.len());
     }
+    if out.len() != weight_len(k, n, equalized)? {
+        bail!("out: expected {} bytes, got {}", weight_len(k, n, equalized)?, out.len());
+    }
     let mut codes = try_zeroed::<u8>(w.len())?;
     let mut rows = try_zeroed::<RowScale>(n)?;
-    quantize_rows(w, k, true, k, &mut codes, &mut rows, &mut try_zeroed(n)?, isa, ctl)?;
+    let (out, rest) = out.split_at_mut(tiled_len(k, n)?);
+    let mut divided = Vec::new();
+    let mut w = w;
+    if equalized {
+        let equalizer = equalizer(w, n, k)?;
+        for (bytes, by) in rest.chunks_exact_mut(4).zip(&equalizer) {
+            bytes.copy_from_slice(&by.to_le_bytes());
+        }
+        divided = try_zeroed::<f32>(w.len())?;
+        for (to, from) in divided.chunks_exact_mut(k).zip(w.chunks_exact(k)) {
+            for ((to, from), by) in to.iter_mut().zip(from).zip(&equalizer) {
+                *to = from / by;
+            }
+        }
+        w = &divided;
+    }
+    quantize_rows(Floats::F32(w), k, true, k, &mut codes, &mut rows, &mut try_zeroed(n)?, isa, ctl)?;
+    drop(divided);
     if let Some(row) = rows.iter().position(|row| row.scale.is_nan()) {
         bail!("weight: row {row} holds NaN or an infinity");
     }
@@ -384,19 +494,40 @@ pub fn quantize_weight(w: Floats, n: usize, k: usize, out: &mut [u8], isa: Isa, 
     tile(&codes, k, n, 1, k, Some(&scales), out)
 }
 
-/// Writes rows `indices` of a tiled N×K weight as floats: the look-up of an
-/// embedding that shares a layer's weight.
+/// Writes rows `indices` of a layer's weight as floats: the look-up of an
+/// embedding that shares it, or all of the weight.
 ///
 /// # Errors
 /// [`crate::Error::Value`] where an index is not below N or lengths do not fit.
-pub fn lookup<B: AsRef<[u8]>>(indices: &[i64], weight: &Tiled<B>, out: &mut [f32]) -> Result<()> {
+pub fn lookup(indices: impl ExactSizeIterator<Item = i64>, weight: &Weight, out: &mut [f32]) -> Result<()> {
     if out.len() != checked_product("out", &[indices.len(), weight.k()])? {
         bail!("out: expected {} rows of {}, got {} values", indices.len(), weight.k(), out.len());
     }
-    for (&index, row) in indices.iter().zip(out.chunks_exact_mut(weight.k().max(1))) {
+    for (index, row) in indices.zip(out.chunks_exact_mut(weight.k().max(1))) {
         match usize::try_from(index) {
-            Ok(n) if n < weight.n() => weight.dequantize_column(n, row)?,
-            _ => bail!("indices: expected 0 to {}, got {index}", weight.n()),
+            Ok(n) if n < weight.n() => weight.row(n, row)?,
+            _ => bail!("indices: expected 0 to {}, got {index}", weight.n() as i64 - 1),
+        }
+    }
+    Ok(())
+}
+
+/// Writes rows `indices` of an N×K matrix of codes + 128, each row with a scale,
+/// as floats: the look-up of an embedding.
+///
+/// # Errors
+/// As [`lookup`].
+pub fn lookup_rows(indices: &[i64], codes: &[u8], scale: &[f32], out: &mut [f32]) -> Result<()> {
+    let (n, k) = (scale.len(), codes.len() / scale.len().max(1));
+    if codes.len() != n * k || out.len() != checked_product("out", &[indices.len(), k])? {
+        bail!("out: expected {} rows of {k}, got {} values", indices.len(), out.len());
+    }
+    for (&index, row) in indices.iter().zip(out.chunks_exact_mut(k.max(1))) {
+        let Some(n) = usize::try_from(index).ok().filter(|&i| i < n) else {
+            bail!("indices: expected 0 to {}, got {index}", n as i64 - 1);
+        };
+        for (out, &code) in row.iter_mut().zip(&codes[n * k..(n + 1) * k]) {
+            *out = (i32::from(code) - 128) as f32 * scale[n];
         }
     }
     Ok(())
@@ -432,18 +563,107 @@ impl Output<'_> {
     }
 }
 
+/// What follows a layer's last sum.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct After<'a> {
+    /// Added to the outputs: of their shape and element type.
+    pub residual: Option<Floats<'a>>,
+    /// Normalizes each row of outputs, after the residual.
+    pub norm: Option<Norm<'a>>,
+}
+
+impl After<'_> {
+    fn check(&self, m: usize, n: usize) -> Result<()> {
+        if let Some(residual) = self.residual
+            && residual.len() != m * n
+        {
+            bail!("residual: expected {m} by {n}, got {} elements", residual.len());
+        }
+        if let Some(norm) = self.norm
+            && (norm.gamma.len() != n || norm.beta.len() != n)
+        {
+            bail!("norm: expected {n} values of gamma and beta, got {} and {}", norm.gamma.len(), norm.beta.len());
+        }
+        Ok(())
+    }
+}
+
+/// The outputs of a task's rows: from the sums directly, or through a row of
+/// floats that is normalized.
+struct Sink<'a, T> {
+    residual: Option<&'a [T]>,
+    norm: Option<Norm<'a>>,
+}
+
+/// A residual of T, or an error where it is of another type.
+trait Residual: Element {
+    fn of<'a>(values: Floats<'a>) -> Result<&'a [Self]>;
+}
+
+impl Residual for f32 {
+    fn of(values: Floats<'_>) -> Result<&[f32]> {
+        match values {
+            Floats::F32(x) => Ok(x),
+            _ => bail!("residual: expected float32, as the output is"),
+        }
+    }
+}
+
+impl Residual for u16 {
+    fn of(values: Floats<'_>) -> Result<&[u16]> {
+        match values {
+            Floats::Bf16(x) => Ok(x),
+            _ => bail!("residual: expected bfloat16, as the output is"),
+        }
+    }
+}
+
+impl<'a, T: Residual> Sink<'a, T> {
+    fn new(after: After<'a>) -> Result<Self> {
+        Ok(Sink { residual: after.residual.map(T::of).transpose()?, norm: after.norm })
+    }
+
+    /// Runs all of `layer` for rows from `first`, normalized if so asked.
+    fn run(
+        &self,
+        isa: Isa,
+        layer: &Layer,
+        rows: &mut Rows,
+        scales: &[RowScale],
+        panels: Range<usize>,
+        sums: &mut [i32],
+        floats: &mut [f32],
+        first: usize,
+        out: &mut [&mut [T]],
+    ) {
+        let n = layer.weight.n();
+        let residual = self.residual.map(|r| (&r[first * n..], n));
+        let Some(norm) = &self.norm else {
+            return layer.rows(isa, rows, scales, panels, sums, residual, out);
+        };
+        let mut whole: Vec<_> = floats.chunks_exact_mut(n).take(out.len()).collect();
+        layer.rows(isa, rows, scales, panels, sums, None, &mut whole);
+        for (r, (x, out)) in whole.into_iter().zip(out).enumerate() {
+            if let Some((residual, _)) = residual {
+                add(x, &residual[r * n..(r + 1) * n]);
+            }
+            normalize(isa, x, norm, out);
+        }
+    }
+}
+
 /// A weight with what follows the product.
 #[derive(Clone, Copy, Debug)]
-pub struct Layer<'a, B = Vec<u8>> {
-    /// The weight's transpose, tiled, with a scale for each output.
-    pub weight: &'a Tiled<B>,
+pub struct Layer<'a> {
+    /// N outputs, K inputs.
+    pub weight: &'a Weight<'a>,
     /// N float32, or none.
     pub bias: Option<&'a [f32]>,
     /// Applied to product and bias.
     pub activation: Activation,
 }
 
-impl<B: AsRef<[u8]>> Layer<'_, B> {
+impl Layer<'_> {
     fn check(&self) -> Result<()> {
         let n = self.weight.n();
         if let Some(bias) = self.bias
@@ -471,7 +691,7 @@ impl<B: AsRef<[u8]>> Layer<'_, B> {
     ) {
         let sums = &mut sums[..scales.len() * PANEL];
         for p in panels.clone() {
-            let panel = self.weight.panel(p);
+            let panel = self.weight.tiled.panel(p);
             let mut parts: Vec<_> = sums.chunks_exact_mut(PANEL).collect();
             rows.times(isa, panel, &[0; PANEL], &mut parts, 0);
             let (col_sum, scale) = panel.header();
@@ -511,8 +731,53 @@ fn finish<T: Element>(isa: Isa, f: &Finish<T>, sums: &[i32], rows: &[RowScale], 
     epilogue::finish(crate::lanes::Scalar, f, sums, rows, out, col);
 }
 
+fn normalize<T: Element>(isa: Isa, x: &[f32], norm: &Norm, out: &mut [T]) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if isa.has_avx512() {
+            // SAFETY: an Isa exists only where the CPU has it.
+            return unsafe { avx512::normalize(x, norm, out) };
+        }
+        if isa.has_avx2() {
+            // SAFETY: an Isa exists only where the CPU has it.
+            return unsafe { avx2::normalize(x, norm, out) };
+        }
+    }
+    let _ = isa;
+    epilogue::normalize(crate::lanes::Scalar, x, norm, out);
+}
+
+/// out = x · by, elementwise.
+fn multiply(isa: Isa, x: Floats, by: &[f32], out: &mut [f32]) {
+    assert!(x.len() == by.len() && by.len() == out.len());
+    #[cfg(target_arch = "x86_64")]
+    {
+        if isa.has_avx512() {
+            // SAFETY: an Isa exists only where the CPU has it.
+            return unsafe { avx512::multiply(x, by, out) };
+        }
+        if isa.has_avx2() {
+            // SAFETY: an Isa exists only where the CPU has it.
+            return unsafe { avx2::multiply(x, by, out) };
+        }
+    }
+    let _ = isa;
+    epilogue::multiply(crate::lanes::Scalar, x, by, out);
+}
+
+/// x += y
+fn add<T: Element>(x: &mut [f32], y: &[T]) {
+    for (x, y) in x.iter_mut().zip(y.chunks_exact(1)) {
+        *x += T::load(crate::lanes::Scalar, y);
+    }
+}
+
+/// Rows for the kernels, how each was quantized, and room for their sums.
+type Prepared<'a> = (Rows<'a>, &'a [RowScale], &'a mut [i32]);
+
 /// Scratch of a thread that runs blocks of rows through a layer.
 struct Scratch {
+    equalized: Vec<f32>,
     codes: Vec<u8>,
     scales: Vec<RowScale>,
     wide: Vec<i16>,
@@ -522,6 +787,7 @@ struct Scratch {
 impl Scratch {
     fn new(isa: Isa, rows: usize, k: usize) -> Result<Scratch> {
         Ok(Scratch {
+            equalized: try_zeroed(k)?,
             codes: try_zeroed(checked_product("scratch", &[rows, k])?)?,
             scales: Vec::with_capacity(rows),
             wide: try_zeroed(Rows::scratch_len(isa, rows, k))?,
@@ -530,72 +796,68 @@ impl Scratch {
     }
 
     /// The rows from `first` as codes: quantized here where they are floats.
-    fn quantize<'a>(
-        &'a mut self,
-        isa: Isa,
-        x: Input<'a>,
-        first: usize,
-        rows: usize,
-        k: usize,
-    ) -> (Rows<'a>, &'a [RowScale], &'a mut [i32]) {
-        let (codes, scales) = match x {
-            Input::Codes(codes, scales) => (&codes[first * k..(first + rows) * k], &scales[first..first + rows]),
-            Input::Floats(x) => {
-                self.scales.clear();
-                for (r, codes) in self.codes.chunks_exact_mut(k).take(rows).enumerate() {
-                    let at = (first + r) * k;
-                    self.scales.push(quantize_row(x.part(at..at + k), false, codes, isa));
-                }
-                (&self.codes[..rows * k], &self.scales[..])
+    fn rows<'a>(&'a mut self, isa: Isa, x: Input<'a>, first: usize, rows: usize, weight: &Weight) -> Prepared<'a> {
+        let k = weight.k();
+        match x {
+            Input::Floats(x) => self.quantize(isa, x.part(first * k..(first + rows) * k), weight),
+            Input::Codes(codes, scales) => {
+                let codes = &codes[first * k..(first + rows) * k];
+                (Rows::new(isa, codes, k, 0, &mut self.wide), &scales[first..first + rows], &mut self.sums)
             }
-        };
-        (Rows::new(isa, codes, k, 0, &mut self.wide), scales, &mut self.sums)
+        }
+    }
+
+    fn quantize(&mut self, isa: Isa, x: Floats, weight: &Weight) -> Prepared<'_> {
+        let (k, by) = (weight.k(), &weight.equalizer[..]);
+        let rows = x.len() / k;
+        self.scales.clear();
+        for (r, codes) in self.codes.chunks_exact_mut(k).take(rows).enumerate() {
+            let mut x = x.part(r * k..(r + 1) * k);
+            if !by.is_empty() {
+                multiply(isa, x, by, &mut self.equalized);
+                x = Floats::F32(&self.equalized);
+            }
+            self.scales.push(quantize_row(x, false, codes, isa));
+        }
+        (Rows::new(isa, &self.codes[..rows * k], k, 0, &mut self.wide), &self.scales, &mut self.sums)
     }
 }
 
-/// y = activation(x Wᵀ + bias) + residual, rows of floats quantized per row
-/// within the call. The residual has the output's shape and element type; rows
-/// put out as codes take none.
+/// y = activation(x Wᵀ + bias), then what comes `after`; rows of floats are
+/// quantized per row within the call. Rows put out as codes take no `after`.
 ///
 /// # Errors
 /// [`crate::Error::Value`] where lengths do not fit,
 /// [`crate::Error::Memory`], [`crate::Error::Interrupted`].
-pub fn linear<B: AsRef<[u8]> + Sync>(
-    x: Input,
-    m: usize,
-    layer: &Layer<B>,
-    residual: Option<Floats>,
-    out: Output,
-    isa: Isa,
-    ctl: &Ctl,
-) -> Result<()> {
+pub fn linear(x: Input, m: usize, layer: &Layer, after: After, out: Output, isa: Isa, ctl: &Ctl) -> Result<()> {
     let n = layer.weight.n();
     layer.check()?;
     check_input(&x, m, layer.weight)?;
     if out.len() != checked_product("out", &[m, n])? {
         bail!("out: expected {m} by {n}, got {} elements", out.len());
     }
-    if let Some(residual) = residual
-        && residual.len() != out.len()
-    {
-        bail!("residual: expected {m} by {n}, got {} elements", residual.len());
-    }
+    after.check(m, n)?;
     if out.len() == 0 {
         return Ok(());
     }
-    match (out, residual) {
-        (Output::F32(out), None) => layer_into(x, m, layer, None, out, isa, ctl),
-        (Output::F32(out), Some(Floats::F32(residual))) => layer_into(x, m, layer, Some(residual), out, isa, ctl),
-        (Output::Bf16(out), None) => layer_into(x, m, layer, None, out, isa, ctl),
-        (Output::Bf16(out), Some(Floats::Bf16(residual))) => layer_into(x, m, layer, Some(residual), out, isa, ctl),
-        (Output::Codes(codes, scales), None) => layer_into_codes(x, m, layer, codes, scales, isa, ctl),
-        _ => bail!("residual: expected the output's element type, and none for codes"),
+    match out {
+        Output::F32(out) => layer_into(x, m, layer, after, out, isa, ctl),
+        Output::Bf16(out) => layer_into(x, m, layer, after, out, isa, ctl),
+        Output::Codes(codes, scales) => {
+            if after.residual.is_some() || after.norm.is_some() {
+                bail!("residual, norm: expected none where rows are put out as codes");
+            }
+            layer_into_codes(x, m, layer, codes, scales, isa, ctl)
+        }
     }
 }
 
-fn check_input<B: AsRef<[u8]>>(x: &Input, m: usize, weight: &Tiled<B>) -> Result<()> {
+fn check_input(x: &Input, m: usize, weight: &Weight) -> Result<()> {
     let (len, rows) = match x {
         Input::Floats(x) => (x.len(), m),
+        Input::Codes(..) if !weight.equalizer.is_empty() => {
+            bail!("x: an equalized weight takes floats, since it multiplies them before they are quantized")
+        }
         Input::Codes(codes, scales) => (codes.len(), scales.len()),
     };
     if rows != m || len != checked_product("x", &[m, weight.k()])? {
@@ -604,33 +866,39 @@ fn check_input<B: AsRef<[u8]>>(x: &Input, m: usize, weight: &Tiled<B>) -> Result
     Ok(())
 }
 
-fn layer_into<T: Element, B: AsRef<[u8]> + Sync>(
+fn layer_into<T: Residual>(
     x: Input,
     m: usize,
-    layer: &Layer<B>,
-    residual: Option<&[T]>,
+    layer: &Layer,
+    after: After,
     out: &mut [T],
     isa: Isa,
     ctl: &Ctl,
 ) -> Result<()> {
     let (n, k) = (layer.weight.n(), layer.weight.k());
-    let cut = Cut::new(m, k, layer.weight.panels(), ctl.threads(), ROWS);
-    let scratch = per_thread(ctl, || Scratch::new(isa, cut.rows, k))?;
+    let sink = Sink::new(after)?;
+    let mut cut = Cut::new(m, k, layer.weight.tiled.panels(), ctl.threads(), ROWS);
+    let mut floats = 0;
+    if sink.norm.is_some() {
+        // A row is normalized by the task that has all of it.
+        cut = Cut { rows: block_rows(m, k.max(n), ctl), panels: layer.weight.tiled.panels() };
+        floats = checked_product("scratch", &[cut.rows, n])?;
+    }
+    let scratch = per_thread(ctl, || Ok((Scratch::new(isa, cut.rows, k)?, try_zeroed::<f32>(floats)?)))?;
     let tasks = Parts::new(cut_output(out, n, &cut));
     ctl.for_each(tasks.len(), &|slot, task| {
         let (first, panel, mut out) = tasks.take(task);
-        let scratch = &mut *lock(&scratch[slot]);
-        let (mut rows, scales, sums) = scratch.quantize(isa, x, first, out.len(), k);
-        let panels = panel..layer.weight.panels().min(panel + cut.panels);
-        let residual = residual.map(|r| (&r[first * n..], n));
-        layer.rows(isa, &mut rows, scales, panels, sums, residual, &mut out);
+        let (scratch, floats) = &mut *lock(&scratch[slot]);
+        let (mut rows, scales, sums) = scratch.rows(isa, x, first, out.len(), layer.weight);
+        let panels = panel..layer.weight.tiled.panels().min(panel + cut.panels);
+        sink.run(isa, layer, &mut rows, scales, panels, sums, floats, first, &mut out);
     })
 }
 
-fn layer_into_codes<B: AsRef<[u8]> + Sync>(
+fn layer_into_codes(
     x: Input,
     m: usize,
-    layer: &Layer<B>,
+    layer: &Layer,
     codes: &mut [u8],
     row_scales: &mut [RowScale],
     isa: Isa,
@@ -648,9 +916,9 @@ fn layer_into_codes<B: AsRef<[u8]> + Sync>(
     ctl.for_each(tasks.len(), &|slot, task| {
         let (codes, row_scales) = tasks.take(task);
         let (scratch, floats) = &mut *lock(&scratch[slot]);
-        let (mut rows, scales, sums) = scratch.quantize(isa, x, task * block, row_scales.len(), k);
+        let (mut rows, scales, sums) = scratch.rows(isa, x, task * block, row_scales.len(), layer.weight);
         let mut out: Vec<_> = floats.chunks_exact_mut(n).take(row_scales.len()).collect();
-        layer.rows(isa, &mut rows, scales, 0..layer.weight.panels(), sums, None, &mut out);
+        layer.rows(isa, &mut rows, scales, 0..layer.weight.tiled.panels(), sums, None, &mut out);
         for ((codes, row), floats) in codes.chunks_exact_mut(n).zip(row_scales).zip(out) {
             *row = quantize_row(Floats::F32(floats), false, codes, isa);
         }
@@ -664,18 +932,18 @@ fn block_rows(m: usize, k: usize, ctl: &Ctl) -> usize {
     MLP_ROWS.min(fits).min(m.div_ceil(ctl.threads())).max(1)
 }
 
-/// Two layers as one: y = down(up(x)) + residual, where what lies between is
-/// quantized per row as [`linear`] would do it, and never leaves the cache. The
-/// bits are those of two calls of [`linear`].
+/// Two layers as one: y = down(up(x)), then what comes `after`. What lies
+/// between is quantized per row as [`linear`] would do it, and never leaves the
+/// cache: for f32 the bits are those of two calls of [`linear`].
 ///
 /// # Errors
 /// As [`linear`].
-pub fn mlp<B: AsRef<[u8]> + Sync>(
+pub fn mlp(
     x: Floats,
     m: usize,
-    up: &Layer<B>,
-    down: &Layer<B>,
-    residual: Option<Floats>,
+    up: &Layer,
+    down: &Layer,
+    after: After,
     out: Output,
     isa: Isa,
     ctl: &Ctl,
@@ -690,37 +958,32 @@ pub fn mlp<B: AsRef<[u8]> + Sync>(
     if out.len() != checked_product("out", &[m, n])? {
         bail!("out: expected {m} by {n}, got {} elements", out.len());
     }
-    if let Some(residual) = residual
-        && residual.len() != out.len()
-    {
-        bail!("residual: expected {m} by {n}, got {} elements", residual.len());
-    }
+    after.check(m, n)?;
     if out.len() == 0 {
         return Ok(());
     }
-    match (out, residual) {
-        (Output::F32(out), None) => mlp_into(x, m, up, down, None, out, isa, ctl),
-        (Output::F32(out), Some(Floats::F32(residual))) => mlp_into(x, m, up, down, Some(residual), out, isa, ctl),
-        (Output::Bf16(out), None) => mlp_into(x, m, up, down, None, out, isa, ctl),
-        (Output::Bf16(out), Some(Floats::Bf16(residual))) => mlp_into(x, m, up, down, Some(residual), out, isa, ctl),
-        _ => bail!("residual: expected the output's element type, and an output of floats"),
+    match out {
+        Output::F32(out) => mlp_into(x, m, up, down, after, out, isa, ctl),
+        Output::Bf16(out) => mlp_into(x, m, up, down, after, out, isa, ctl),
+        Output::Codes(..) => bail!("out: expected floats"),
     }
 }
 
-fn mlp_into<T: Element, B: AsRef<[u8]> + Sync>(
+fn mlp_into<T: Residual>(
     x: Floats,
     m: usize,
-    up: &Layer<B>,
-    down: &Layer<B>,
-    residual: Option<&[T]>,
+    up: &Layer,
+    down: &Layer,
+    after: After,
     out: &mut [T],
     isa: Isa,
     ctl: &Ctl,
 ) -> Result<()> {
     let (k, inner, n) = (up.weight.k(), up.weight.n(), down.weight.n());
+    let sink = Sink::new(after)?;
     let block = block_rows(m, k.max(inner), ctl);
     let scratch = per_thread(ctl, || {
-        let floats = try_zeroed::<f32>(checked_product("scratch", &[block, inner])?)?;
+        let floats = try_zeroed::<f32>(checked_product("scratch", &[block, inner.max(n)])?)?;
         Ok((Scratch::new(isa, block, k)?, floats, Scratch::new(isa, block, inner)?))
     })?;
     let tasks = Parts::new(out.chunks_mut(block * n));
@@ -728,13 +991,13 @@ fn mlp_into<T: Element, B: AsRef<[u8]> + Sync>(
         let mut out: Vec<_> = tasks.take(task).chunks_exact_mut(n).collect();
         let (scratch, floats, between) = &mut *lock(&scratch[slot]);
         let (first, count) = (task * block, out.len());
-        let (mut rows, scales, sums) = scratch.quantize(isa, Input::Floats(x), first, count, k);
+        let (mut rows, scales, sums) = scratch.quantize(isa, x.part(first * k..(first + count) * k), up.weight);
         let mut hidden: Vec<_> = floats.chunks_exact_mut(inner).take(count).collect();
-        up.rows(isa, &mut rows, scales, 0..up.weight.panels(), sums, None, &mut hidden);
-        let hidden = Input::Floats(Floats::F32(&floats[..count * inner]));
-        let (mut rows, scales, sums) = between.quantize(isa, hidden, 0, count, inner);
-        let residual = residual.map(|r| (&r[first * n..], n));
-        down.rows(isa, &mut rows, scales, 0..down.weight.panels(), sums, residual, &mut out);
+        up.rows(isa, &mut rows, scales, 0..up.weight.tiled.panels(), sums, None, &mut hidden);
+        let hidden = Floats::F32(&floats[..count * inner]);
+        let (mut rows, scales, sums) = between.quantize(isa, hidden, down.weight);
+        // The codes are made, so the floats are free again.
+        sink.run(isa, down, &mut rows, scales, 0..down.weight.tiled.panels(), sums, floats, first, &mut out);
     })
 }
 

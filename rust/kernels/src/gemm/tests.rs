@@ -101,29 +101,29 @@ fn sums_are_exact_to_the_limit_and_past_it() {
 /// A layer in the plainest words, one element at a time.
 fn definition(x: &[f32], m: usize, layer: &Layer, residual: Option<&[f32]>) -> Vec<f32> {
     let mut out = vec![0.0; m * layer.weight.n()];
-    linear(
-        Input::Floats(Floats::F32(x)),
-        m,
-        layer,
-        residual.map(Floats::F32),
-        Output::F32(&mut out),
-        Isa::Scalar,
-        &Ctl::new(1),
-    )
-    .unwrap();
+    linear(Input::Floats(Floats::F32(x)), m, layer, after(residual), Output::F32(&mut out), Isa::Scalar, &Ctl::new(1))
+        .unwrap();
     out
+}
+
+fn after(residual: Option<&[f32]>) -> After<'_> {
+    After { residual: residual.map(Floats::F32), norm: None }
 }
 
 fn floats(len: usize, seed: u64) -> Vec<f32> {
     bytes(len * 4, seed).chunks(4).map(|b| (i32::from_le_bytes(b.try_into().unwrap()) >> 8) as f32 / 2e6).collect()
 }
 
-fn weight(k: usize, n: usize, seed: u64) -> Tiled {
+/// A weight's bytes; with an odd seed it is equalized.
+fn weight(k: usize, n: usize, seed: u64) -> Vec<u8> {
     let codes = signed(&bytes(n * k, seed));
     let scales: Vec<f32> = (0..n).map(|i| 0.001 + i as f32 * 1e-4).collect();
     let mut out = vec![0; tiled_len(k, n).unwrap()];
     tile(&codes, k, n, 1, k, Some(&scales), &mut out).unwrap();
-    Tiled::from_bytes(out, k, n).unwrap()
+    if seed % 2 == 1 {
+        out.extend((0..k).flat_map(|i| [0.25f32, 0.5, 1.0, 2.0][i % 4].to_le_bytes()));
+    }
+    out
 }
 
 fn bits(x: &[f32]) -> Vec<u32> {
@@ -144,6 +144,7 @@ fn layers_equal_the_definition_bit_for_bit() {
                 |((m, n, k), seed, act, with_bias, with_residual)| {
                     let (x, w, bias, residual) =
                         (floats(m * k, seed), weight(k, n, seed ^ 7), floats(n, seed ^ 9), floats(m * n, seed ^ 11));
+                    let w = Weight::from_bytes(&w, k, n).unwrap();
                     let layer =
                         Layer { weight: &w, bias: with_bias.then_some(&bias[..]), activation: ACTIVATIONS[act] };
                     let residual = with_residual.then_some(&residual[..]);
@@ -152,7 +153,7 @@ fn layers_equal_the_definition_bit_for_bit() {
                         let ctl = Ctl::new(threads);
                         let mut got = vec![0.0; m * n];
                         let input = Input::Floats(Floats::F32(&x));
-                        linear(input, m, &layer, residual.map(Floats::F32), Output::F32(&mut got), isa, &ctl).unwrap();
+                        linear(input, m, &layer, after(residual), Output::F32(&mut got), isa, &ctl).unwrap();
                         prop_assert_eq!(
                             bits(&got),
                             bits(&expected),
@@ -168,7 +169,8 @@ fn layers_equal_the_definition_bit_for_bit() {
                         if residual.is_none() {
                             let (mut codes, mut rows) =
                                 (vec![0; m * n], vec![RowScale { scale: 0.0, zero_point: 0 }; m]);
-                            linear(input, m, &layer, None, Output::Codes(&mut codes, &mut rows), isa, &ctl).unwrap();
+                            linear(input, m, &layer, After::default(), Output::Codes(&mut codes, &mut rows), isa, &ctl)
+                                .unwrap();
                             let mut one = vec![0; n];
                             for (r, row) in rows.iter().enumerate() {
                                 let expected = quantize_row(
@@ -187,7 +189,7 @@ fn layers_equal_the_definition_bit_for_bit() {
                             last,
                             1,
                             &layer,
-                            residual.map(|r| Floats::F32(&r[(m - 1) * n..])),
+                            after(residual.map(|r| &r[(m - 1) * n..])),
                             Output::F32(&mut alone),
                             isa,
                             &ctl,
@@ -198,7 +200,7 @@ fn layers_equal_the_definition_bit_for_bit() {
                         // bfloat16 out is the float, rounded.
                         if residual.is_none() {
                             let mut half = vec![0u16; m * n];
-                            linear(input, m, &layer, None, Output::Bf16(&mut half), isa, &ctl).unwrap();
+                            linear(input, m, &layer, After::default(), Output::Bf16(&mut half), isa, &ctl).unwrap();
                             let rounded: Vec<u16> =
                                 expected.iter().map(|&x| half::bf16::from_f32(x).to_bits()).collect();
                             prop_assert_eq!(half, rounded);
@@ -218,24 +220,60 @@ fn an_mlp_is_two_layers() {
     for &isa in Isa::available() {
         for (m, k, inner, n) in [(1, 1, 1, 1), (3, 17, 65, 5), (50, 64, 128, 64), (130, 33, 200, 31)] {
             let (x, up, down) = (floats(m * k, 1), weight(k, inner, 2), weight(inner, n, 3));
+            let (up, down) = (Weight::from_bytes(&up, k, inner).unwrap(), Weight::from_bytes(&down, inner, n).unwrap());
             let (b1, b2, residual) = (floats(inner, 4), floats(n, 5), floats(m * n, 6));
             let up = Layer { weight: &up, bias: Some(&b1), activation: Activation::Gelu };
             let down = Layer { weight: &down, bias: Some(&b2), activation: Activation::Identity };
-            let expected = definition(&definition(&x, m, &up, None), m, &down, Some(&residual));
-            for threads in [1, 2, 7] {
-                let mut got = vec![0.0; m * n];
-                mlp(
-                    Floats::F32(&x),
-                    m,
-                    &up,
-                    &down,
-                    Some(Floats::F32(&residual)),
-                    Output::F32(&mut got),
-                    isa,
-                    &Ctl::new(threads),
-                )
-                .unwrap();
-                assert_eq!(bits(&got), bits(&expected), "{}", isa.name());
+            let (gamma, beta) = (floats(n, 7), floats(n, 8));
+            let plain = definition(&definition(&x, m, &up, None), m, &down, Some(&residual));
+            for norm in [None, Some(Norm { gamma: &gamma, beta: &beta, eps: 1e-12 })] {
+                let mut expected = plain.clone();
+                if let Some(norm) = &norm {
+                    for (x, out) in plain.chunks(n).zip(expected.chunks_mut(n)) {
+                        epilogue::normalize(crate::lanes::Scalar, x, norm, out);
+                    }
+                    // The same through `linear`, and close to float64's.
+                    let hidden = definition(&x, m, &up, None);
+                    let mut got = vec![0.0; m * n];
+                    let after = After { residual: Some(Floats::F32(&residual)), norm: Some(*norm) };
+                    linear(
+                        Input::Floats(Floats::F32(&hidden)),
+                        m,
+                        &down,
+                        after,
+                        Output::F32(&mut got),
+                        isa,
+                        &Ctl::new(2),
+                    )
+                    .unwrap();
+                    assert_eq!(bits(&got), bits(&expected), "{}", isa.name());
+                    for (x, y) in plain.chunks(n).zip(expected.chunks(n)) {
+                        let mean = x.iter().map(|&x| f64::from(x)).sum::<f64>() / n as f64;
+                        let variance = x.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / n as f64;
+                        for (((&x, &y), &g), &b) in x.iter().zip(y).zip(&gamma).zip(&beta) {
+                            let exact = (f64::from(x) - mean) / (variance + 1e-12).sqrt() * f64::from(g) + f64::from(b);
+                            assert!(
+                                n == 1 || (f64::from(y) - exact).abs() <= 2e-5 * (1.0 + exact.abs()),
+                                "{y} {exact}"
+                            );
+                        }
+                    }
+                }
+                for threads in [1, 2, 7] {
+                    let mut got = vec![0.0; m * n];
+                    mlp(
+                        Floats::F32(&x),
+                        m,
+                        &up,
+                        &down,
+                        After { residual: Some(Floats::F32(&residual)), norm },
+                        Output::F32(&mut got),
+                        isa,
+                        &Ctl::new(threads),
+                    )
+                    .unwrap();
+                    assert_eq!(bits(&got), bits(&expected), "{}", isa.name());
+                }
             }
         }
     }
@@ -245,13 +283,15 @@ fn an_mlp_is_two_layers() {
 fn a_row_with_nan_spoils_itself_alone() {
     let (m, k, n) = (5, 20, 70);
     let (mut x, w) = (floats(m * k, 1), weight(k, n, 2));
+    let w = Weight::from_bytes(&w, k, n).unwrap();
     let layer = Layer { weight: &w, bias: None, activation: Activation::Gelu };
     let clean = definition(&x, m, &layer, None);
     x[2 * k + 3] = f32::NAN;
     x[4 * k] = f32::INFINITY;
     for &isa in Isa::available() {
         let mut got = vec![0.0; m * n];
-        linear(Input::Floats(Floats::F32(&x)), m, &layer, None, Output::F32(&mut got), isa, &Ctl::new(2)).unwrap();
+        linear(Input::Floats(Floats::F32(&x)), m, &layer, After::default(), Output::F32(&mut got), isa, &Ctl::new(2))
+            .unwrap();
         for r in 0..m {
             let row = &got[r * n..(r + 1) * n];
             if r == 2 || r == 4 {
@@ -269,8 +309,9 @@ fn activations_keep_their_error_budget() {
     let unit = {
         let mut out = vec![0; tiled_len(1, 1).unwrap()];
         tile(&[1], 1, 1, 1, 1, None, &mut out).unwrap();
-        Tiled::from_bytes(out, 1, 1).unwrap()
+        out
     };
+    let unit = Weight::from_bytes(&unit, 1, 1).unwrap();
     // A row of one value is exact: its output is activation(value).
     let exact: [(Activation, fn(f64) -> f64); 4] = [
         (Activation::Relu, |y| y.max(0.0)),

@@ -1,0 +1,352 @@
+"""`matmul_int8` and `linear` beside their peers and the CPU's limit.
+
+    python benches/bench_gemm.py                        products of the acceptance lines
+    python benches/bench_gemm.py --shapes minilm llm_1b --linear --growth
+    pytest benches/bench_gemm.py --benchmark-only       a table of times
+
+The limit of a product is the longer of two loops timed in turn with it: as many
+multiplications in the kernel's own instruction on registers alone, and, for few
+rows, reading as many bytes as B has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import limits
+import lowbit
+import numpy as np
+import pytest
+from gemm_peers import PEERS
+from limits import Skip
+from measure import Shape, Timing, cpu_name, interleave, settle, shapes, table
+
+#: Rows up to which reading B can be what bounds a product.
+FEW_ROWS = 16
+
+
+def operands(shape: Shape) -> tuple[np.ndarray, np.ndarray]:
+    """Random codes of the full range, the same for the same shape."""
+    rng = np.random.default_rng([shape.m, shape.n, shape.k])
+    a = rng.integers(0, 256, (shape.m, shape.k), dtype=np.uint8)
+    return a, rng.integers(-128, 128, (shape.k, shape.n), dtype=np.int8)
+
+
+def ours(a: np.ndarray, b: np.ndarray, isa: str | None = None) -> Callable[[], np.ndarray]:
+    """`matmul_int8` with B tiled and the result warm."""
+    tiled, out = lowbit.tile_matrix(b), np.zeros((len(a), b.shape[1]), np.int32)
+    return lambda: lowbit.matmul_int8(a, tiled, out=out, isa=isa)
+
+
+def candidates(shape: Shape) -> tuple[dict[str, Callable[[], Any]], dict[str, str]]:
+    """What to time for a shape, each checked against the exact product, and what was left out and why."""
+    a, b = operands(shape)
+    exact = a.astype(np.float64) @ b.astype(np.float64)
+    fs: dict[str, Callable[[], Any]] = {"lowbit": ours(a, b)}
+    left: dict[str, str] = {}
+    for name, make in PEERS.items():
+        try:
+            f = make(a, b)
+            error = np.abs(f() + getattr(f, "correction", 0.0) - exact).max()
+            if error > 1e-6 * max(1.0, np.abs(exact).max()):
+                left[name] = getattr(f, "note", f"wrong by {error:.4g}")
+                continue
+            fs[name] = f
+        except Skip as e:
+            left[name] = str(e)
+    # The signed path does the same work for half the peers' users.
+    signed = (a.astype(np.int16) - 128).astype(np.int8)
+    fs["lowbit s8"] = ours(signed, b)
+    return fs, left
+
+
+def bounds(shape: Shape, threads: int) -> dict[str, Callable[[], None]]:
+    """The limit's loops for a shape: empty where this machine has none."""
+    try:
+        peak = limits.peak_for(lowbit.isa())
+    except Skip:
+        return {}
+    fs = {"limit " + peak.instruction: peak.work(shape.ops, threads)}
+    if shape.m <= FEW_ROWS and threads == 1:
+        fs["limit read"] = limits.read(shape.n * shape.k)
+    return fs
+
+
+def product(shape: Shape, rounds: int, threads: int) -> dict[str, Any]:
+    """Times one product; a row of the table as a dictionary."""
+    fs, left = candidates(shape)
+    loops = bounds(shape, threads)
+    timing = interleave({**loops, **fs}, rounds, at_least=2e-3)
+    peers = [name for name in fs if not name.startswith("lowbit")]
+    best = min(peers, key=lambda name: timing.seconds(name).median)
+    worst_ratio = timing.ratio("lowbit", best)
+    gops = {name: shape.ops / timing.seconds(name).median / 1e9 for name in {**loops, **fs}}
+    return {
+        "shape": str(shape), "gops": gops, "left": left, "best": best,
+        "ratio": [worst_ratio.low, worst_ratio.median, worst_ratio.high],
+        "share": spread(timing, "lowbit", loops), "share s8": spread(timing, "lowbit s8", loops),
+        "share best": spread(timing, best, loops),
+    }  # fmt: skip
+
+
+def spread(timing: Timing, name: str, loops: dict[str, Any]) -> list[float] | None:
+    """Quartiles of the share of the limit, or None without loops."""
+    if not loops:
+        return None
+    s = timing.share(name, loops)
+    return [s.low, s.median, s.high]
+
+
+def _quartiles(s: list[float] | None) -> str:
+    return "-" if s is None else f"{s[1]:.2f} [{s[0]:.2f} {s[2]:.2f}]"
+
+
+def layers(shape: Shape) -> tuple[dict[str, Callable[[], Any]], dict[str, str]]:
+    """A linear layer with bias, floats in and out: `lowbit.linear` and torch's layers."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((shape.m, shape.k), dtype=np.float32)
+    w = rng.standard_normal((shape.n, shape.k), dtype=np.float32) / np.float32(shape.k**0.5)
+    bias = rng.standard_normal(shape.n, dtype=np.float32)
+    weight, out = lowbit.quantize_weight(w), np.zeros((shape.m, shape.n), np.float32)
+    fs: dict[str, Callable[[], Any]] = {"lowbit linear": lambda: lowbit.linear(x, weight, bias, out=out)}
+    left: dict[str, str] = {}
+    try:
+        import torch
+    except ImportError:
+        left["torch"] = "not installed"
+        return fs, left
+    layer = torch.nn.Linear(shape.k, shape.n).eval()
+    with torch.no_grad():
+        layer.weight.copy_(torch.from_numpy(w))
+        layer.bias.copy_(torch.from_numpy(bias))
+    half, t = torch.nn.Linear(shape.k, shape.n, dtype=torch.bfloat16).eval(), torch.from_numpy(x)
+    t16 = t.bfloat16()
+
+    def no_grad(f: Callable[[Any], Any], x: Any) -> Callable[[], Any]:
+        def run() -> Any:
+            with torch.inference_mode():
+                return f(x)
+
+        return run
+
+    fs["torch fp32"], fs["torch bf16"] = no_grad(layer, t), no_grad(half, t16)
+    try:
+        from torch.ao.quantization import quantize_dynamic
+
+        dynamic = quantize_dynamic(torch.nn.Sequential(layer), {torch.nn.Linear}, dtype=torch.qint8)
+        fs["torch dynamic int8"] = no_grad(dynamic, t)
+    except (ImportError, RuntimeError) as e:
+        left["torch dynamic int8"] = str(e).splitlines()[0]
+    return fs, left
+
+
+def small_call() -> dict[str, Callable[[], Any]]:
+    """One row through a 64 by 64 layer: what a call costs, gradients on and off.
+
+    Raises
+    ------
+    Skip
+        torch is not installed.
+    """
+    try:
+        import torch
+        from lowbit.torch import quantize_
+    except ImportError as e:
+        raise Skip(str(e)) from None
+    layer = torch.nn.Sequential(torch.nn.Linear(64, 64)).eval()
+    quantized = torch.nn.Sequential(torch.nn.Linear(64, 64)).eval()
+    quantize_(quantized, lowbit.Int8())
+    layer, quantized = layer[0], quantized[0]
+    x = torch.randn(1, 64)
+    moving = x.clone().requires_grad_()
+
+    def off(f: Any) -> Callable[[], Any]:
+        def run() -> Any:
+            with torch.no_grad():
+                return f(x)
+
+        return run
+
+    return {
+        "torch, no_grad": off(layer),
+        "lowbit, no_grad": off(quantized),
+        "torch, grad on": lambda: layer(x),
+        "lowbit, grad on": lambda: quantized(x),
+        "torch, input wants grad": lambda: layer(moving),
+        "lowbit, input wants grad": lambda: quantized(moving),
+    }
+
+
+def growth(rounds: int, threads: int) -> list[list[object]]:
+    """Squares of growing size: GOP/s and share, to see where calls and caches show."""
+    rows = []
+    for size in (16, 32, 64, 128, 256, 512, 1024, 2048):
+        shape = Shape(size, size, size, "square")
+        a, b = operands(shape)
+        loops, f = bounds(shape, threads), ours(a, b)
+        timing = interleave({**loops, "lowbit": f}, rounds)
+        seconds = timing.seconds("lowbit").median
+        row = [size, f"{seconds * 1e6:.1f}", f"{shape.ops / seconds / 1e9:.0f}"]
+        rows.append([*row, _quartiles(spread(timing, "lowbit", loops))])
+    return rows
+
+
+# --- pytest ---
+
+
+def _small(shape: Shape, benchmark: Any) -> Shape:
+    """The shape itself, or, where nothing is timed, one of the same kind that takes no time."""
+    if benchmark.enabled:
+        return shape
+    return Shape(min(shape.m, 5), min(shape.n, 48), min(shape.k, 64), shape.name)
+
+
+@pytest.mark.parametrize("who", ["lowbit", *PEERS])
+@pytest.mark.parametrize("shape", shapes("acceptance"), ids=str)
+def test_matmul_int8(benchmark, shape, who):
+    shape = _small(shape, benchmark)
+    a, b = operands(shape)
+    with lowbit.threads(1):
+        try:
+            f = ours(a, b) if who == "lowbit" else PEERS[who](a, b)
+        except Skip as e:
+            pytest.skip(str(e))
+        benchmark.group = f"matmul_int8 {shape}"
+        benchmark.extra_info["isa"] = lowbit.isa()
+        got = benchmark(f)
+    note = getattr(f, "note", None)
+    if note:
+        pytest.skip(note)
+    exact = a.astype(np.int64) @ b.astype(np.int64) if shape.ops < 1e6 else None
+    if exact is not None:
+        np.testing.assert_allclose(got + getattr(f, "correction", 0), exact, rtol=1e-6)
+
+
+@pytest.mark.parametrize("who", ["lowbit linear", "torch fp32", "torch bf16", "torch dynamic int8"])
+@pytest.mark.parametrize("shape", shapes("minilm"), ids=str)
+def test_linear(benchmark, shape, who):
+    shape = _small(shape, benchmark)
+    with lowbit.threads(1):
+        fs, left = layers(shape)
+        if who not in fs:
+            pytest.skip(left.get(who, "torch is not installed"))
+        benchmark.group = f"linear {shape}"
+        assert benchmark(fs[who]).shape == (shape.m, shape.n)
+
+
+@pytest.mark.parametrize("grad", ["no_grad", "grad on", "input wants grad"])
+@pytest.mark.parametrize("who", ["lowbit", "torch"])
+def test_small_call(benchmark, who, grad):
+    try:
+        fs = small_call()
+    except Skip as e:
+        pytest.skip(str(e))
+    benchmark.group = f"1x64x64 {grad}"
+    assert benchmark(fs[f"{who}, {grad}"]).shape == (1, 64)
+
+
+@pytest.mark.parametrize("model", ["acceptance", "minilm", "resnet20", "resnet50", "llm_1b", "llm_7b"])
+def test_shapes_are_read(model):
+    assert all(shape.ops > 0 and shape.name for shape in shapes(model))
+
+
+def test_limits_run():
+    try:
+        found = limits.peaks()
+    except Skip as e:
+        pytest.skip(str(e))
+    for peak in found:
+        peak.work(10 * peak.ops, 2)()
+    limits.read(4096)()
+    limits.copy(4096)()
+
+
+# --- command line ---
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", default=["acceptance"], help="files of shapes/, without .txt")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--linear", action="store_true", help="linear layers with floats in and out too")
+    parser.add_argument("--growth", action="store_true", help="squares of growing size too")
+    parser.add_argument("--avx2", action="store_true", help="hold lowbit, torch and oneDNN to AVX2")
+    parser.add_argument("--quick", action="store_true", help="5 rounds")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    settle(args.threads, avx2=args.avx2)
+    lowbit.set_num_threads(args.threads)
+    rounds = 5 if args.quick else args.rounds
+    told: dict[str, Any] = {"cpu": cpu_name(), "isa": lowbit.isa(), "threads": args.threads, "rounds": rounds}
+    try:
+        import torch
+
+        torch.set_num_threads(args.threads)
+        told["torch"] = f"{torch.__version__}, {torch.backends.cpu.get_cpu_capability()}"
+    except ImportError:
+        pass
+    say = (lambda *_: None) if args.json else (lambda *text: print(*text, flush=True))
+    say("; ".join(f"{key} {value}" for key, value in told.items()))
+    if args.avx2:
+        say("Held to AVX2: lowbit, torch, MKL, oneDNN; onnxruntime, OpenVINO and rten-gemm choose for themselves.")
+    told["products"] = []
+    for model in args.shapes:
+        rows = []
+        for shape in shapes(model):
+            row = product(shape, rounds, args.threads)
+            told["products"].append(row)
+            rows.append(row)
+            print(f"{shape}: done", file=sys.stderr, flush=True)
+        say(f"\n{model}, GOP/s: u8 by s8, B packed beforehand, results warm\n")
+        names = list(dict.fromkeys(name.split(" (")[0] for row in rows for name in row["gops"]))
+        head = ["M x N x K", "share of limit", "s8", "ratio to best peer", "best peer", "its share", *names]
+        say(table(head, [
+            [row["shape"], _quartiles(row["share"]), _quartiles(row["share s8"]), _quartiles(row["ratio"]),
+             row["best"], _quartiles(row["share best"]),
+             *(f"{row['gops'][name]:.0f}" if name in row["gops"] else "-" for name in names)]
+            for row in rows
+        ]))  # fmt: skip
+        for name, why in sorted({(n, w) for row in rows for n, w in row["left"].items()}):
+            say(f"\n- left out: {name}: {why}")
+    if args.linear:
+        told["linear"] = []
+        rows = []
+        for shape in shapes("minilm"):
+            fs, _ = layers(shape)
+            timing = interleave(fs, rounds, at_least=2e-3)
+            ratios = {name: timing.ratio("lowbit linear", name) for name in fs}
+            microseconds = {name: timing.seconds(name).median * 1e6 for name in fs}
+            told["linear"].append({"shape": str(shape), "us": microseconds})
+            rows.append([shape, *(f"{u:.1f}" for u in microseconds.values()), *(str(ratios[n]) for n in list(fs)[1:])])
+        names = list(fs)
+        say("\nLinear layers with bias, floats in and out, microseconds; then lowbit's speed against each\n")
+        say(table(["M x N x K", *names, *(f"vs {n}" for n in names[1:])], rows))
+        try:
+            fs = small_call()
+            timing = interleave(fs, rounds, at_least=5e-3)
+            cost = []
+            for grad in ("no_grad", "grad on", "input wants grad"):
+                mine, theirs = f"lowbit, {grad}", f"torch, {grad}"
+                cost.append([grad, f"{timing.seconds(mine).median * 1e6:.2f}",
+                             f"{timing.seconds(theirs).median * 1e6:.2f}", timing.ratio(theirs, mine)])  # fmt: skip
+            told["call"] = {name: timing.seconds(name).median * 1e6 for name in fs}
+            say("\nOne call at 1x64x64 through torch, microseconds; how many times torch's fp32 layer's cost\n")
+            say(table(["gradients", "lowbit", "torch fp32", "cost"], cost))
+        except Skip as e:
+            say(f"\n- left out: one call at 1x64x64: {e}")
+    if args.growth:
+        rows = growth(rounds, args.threads)
+        told["growth"] = rows
+        say("\nSquares, lowbit alone\n")
+        say(table(["size", "us", "GOP/s", "share of limit"], rows))
+    if args.json:
+        print(json.dumps(told, default=str))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,221 @@
+"""all-MiniLM-L6-v2 through lowbit and through every peer, in turn: speed, size, fidelity.
+
+    python benches/bench_minilm.py                      the table of all peers
+    python benches/bench_minilm.py --quick              the peers that build in seconds, 5 rounds
+    python benches/bench_minilm.py --avx2               held to AVX2
+    pytest benches/bench_minilm.py --benchmark-only     times alone
+
+Speed: 64 texts of 64 tokens through the transformer, the mean and the norm; one
+text of 16 tokens. Fidelity: the cosine with torch's fp32 and how many of each
+passage's ten nearest stay, over 640 passages of a text that none was calibrated
+on. The megabytes count the whole model as it is stored.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import minilm
+import numpy as np
+import pytest
+from measure import Spread, cpu_name, interleave, settle, table
+from minilm import PEERS, Encoder, Skip
+
+FP32 = "torch fp32"
+
+#: Peers that build within seconds: no export, no compiler.
+QUICK = ("torch fp32", "torch bf16", "torch dynamic int8", "torchao int8")
+
+
+def lowbit_int8(dtype: str = "float32") -> Encoder:
+    """The encoder after one line of lowbit, floats between its layers in ``dtype``."""
+    import lowbit
+    import torch
+    from lowbit.torch import quantize_
+
+    module = minilm.encoder_module(getattr(torch, dtype))
+    report = quantize_(module, lowbit.Int8())
+    return minilm.torch_encoder(module, f"{len(report.quantized)} layers, {len(report.fused)} fused")
+
+
+CANDIDATES: dict[str, Callable[[], Encoder]] = {
+    "lowbit int8": lowbit_int8,
+    "lowbit int8, bf16 between": lambda: lowbit_int8("bfloat16"),
+    **PEERS,
+}
+
+
+def full_batch() -> tuple[np.ndarray, np.ndarray]:
+    """64 real texts that fill 64 tokens."""
+    words = " ".join(minilm.passages(640)).split()
+    texts = [" ".join(words[i * 80 : i * 80 + 80]) for i in range(minilm.BATCH)]
+    ids, mask = minilm.batches(texts)[0]
+    assert mask.all()
+    return ids, mask
+
+
+def one_text() -> tuple[np.ndarray, np.ndarray]:
+    """One text of 16 tokens."""
+    ids, mask = minilm.batches(["how do I open a file, read all of its lines and close it again, safely?"], 16, 1)[0]
+    assert mask.all()
+    return ids, mask
+
+
+def build(names: list[str], passages: int, say: Callable[[str], None]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Builds candidates and measures their fidelity; fp32 first. Those left out, with why."""
+    texts = minilm.passages(passages)
+    full, one = full_batch(), one_text()
+    built: dict[str, Any] = {}
+    left: dict[str, str] = {}
+    for name in [FP32, *(n for n in names if n != FP32)]:
+        start = time.perf_counter()
+        try:
+            encoder = CANDIDATES[name]()
+            embedding = minilm.encode_all(encoder, texts)
+            encoder.run(*full), encoder.run(*one)
+        except Skip as e:
+            left[name] = str(e)
+            continue
+        except Exception as e:  # a peer that fails is told, and no reason to lose the others
+            left[name] = f"{type(e).__name__}: {(str(e).splitlines() or [''])[0][:200]}"
+            continue
+        exact = built[FP32]["embedding"] if built else embedding
+        kept, half = minilm.neighbours_kept(embedding, exact)
+        cosine = float((embedding * exact).sum(1).mean())
+        built[name] = {
+            "encoder": encoder, "embedding": embedding, "kept": kept, "kept95": half,
+            "cosine": cosine, "megabytes": encoder.megabytes, "note": encoder.note,
+        }  # fmt: skip
+        say(f"{name}: built and checked in {time.perf_counter() - start:.0f} s")
+    return built, left
+
+
+def measure(built: dict[str, Any], rounds: int) -> None:
+    """Times all candidates in turn, and adds what came out to each."""
+    full, one = full_batch(), one_text()
+    gc.collect()
+    runs = {name: b["encoder"].run for name, b in built.items()}
+    batch = interleave({name: (lambda f=f: f(*full)) for name, f in runs.items()}, rounds)
+    single = interleave({name: (lambda f=f: f(*one)) for name, f in runs.items()}, rounds, at_least=0.02)
+    best = max(
+        (n for n in built if not n.startswith("lowbit")), key=lambda n: 1 / batch.seconds(n).median, default=FP32
+    )
+    for name, b in built.items():
+        b["sentences"] = minilm.BATCH / batch.seconds(name).median
+        b["vs"] = {other: _list(batch.ratio(name, other)) for other in built}
+        b["one ms"] = single.seconds(name).median * 1e3
+        b["one vs fp32"] = _list(single.ratio(name, FP32))
+        b["fastest peer"] = best
+
+
+def _list(s: Spread) -> list[float]:
+    return [s.low, s.median, s.high]
+
+
+def _quartiles(s: list[float]) -> str:
+    return f"{s[1]:.2f} [{s[0]:.2f} {s[2]:.2f}]"
+
+
+def rows_of(built: dict[str, Any]) -> list[list[object]]:
+    rows = []
+    for name, b in built.items():
+        rows.append([
+            name, f"{b['sentences']:.0f}", _quartiles(b["vs"][FP32]),
+            _quartiles(built["lowbit int8"]["vs"][name]) if "lowbit int8" in built else "-",
+            f"{b['one ms']:.2f}", _quartiles(b["one vs fp32"]), f"{b['megabytes']:.1f}",
+            f"{b['kept']:.3f} ± {b['kept95']:.3f}", f"{b['cosine']:.5f}", b["note"],
+        ])  # fmt: skip
+    return rows
+
+
+HEAD = [
+    "", "sentences/s", "× fp32", "lowbit is ×", "1×16 ms", "1×16 × fp32", "MB", "ten nearest kept", "cosine", "how",
+]  # fmt: skip
+
+
+# --- pytest ---
+
+
+@pytest.fixture(scope="module")
+def batch() -> tuple[np.ndarray, np.ndarray]:
+    try:
+        return full_batch()
+    except Skip as e:
+        pytest.skip(str(e))
+
+
+@pytest.mark.parametrize("who", CANDIDATES)
+def test_minilm(benchmark, batch, who):
+    if not benchmark.enabled and who not in ("lowbit int8", *QUICK):
+        pytest.skip("needs an export or a compiler: only where times are taken")
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        encoder = CANDIDATES[who]()
+        ids, mask = batch if benchmark.enabled else (batch[0][:2], batch[1][:2])
+        benchmark.group = "MiniLM 64x64 tokens, one thread"
+        embedding = benchmark(encoder.run, ids, mask)
+    except Skip as e:
+        pytest.skip(str(e))
+    finally:
+        torch.set_num_threads(before)
+    np.testing.assert_allclose(np.linalg.norm(embedding, axis=1), 1, atol=1e-2)
+
+
+# --- command line ---
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--passages", type=int, default=640)
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="candidates whose name has one of these in it")
+    parser.add_argument("--quick", action="store_true", help="without export or compiler, 5 rounds")
+    parser.add_argument("--avx2", action="store_true", help="hold lowbit, torch and oneDNN to AVX2")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    settle(args.threads, avx2=args.avx2)
+    warnings.filterwarnings("ignore")
+    import lowbit
+    import torch
+
+    torch.set_num_threads(args.threads)
+    lowbit.set_num_threads(args.threads)
+    names = list(QUICK) if args.quick else list(CANDIDATES)
+    if args.quick:
+        names += [n for n in CANDIDATES if n.startswith("lowbit")]
+    if args.only:
+        names = [n for n in CANDIDATES if any(word in n for word in args.only)]
+    rounds = 5 if args.quick else args.rounds
+    say = (lambda *_: None) if args.json else (lambda *text: print(*text, flush=True))
+    about = {
+        "cpu": cpu_name(), "lowbit's instruction set": lowbit.isa(),
+        "torch": f"{torch.__version__}, {torch.backends.cpu.get_cpu_capability()}",
+        "threads": args.threads, "rounds": rounds,
+    }  # fmt: skip
+    say("; ".join(f"{key} {value}" for key, value in about.items()))
+    if args.avx2:
+        say("Held to AVX2: lowbit, torch, MKL, oneDNN; onnxruntime and OpenVINO's own kernels choose for themselves.")
+    built, left = build(names, args.passages, lambda text: print(text, file=sys.stderr, flush=True))
+    measure(built, rounds)
+    say("\n64 texts of 64 tokens; medians with quartiles of ratios taken in turn\n")
+    say(table(HEAD, rows_of(built)))
+    for name, why in left.items():
+        say(f"\n- left out: {name}: {why}")
+    if args.json:
+        for b in built.values():
+            del b["encoder"], b["embedding"]
+        print(json.dumps({**about, "candidates": built, "left out": left}, default=str))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,232 @@
+"""Every peer of `matmul_int8`, called at its best: B constant and packed where
+the library can, the result in memory that is warm, u8 by s8.
+
+An entry of `PEERS` takes a (M, K) uint8 and b (K, N) int8 and returns a callable
+that computes their product and returns it, int32 or the float of the same value.
+Its attribute ``correction``, where it has one, is what to add for a peer that
+takes signed codes; ``note`` says what to know about its result.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+
+import numpy as np
+from limits import Skip, library
+
+__all__ = ["PEERS", "Skip"]
+
+Product = Callable[[], np.ndarray]
+
+
+def torch_int_mm(a: np.ndarray, b: np.ndarray) -> Product:
+    """`torch._int_mm`: s8 by s8, B where oneDNN likes it (it packs nothing beforehand)."""
+    torch = _torch()
+    ours = torch.from_numpy((a.astype(np.int16) - 128).astype(np.int8))
+    theirs = torch.from_numpy(b)
+    out = torch.empty(a.shape[0], b.shape[1], dtype=torch.int32)
+    # For the check alone; a user of s8 codes has no such correction.
+    fix = 128 * b.sum(0, dtype=np.int32)
+
+    def run() -> np.ndarray:
+        return torch._int_mm(ours, theirs, out=out).numpy()
+
+    run.correction = fix
+    return run
+
+
+def torch_onednn(a: np.ndarray, b: np.ndarray) -> Product:
+    """oneDNN's int8 linear layer through torch, its weight packed for this M, floats out."""
+    torch = _torch()
+    if not hasattr(torch.ops.onednn, "qlinear_pointwise"):
+        raise Skip("this torch has no onednn.qlinear_pointwise")
+    x, weight = torch.from_numpy(a), torch.from_numpy(np.ascontiguousarray(b.T))
+    packed = torch.ops.onednn.qlinear_prepack(weight, list(a.shape))
+    scales, zeros = torch.ones(b.shape[1]), torch.zeros(b.shape[1], dtype=torch.int32)
+
+    def run() -> np.ndarray:
+        return torch.ops.onednn.qlinear_pointwise(
+            x, 1.0, 0, packed, scales, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+        ).numpy()
+
+    return run
+
+
+def _torch():
+    try:
+        import torch
+    except ImportError:
+        raise Skip("not installed: torch") from None
+    return torch
+
+
+def _onnx_session(nodes, initializers, a, out_type, n):
+    try:
+        import onnx
+        import onnxruntime as ort
+        from onnx import TensorProto, helper
+    except ImportError as e:
+        raise Skip(f"not installed: {e.name}") from None
+    m, k = a.shape
+    graph = helper.make_graph(
+        nodes,
+        "product",
+        [helper.make_tensor_value_info("a", TensorProto.UINT8, [m, k])],
+        [helper.make_tensor_value_info("y", out_type, [m, n])],
+        [onnx.numpy_helper.from_array(v, name) for name, v in initializers.items()],
+    )
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)], ir_version=9
+    )
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = _threads()
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def _threads() -> int:
+    import lowbit
+
+    return lowbit.get_num_threads()
+
+
+def _bound(session, a: np.ndarray, out: np.ndarray) -> Product:
+    """Runs on buffers bound once: no allocation, no copy."""
+    import onnxruntime as ort
+
+    binding = session.io_binding()
+    given, answer = ort.OrtValue.ortvalue_from_numpy(a), ort.OrtValue.ortvalue_from_numpy(out)
+    binding.bind_ortvalue_input("a", given)
+    binding.bind_ortvalue_output("y", answer)
+    run_options = ort.RunOptions()
+
+    def run() -> np.ndarray:
+        session.run_with_iobinding(binding, run_options)
+        return answer.numpy()
+
+    return run
+
+
+def ort_matmulinteger(a: np.ndarray, b: np.ndarray) -> Product:
+    """onnxruntime's MatMulInteger, u8 by constant s8, int32 out."""
+    try:
+        from onnx import TensorProto, helper
+    except ImportError:
+        raise Skip("not installed: onnx") from None
+    node = helper.make_node("MatMulInteger", ["a", "b"], ["y"])
+    session = _onnx_session([node], {"b": b}, a, TensorProto.INT32, b.shape[1])
+    return _bound(session, a, np.zeros((a.shape[0], b.shape[1]), np.int32))
+
+
+def ort_qgemm(a: np.ndarray, b: np.ndarray) -> Product:
+    """onnxruntime's QGemm, u8 by constant s8, floats out (no output scale given)."""
+    try:
+        from onnx import TensorProto, helper
+    except ImportError:
+        raise Skip("not installed: onnx") from None
+    node = helper.make_node("QGemm", ["a", "sa", "za", "b", "sb", "zb"], ["y"], domain="com.microsoft")
+    constants = {
+        "sa": np.float32(1), "za": np.uint8(0), "b": b, "sb": np.float32(1), "zb": np.int8(0),
+    }  # fmt: skip
+    session = _onnx_session([node], {k: np.asarray(v) for k, v in constants.items()}, a, TensorProto.FLOAT, b.shape[1])
+    return _bound(session, a, np.zeros((a.shape[0], b.shape[1]), np.float32))
+
+
+def openvino(a: np.ndarray, b: np.ndarray) -> Product:
+    """OpenVINO's int8 product: u8 codes by constant s8 through a FakeQuantize graph; floats out.
+
+    The activations need the FakeQuantize: without it the same product runs on
+    floats, or on codes rounded a second time. Skipped where the compiled product
+    does not run on 8 bits, for that would be other work.
+    """
+    try:
+        import openvino as ov
+        from openvino import opset13 as op
+    except ImportError as e:
+        raise Skip(f"not installed: {e.name}") from None
+
+    def levels(x: object, low: float, high: float) -> object:
+        low, high = op.constant(np.float32(low)), op.constant(np.float32(high))
+        return op.fake_quantize(x, low, high, low, high, 256)
+
+    x = op.parameter(list(a.shape), np.uint8, name="a")
+    weight = op.constant(np.ascontiguousarray(b.T).astype(np.float32))
+    product = op.matmul(levels(op.convert(x, np.float32), 0, 255), levels(weight, -128, 127), False, True)
+    settings = {
+        "INFERENCE_NUM_THREADS": _threads(), "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",
+    }  # fmt: skip
+    compiled = ov.Core().compile_model(ov.Model([product], [x]), "CPU", settings)
+    infos = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
+    how = [str(i["primitiveType"].value) for i in infos if i["layerType"].value in ("FullyConnected", "MatMul")]
+    if not how or not how[0].lower().endswith(("i8", "u8")):
+        raise Skip(f"openvino ran this product as {how}, not on 8 bits")
+    request = compiled.create_infer_request()
+    request.set_input_tensor(ov.Tensor(a, shared_memory=True))
+    answer = request.get_output_tensor().data
+
+    def run() -> np.ndarray:
+        request.infer()
+        return answer
+
+    return run
+
+
+def rten(a: np.ndarray, b: np.ndarray) -> Product:
+    """The rten-gemm crate, B packed beforehand, int32 out."""
+    lib = library()
+    if lib.built_with() != b"rten":
+        raise Skip("the limits crate was built without rten-gemm (it asks for a newer Rust)")
+    size, pointer = ctypes.c_size_t, ctypes.c_void_p
+    lib.rten_new.restype, lib.rten_new.argtypes = pointer, [pointer, size, size]
+    lib.rten_run.restype, lib.rten_run.argtypes = ctypes.c_int, [pointer, pointer, size, pointer]
+    lib.rten_may_saturate.restype, lib.rten_may_saturate.argtypes = ctypes.c_bool, [pointer]
+    b = np.ascontiguousarray(b)
+    handle = lib.rten_new(b.ctypes.data, *b.shape)
+    out = np.zeros((a.shape[0], b.shape[1]), np.int32)
+    source, target, m = a.ctypes.data, out.ctypes.data, a.shape[0]
+
+    def run() -> np.ndarray:
+        lib.rten_run(handle, source, m, target)
+        return out
+
+    run.keep = a
+    if lib.rten_may_saturate(handle):
+        run.note = "saturates: its sums are wrong for full-range codes"
+    return run
+
+
+def numpy_float(a: np.ndarray, b: np.ndarray) -> Product:
+    """NumPy's float product, which is exact while sums fit the mantissa: B in floats beforehand."""
+    dtype = np.float32 if b.shape[0] * 255 * 128 < 1 << 24 else np.float64
+    there, result = b.astype(dtype), np.empty((a.shape[0], b.shape[1]), dtype)
+    out = np.empty(result.shape, np.int32)
+
+    def run() -> np.ndarray:
+        np.matmul(a.astype(dtype), there, out=result)
+        np.copyto(out, result, casting="unsafe")
+        return out
+
+    return run
+
+
+def numpy_integers(a: np.ndarray, b: np.ndarray) -> Product:
+    """What users write first: ``a.astype(np.int32) @ b``; no BLAS takes it."""
+    if a.size * b.shape[1] > 1 << 27:
+        raise Skip("takes seconds at this size")
+    there = b.astype(np.int32)
+    return lambda: a.astype(np.int32) @ there
+
+
+PEERS: dict[str, Callable[[np.ndarray, np.ndarray], Product]] = {
+    "torch._int_mm": torch_int_mm,
+    "torch oneDNN int8": torch_onednn,
+    "onnxruntime MatMulInteger": ort_matmulinteger,
+    "onnxruntime QGemm": ort_qgemm,
+    "openvino": openvino,
+    "rten-gemm": rten,
+    "numpy floats": numpy_float,
+    "numpy integers": numpy_integers,
+}

@@ -1,0 +1,143 @@
+"""The signatures of the compiled module: `lowbit.*` is its one caller.
+
+Arrays are C-contiguous and of the dtypes named; bfloat16 comes as uint16.
+Lengths are checked again in the core. `make lint` holds this file against the
+built module.
+"""
+
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: float32, or bfloat16 seen as uint16.
+_Floats: TypeAlias = NDArray[np.float32] | NDArray[np.uint16] | NDArray[Any]
+#: The one of the two that `nbits` asks for.
+_Codes: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
+#: A layer norm's weight, bias and epsilon.
+_Norm: TypeAlias = tuple[NDArray[np.float32], NDArray[np.float32], float]
+#: Outer, channels, inner, group size.
+_Shape: TypeAlias = tuple[int, int, int, int]
+#: Codes, scale and zero point of rows.
+_Rows: TypeAlias = tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.uint8]]
+
+__version__: str
+
+class InternalError(RuntimeError): ...
+
+# affine: `dtype` names what `x` and `out` hold, float16 and bfloat16 as uint16
+def choose_qparams(
+    x: NDArray[Any],
+    dtype: str,
+    shape: _Shape,
+    levels: tuple[int, bool, bool],
+    method: str,
+    percentile: float,
+    sample_weight: NDArray[Any] | None,
+    scale: NDArray[np.float32],
+    zero_point: NDArray[np.int32],
+    isa: str | None,
+) -> int: ...
+def quantize(
+    x: NDArray[Any],
+    dtype: str,
+    shape: _Shape,
+    bounds: tuple[int, int],
+    scale: NDArray[np.float32],
+    zero_point: NDArray[np.int32],
+    codes: NDArray[np.uint8],
+    isa: str | None,
+) -> None: ...
+def dequantize(
+    codes: NDArray[np.uint8],
+    shape: _Shape,
+    qmax: int,
+    scale: NDArray[np.float32],
+    zero_point: NDArray[np.int32],
+    out: NDArray[Any],
+    dtype: str,
+    isa: str | None,
+) -> None: ...
+def quantize_rows(
+    x: NDArray[Any],
+    dtype: str,
+    k: int,
+    symmetric: bool,
+    group_size: int,
+    codes: NDArray[np.uint8],
+    scale: NDArray[np.float32],
+    zero_point: NDArray[np.uint8],
+    group_sums: NDArray[np.int32],
+    isa: str | None,
+) -> None: ...
+
+# packing
+def pack_u8(codes: NDArray[np.uint8], nbits: int, out: NDArray[np.uint8], isa: str | None) -> None: ...
+def pack_u16(codes: NDArray[np.uint16], nbits: int, out: NDArray[np.uint8], isa: str | None) -> None: ...
+def unpack_u8(packed: NDArray[np.uint8], nbits: int, out: _Codes, isa: str | None) -> None: ...
+def unpack_u16(packed: NDArray[np.uint8], nbits: int, out: _Codes, isa: str | None) -> None: ...
+
+# gemm
+def tiled_len(k: int, n: int) -> int: ...
+def tile_matrix(b: NDArray[np.int8], k: int, n: int, out: NDArray[np.uint8]) -> None: ...
+def quantize_weight(w: _Floats, n: int, k: int, out: NDArray[np.uint8], isa: str | None) -> None: ...
+def untile(
+    tiled: NDArray[np.uint8], k: int, n: int, codes: NDArray[np.int8], scale: NDArray[np.float32]
+) -> None: ...
+def lookup_tiled(
+    indices: NDArray[np.int64], tiled: NDArray[np.uint8], k: int, n: int, out: NDArray[np.float32]
+) -> None: ...
+def lookup_rows(
+    indices: NDArray[np.int64], codes: NDArray[np.uint8], scale: NDArray[np.float32], out: NDArray[np.float32]
+) -> None: ...
+def matmul(
+    a: NDArray[np.int8] | NDArray[np.uint8],
+    m: int,
+    tiled: NDArray[np.uint8],
+    k: int,
+    n: int,
+    out: NDArray[np.int32] | NDArray[np.int64],
+    isa: str | None,
+) -> None: ...
+def linear(
+    x: _Floats | _Rows,
+    m: int,
+    tiled: NDArray[np.uint8],
+    k: int,
+    n: int,
+    bias: NDArray[np.float32] | None,
+    act: str,
+    residual: _Floats | None,
+    norm: _Norm | None,
+    out: _Floats | _Rows,
+    count: int,
+    openmp: bool,
+    isa: str | None,
+) -> None: ...
+def mlp(
+    x: _Floats,
+    m: int,
+    k: int,
+    up: NDArray[np.uint8],
+    up_bias: NDArray[np.float32] | None,
+    inner: int,
+    act: str,
+    down: NDArray[np.uint8],
+    down_bias: NDArray[np.float32] | None,
+    n: int,
+    residual: _Floats | None,
+    norm: _Norm | None,
+    out: _Floats,
+    count: int,
+    openmp: bool,
+    isa: str | None,
+) -> None: ...
+
+# threads and instruction sets
+def isa() -> str: ...
+def available_isas() -> list[str]: ...
+def set_num_threads(n: int) -> None: ...
+def get_num_threads() -> int: ...
+def thread_complaints() -> list[str]: ...
+def use_openmp(path: str) -> bool: ...
+def _panic(text: str, work: int) -> None: ...

@@ -1,0 +1,358 @@
+"""The commands. Each asks the functions beside this file, and prints."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+import sys
+import textwrap
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console, Group
+from rich.live import Live
+from rich.spinner import Spinner
+from rich.text import Text
+
+import lowbit
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Low-bit neural networks on CPUs. Start with: lowbit demo",
+)
+demo_app = typer.Typer(invoke_without_command=True)
+app.add_typer(demo_app, name="demo")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+IsaOption = Annotated[str | None, typer.Option("--isa", help="Instruction set, one that `lowbit doctor` lists.")]
+
+FAILED, MISUSE, INTERRUPTED, NO_READER = 1, 2, 130, 141
+
+
+def fail(text: object, code: int = FAILED) -> NoReturn:
+    """One line on stderr, and the end."""
+    print(f"lowbit: {text}", file=sys.stderr)
+    raise typer.Exit(code)
+
+
+def command(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What every command shares: the environment checked, no traceback for what a user can mend."""
+
+    @functools.wraps(function)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except KeyboardInterrupt:
+            raise typer.Exit(INTERRUPTED) from None
+        except BrokenPipeError:
+            with open(os.devnull, "w") as nowhere:  # so that the interpreter's last flush finds a file
+                os.dup2(nowhere.fileno(), sys.stdout.fileno())
+            raise typer.Exit(NO_READER) from None
+        except (OSError, MemoryError) as error:
+            fail(error)
+
+    return checked
+
+
+def _check_environment(isa: str | None = None) -> None:
+    """A wrong LOWBIT_ISA or --isa is misuse, told before any work; a wrong count of threads is only told."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        lowbit.get_num_threads()
+    for warning in caught:
+        print(f"lowbit: {warning.message}", file=sys.stderr)
+    try:
+        lowbit.isa()
+    except ValueError as error:
+        fail(f"LOWBIT_ISA={os.environ.get('LOWBIT_ISA')}: {error}", MISUSE)
+    if isa is not None and isa not in lowbit.available_isas():
+        fail(f"--isa: expected one of {', '.join(lowbit.available_isas())}, got '{isa}'", MISUSE)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(lowbit.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+# ------------------------------------------------------------------ doctor, bench
+
+
+@app.command()
+@command
+def doctor(
+    torch: Annotated[bool, typer.Option("--torch", help="Import torch, to see whose threads are used.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show the instruction sets, threads, kernels and versions in use.
+
+    Exit code 1 if something is to be mended.
+
+    Example: lowbit doctor --json
+    """
+    from lowbit.cli.doctor import facts, lines
+
+    told = facts(torch=torch)
+    if as_json:
+        print(json.dumps(told, indent=2, ensure_ascii=False))
+    else:
+        width = _width()
+        for name, text in lines(told):
+            print(textwrap.fill(text, width, initial_indent=f"{name:<18}", subsequent_indent=" " * 18))
+        for complaint in told["complaints"]:
+            print(textwrap.fill(complaint, width, initial_indent=f"{'to mend':<18}", subsequent_indent=" " * 18))
+    if told["complaints"]:
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+@command
+def bench(
+    quick: Annotated[bool, typer.Option("--quick", help="A few shapes, a few seconds.")] = False,
+    isa: IsaOption = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads; all by default.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the kernels on this machine, in turn with NumPy and torch.
+
+    Example: lowbit bench --quick --threads 1
+    """
+    from lowbit.cli.bench import run
+
+    _check_environment(isa)
+    count = threads or lowbit.get_num_threads()
+    rows = run(quick=quick, isa=isa, threads=count)
+    if as_json:
+        told = {"isa": isa or lowbit.isa(), "threads": count, "rows": [asdict(row) for row in rows]}
+        print(json.dumps(told, indent=2, ensure_ascii=False))
+        return
+    print(f"lowbit {lowbit.__version__}: {isa or lowbit.isa()}, {_threads(count)}; medians, in turn")
+    for row in rows:
+        speeds = "   ".join(f"{name} {speed:.4g}" for name, speed in row.speeds.items())
+        print(f"{row.kernel:<14} {row.size:<32} {row.unit}  {speeds}", flush=True)
+
+
+# ------------------------------------------------------------------ demo
+
+
+@demo_app.callback()
+@command
+def demo(
+    context: typer.Context,
+    file: Annotated[Path | None, typer.Option("--texts", help="UTF-8 text, one passage a line.")] = None,
+    question: Annotated[str | None, typer.Option("--ask", help="Only answer this, with int8.")] = None,
+    plot: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("lowbit-demo.png"),
+    as_json: AsJson = False,
+) -> None:
+    """Compare a sentence encoder in fp32, bf16 and int8 on real text.
+
+    Size, speed, and how many of each passage's ten nearest neighbours stay;
+    then a picture. With --ask, nearest passages to a question instead.
+
+    Example: lowbit demo --ask "how do I close a file"
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from lowbit.cli import demo as demos
+    from lowbit.cli.encoder import Missing
+
+    _check_environment()
+    if question is not None and not question.strip():
+        fail("--ask: expected a question, got nothing", MISUSE)
+    if question is None and not plot.absolute().parent.is_dir():
+        fail(f"--plot: there is no folder {plot.absolute().parent}", MISUSE)
+    try:
+        passages, source = demos.read(file, demos.ASK_PASSAGES if question else demos.PASSAGES)
+    except (ValueError, OSError) as error:
+        fail(f"--texts: {error}", MISUSE)
+    if question is None and len(passages) < demos.LEAST_PASSAGES:
+        fail(f"--texts: expected at least {demos.LEAST_PASSAGES} passages, got {len(passages)}", MISUSE)
+    try:
+        if question is not None:
+            _ask(demos, passages, source, question, as_json)
+        else:
+            _compare(demos, passages, source, file is None, plot, as_json)
+    except Missing as reason:
+        fail(reason, MISUSE)
+
+
+def _ask(demos: Any, passages: Sequence[str], source: str, question: str, as_json: bool) -> None:
+    with _status() as say:
+        answers = demos.ask(passages, question, say=say)
+    if as_json:
+        told = {"question": question, "source": source, "answers": [asdict(answer) for answer in answers]}
+        print(json.dumps(told, indent=2, ensure_ascii=False))
+        return
+    for answer in answers:
+        print(textwrap.fill(answer.passage, _width(), initial_indent=f"{answer.cosine:.2f}  ", subsequent_indent=" " * 6))
+
+
+def _compare(demos: Any, passages: Sequence[str], source: str, ours: bool, plot: Path, as_json: bool) -> None:
+    from lowbit.cli.doctor import cpu
+    from lowbit.cli.texts import QUESTIONS
+
+    head = f"{len(passages)} passages of {source}; {cpu()}, {lowbit.isa()}"
+    questions = QUESTIONS if ours else None
+    if as_json:
+        with _status() as say:
+            outcome = demos.run(passages, questions, say=say)
+    else:
+        print(head, flush=True)
+        with _board() as (say, show):
+            outcome = demos.run(passages, questions, say=say, show=show)
+    rows = [asdict(row) for row in outcome.rows if row.left_out is None]
+    drawn, why = _draw(rows, plot, f"all-MiniLM-L6-v2 on {cpu()}, {lowbit.isa()}")
+    if as_json:
+        told = {"cpu": cpu(), "source": source, **demos.as_dict(outcome), "plot": str(plot) if drawn else None}
+        print(json.dumps(told, indent=2, ensure_ascii=False))
+    else:
+        _tell_changes(outcome)
+        if drawn:
+            print(f"\npicture: {plot}")
+    if why:
+        print(f"lowbit: {why}", file=sys.stderr)
+
+
+def _tell_changes(outcome: Any) -> None:
+    asked = f"{outcome.asked} {'passages asked for the nearest other' if outcome.asked == outcome.passages else 'questions'}"
+    if not outcome.changes:
+        print(f"\nOf {asked}, none has another nearest passage in int8.")
+        return
+    print(f"\nOf {asked}, {len(outcome.changes)} have another nearest passage in int8" + (":" if outcome.changes else "."))
+    for change in outcome.changes[:3]:
+        print(_short("  ", change.question))
+        print(_short("    fp32  ", change.fp32))
+        print(_short("    int8  ", change.int8))
+
+
+def _draw(rows: list[dict[str, Any]], path: Path, title: str) -> tuple[bool, str | None]:
+    """Whether the picture was drawn, and why not where a user can mend it."""
+    from lowbit.cli.plot import draw
+
+    try:
+        draw(rows, path, title=title)
+    except ImportError:
+        return False, "no picture without matplotlib: pip install 'lowbit[plots]'"
+    except OSError as error:
+        return False, f"no picture: {error}"
+    return True, None
+
+
+@demo_app.command("kernels")
+@command
+def demo_kernels(as_json: AsJson = False) -> None:
+    """Run each kernel beside its NumPy reference; needs NumPy alone.
+
+    Exit code 1 if any result differs.
+
+    Example: lowbit demo kernels
+    """
+    from lowbit.cli.kernels import main
+
+    _check_environment()
+    raise typer.Exit(main(as_json=as_json))
+
+
+# ------------------------------------------------------------------ printing
+
+
+def _width() -> int:
+    return max(40, min(shutil.get_terminal_size((100, 24)).columns, 110))
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' * (count > 1)}"
+
+
+def _short(head: str, text: str) -> str:
+    return head + textwrap.shorten(text, max(20, _width() - len(head)), placeholder=" …")
+
+
+@contextmanager
+def _status() -> Iterator[Callable[[str], None]]:
+    """A spinner on stderr where that is a terminal."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda _: None
+        return
+    with console.status("") as status:
+        yield status.update
+
+
+@contextmanager
+def _board() -> Iterator[tuple[Callable[[str], None], Callable[[Sequence[Any]], None]]]:
+    """The table: redrawn in place on a terminal, else a line for each row as it comes and all at the end."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        with _status() as say:
+            yield say, _Lines().show
+        return
+    spinner, rows = Spinner("dots", ""), [Text()]
+
+    def show(new: Sequence[Any]) -> None:
+        rows[0] = _table(new)
+        live.update(Group(rows[0]) if all(row.settled for row in new) else Group(rows[0], spinner))
+
+    def say(text: str) -> None:
+        spinner.update(text=text)
+
+    with Live(Group(spinner), console=console, refresh_per_second=8) as live:
+        yield say, show
+
+
+class _Lines:
+    """Prints each row once, and all of them when their speeds are settled."""
+
+    def __init__(self) -> None:
+        self.printed = 0
+
+    def show(self, rows: Sequence[Any]) -> None:
+        if self.printed == 0:
+            print(_header(), flush=True)
+        if all(row.settled for row in rows):
+            print(f"speeds measured in turn:\n{_header()}")
+            self.printed = 0
+        for row in rows[self.printed :]:
+            print(_line(row), flush=True)
+        self.printed = len(rows)
+
+
+def _header() -> str:
+    every = _threads(lowbit.get_num_threads())
+    return f"{'':<20}{'MB':>7}{'1 thread/s':>13}{every + '/s':>13}{'neighbours kept':>17}{'cosine':>9}"
+
+
+def _line(row: Any) -> str:
+    if row.left_out is not None:
+        return f"{row.name:<20}left out: {row.left_out}"
+    sign = "" if row.settled else "~"
+    one, every = f"{sign}{row.per_second_one_thread:.0f}", f"{sign}{row.per_second_all_threads:.0f}"
+    kept = "…" if row.neighbours_kept is None else f"{100 * row.neighbours_kept:.1f} %"
+    cosine = "…" if row.cosine is None else f"{row.cosine:.4f}"
+    return f"{row.name:<20}{row.megabytes:>7.1f}{one:>13}{every:>13}{kept:>17}{cosine:>9}"
+
+
+def _table(rows: Sequence[Any]) -> Text:
+    styles = [("bold" if row.name.startswith("lowbit") else "dim" if row.left_out else "") for row in rows]
+    lines = [(_header() + "\n", "dim")]
+    lines += [(_line(row) + "\n", style) for row, style in zip(rows, styles, strict=True)]
+    return Text.assemble(*lines, no_wrap=True, overflow="ellipsis")

@@ -1,0 +1,20 @@
+"""PyTorch models on lowbit's kernels.
+
+>>> import torch, lowbit
+>>> from lowbit.torch import quantize_
+>>> model = torch.nn.Sequential(torch.nn.Linear(8, 8))
+>>> report = quantize_(model, lowbit.Int8())
+"""
+
+try:
+    import torch as _torch
+except ImportError as error:
+    raise ImportError("lowbit.torch needs PyTorch: pip install 'lowbit[torch]'") from error
+
+from lowbit.config import Int8
+from lowbit.torch.modules import QuantEmbedding, QuantLinear
+from lowbit.torch.quantize import LayerReport, Report, dequantize_, quantize_
+
+__all__ = ["Int8", "LayerReport", "QuantEmbedding", "QuantLinear", "Report", "dequantize_", "quantize_"]
+
+del _torch

@@ -1,0 +1,184 @@
+"""The modules that quantize_ puts in place of torch's: weights in plain buffers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from lowbit.config import Config
+from lowbit.torch import ops
+
+__all__ = ["PassThrough", "QuantEmbedding", "QuantLinear", "ResidualNorm"]
+
+
+class QuantLinear(nn.Module):
+    """A linear layer on 8-bit integers: ``y = x Wᵀ + bias``.
+
+    Buffers: ``tiled``, uint8, the codes, scales and equalizer as FORMATS.md says
+    under "Layer weights"; ``bias``, float32 (N,), or None.
+
+    A layer that `quantize_` fused with the one before runs both, with the
+    activation between, as one operator; the first then hands its input on. In
+    training mode each runs by itself.
+    """
+
+    tiled: torch.Tensor
+    bias: torch.Tensor | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        tiled: torch.Tensor,
+        bias: torch.Tensor | None,
+        config: Config,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        self.config = config
+        self.dtype = dtype
+        self.register_buffer("tiled", tiled)
+        self.register_buffer("bias", bias)
+        #: The layer before, run by this one with the activation between.
+        self._up: tuple[QuantLinear, str] | None = None
+        #: Whether the layer after runs this one.
+        self._deferred = False
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """Shape and dtype of the weight before, on the meta device: no data."""
+        return torch.empty((self.out_features, self.in_features), dtype=self.dtype, device="meta")
+
+    def dequantize(self) -> torch.Tensor:
+        """The weight that the codes stand for, (N, K)."""
+        return ops.dequantize(self.tiled, self.in_features, self.out_features).to(self.dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self._deferred and not self.training:
+            return x
+        if self._up is not None and not self._up[0].training:
+            return self._with_up(x)
+        if x.shape[-1] != self.in_features:
+            raise ValueError(f"x: expected (..., {self.in_features}), got {tuple(x.shape)}")
+        buffers = self._buffers  # twice as quick as nn.Module's attributes
+        if not torch.compiler.is_compiling() and x.numel() <= 4096:
+            return ops.small_linear(x, buffers["tiled"], buffers["bias"], self.out_features)
+        return ops.linear(x, buffers["tiled"], buffers["bias"], self.out_features)
+
+    def _with_up(self, x: torch.Tensor, *after: Any) -> torch.Tensor:
+        assert self._up is not None
+        up, activation = self._up
+        if x.shape[-1] != up.in_features:
+            raise ValueError(f"x: expected (..., {up.in_features}), got {tuple(x.shape)}")
+        return ops.mlp(
+            x, up.tiled, up.bias, up.out_features, activation, self.tiled, self.bias, self.out_features, *after
+        )
+
+    def extra_repr(self) -> str:
+        fused = f", after {self._up[1]}" if self._up else ", deferred" if self._deferred else ""
+        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, {self.config}{fused}"
+
+
+class PassThrough(nn.Module):
+    """An activation that the layer after runs; by itself in training mode."""
+
+    def __init__(self, activation: nn.Module, before: QuantLinear) -> None:
+        super().__init__()
+        self.activation = activation
+        self._before = (before,)  # in a tuple: it is registered elsewhere
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.activation(x) if self._before[0].training else x
+
+
+class ResidualNorm(nn.Module):
+    """``norm(dropout(dense(x)) + residual)`` as one operator.
+
+    Stands for a module that does just this (BERT's output blocks) and keeps the
+    names of its children; in training mode, or where a gradient is asked for,
+    it runs them one by one.
+    """
+
+    def __init__(self, origin: nn.Module, dense: str, norm: str, dropout: str | None, names: tuple[str, str]) -> None:
+        super().__init__()
+        for name, child in origin.named_children():
+            self.add_module(name, child)
+        self.train(origin.training)
+        self._dense, self._norm, self._dropout, self._names = dense, norm, dropout, names
+        self._origin = (origin,)  # in a tuple: its children are registered here
+
+    def forward(self, *args: torch.Tensor, **kwargs: torch.Tensor) -> torch.Tensor:
+        x, residual = (*args, *(kwargs[name] for name in self._names[len(args) :]))
+        dense, norm = self._modules[self._dense], self._modules[self._norm]
+        assert isinstance(dense, QuantLinear)
+        assert isinstance(norm, nn.LayerNorm)
+        if self.training:
+            y = dense(x)
+            if self._dropout is not None:
+                y = self._modules[self._dropout](y)
+            return norm(y + residual)
+        if residual.dtype != x.dtype:
+            return norm(dense(x) + residual)
+        after = (residual, norm.weight, norm.bias, norm.eps)
+        if dense._up is not None:
+            return dense._with_up(x, *after)
+        return ops.linear(x, dense.tiled, dense.bias, dense.out_features, *after)
+
+
+    def restored(self) -> nn.Module:
+        """The module that this one stands for, with the children as they are now."""
+        origin = self._origin[0]
+        for name, child in self.named_children():
+            setattr(origin, name, child)
+        return origin.train(self.training)
+
+
+class QuantEmbedding(nn.Module):
+    """An embedding whose rows stay in 8 bits: a look-up dequantizes what it reads.
+
+    Buffers: ``codes``, uint8 (N, D), each code + 128, and ``scale``, float32
+    (N,); or, where a linear layer shares the weight, that layer's ``tiled``.
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        buffers: dict[str, torch.Tensor],
+        config: Config,
+        dtype: torch.dtype = torch.float32,
+        padding_idx: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_embeddings = num_embeddings
+        self.embedding_dim = embedding_dim
+        self.config = config
+        self.dtype = dtype
+        self.padding_idx = padding_idx
+        for name, buffer in buffers.items():
+            self.register_buffer(name, buffer)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """Shape and dtype of the weight before, on the meta device: no data."""
+        return torch.empty((self.num_embeddings, self.embedding_dim), dtype=self.dtype, device="meta")
+
+    def dequantize(self) -> torch.Tensor:
+        """The weight that the codes stand for, (N, D)."""
+        if "tiled" in self._buffers:
+            return ops.dequantize(self.tiled, self.embedding_dim, self.num_embeddings).to(self.dtype)
+        return ((self.codes.float() - 128) * self.scale[:, None]).to(self.dtype)
+
+    def forward(self, indices: torch.Tensor) -> torch.Tensor:
+        if "tiled" in self._buffers:
+            rows = ops.embedding_tiled(indices, self.tiled, self.embedding_dim, self.num_embeddings)
+        else:
+            rows = ops.embedding(indices, self.codes, self.scale)
+        return rows if self.dtype == torch.float32 else rows.to(self.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_embeddings}, {self.embedding_dim}, {self.config}"

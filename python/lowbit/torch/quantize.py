@@ -1,0 +1,398 @@
+"""quantize_: a PyTorch model onto low-bit layers, in place, in one call."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+import lowbit
+from lowbit.config import Config, Int8
+from lowbit.torch import fusion
+from lowbit.torch._bridge import view
+from lowbit.torch.modules import QuantEmbedding, QuantLinear
+
+__all__ = ["LayerReport", "Report", "dequantize_", "quantize_"]
+
+Rule = tuple[str, Config | None]
+Progress = Callable[[int, int, str], Any]
+
+_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What became of one layer, in bytes of weight and bias.
+
+    ``error`` is ‖W - Ŵ‖ / ‖W‖. ``reason`` says why a layer was left alone.
+    """
+
+    name: str
+    kind: str
+    config: str | None
+    bytes_before: int
+    bytes_after: int
+    error: float | None = None
+    kernel: str | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `quantize_` did: print it, or read its fields.
+
+    ``bytes_before`` and ``bytes_after`` count the whole ``state_dict``, a
+    tensor that several names share once.
+    """
+
+    layers: tuple[LayerReport, ...]
+    bytes_before: int
+    bytes_after: int
+    fused: tuple[str, ...] = field(default=())
+
+    @property
+    def quantized(self) -> tuple[LayerReport, ...]:
+        """The layers that now run on codes."""
+        return tuple(layer for layer in self.layers if layer.reason is None)
+
+    def to_json(self) -> str:
+        """All of it as a JSON object."""
+        return json.dumps(asdict(self))
+
+    def __str__(self) -> str:
+        width = max([len(layer.name) for layer in self.layers] + [5])
+        lines = [f"{'layer':<{width}}  {'config':<8} {'before':>11} {'after':>11}  {'error':>7}  kernel"]
+        for layer in self.layers:
+            sizes = f"{layer.bytes_before:>11,} {layer.bytes_after:>11,}"
+            if layer.reason is not None:
+                lines.append(f"{layer.name:<{width}}  {'-':<8} {sizes}  {'':>7}  left alone: {layer.reason}")
+            else:
+                lines.append(f"{layer.name:<{width}}  {layer.config:<8} {sizes}  {layer.error:>7.4f}  {layer.kernel}")
+        ratio = self.bytes_before / max(1, self.bytes_after)
+        lines.append(
+            f"{len(self.quantized)} of {len(self.layers)} layers quantized, {len(self.fused)} fused; "
+            f"model {self.bytes_before / 1e6:.1f} MB -> {self.bytes_after / 1e6:.1f} MB, {ratio:.2f}x smaller"
+        )
+        return "\n".join(lines)
+
+
+def quantize_(
+    model: nn.Module,
+    config: Config | None,
+    *,
+    rules: Sequence[Rule] | None = None,
+    fuse: bool = True,
+    progress: bool | Progress | None = None,
+) -> Report:
+    """Quantizes a model's linear layers and embeddings in place.
+
+    Layers are swapped one by one, so the peak is the model plus one layer. An
+    interrupted call leaves a model that works, part of it quantized; a second
+    call goes on.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        On the CPU; a SentenceTransformer works as it is. Tied weights stay tied.
+    config : Config or None
+        For every layer that no rule names; None: only what the rules name.
+    rules : sequence of (pattern, Config or None), optional
+        The first pattern found (`re.search`) in a layer's dotted name decides;
+        None leaves the layer alone.
+    fuse : bool
+        Run linear layer, activation, linear layer as one operator where the
+        model's graph shows that nothing else sees what lies between, and a
+        residual with its layer normalization as part of the layer before.
+    progress : bool or callable, optional
+        True draws a line on a terminal; a callable gets (done, total, name).
+
+    Returns
+    -------
+    Report
+
+    Raises
+    ------
+    TypeError, ValueError
+        A rule that matches no layer (with near names), a pattern that is no
+        regular expression, NaN or infinities in a weight (the model is then
+        untouched), a lazy layer, a model that is itself a layer.
+
+    Examples
+    --------
+    >>> import torch, lowbit
+    >>> from lowbit.torch import quantize_
+    >>> model = torch.nn.Sequential(torch.nn.Linear(64, 256), torch.nn.ReLU(), torch.nn.Linear(256, 8)).eval()
+    >>> report = quantize_(model, lowbit.Int8())
+    >>> [layer.name for layer in report.quantized], len(report.fused)
+    (['0', '2'], 1)
+    >>> model(torch.randn(2, 64)).shape
+    torch.Size([2, 8])
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(model, (nn.Linear, nn.Embedding)):
+        raise ValueError(f"model: a bare {type(model).__name__} cannot be swapped in place; wrap it in nn.Sequential")
+    _check_config("config", config)
+    layers = list(_layers(model))
+    decided = _decide([name for name, _ in layers], config, _check_rules(rules))
+    reasons = {name: _reason(module, decided[name]) for name, module in layers}
+    todo = [(name, module) for name, module in layers if reasons[name] is None]
+    for name, module in todo:
+        _check_finite(name, module)
+    before = _state_bytes(model)
+    tell = _teller(progress)
+
+    reports = {}
+    shared: dict[int, list[nn.Module]] = {}
+    for _, module in todo:
+        shared.setdefault(id(module.weight), []).append(module)
+    swapped: dict[int, nn.Module] = {}
+    tiled: dict[int, torch.Tensor] = {}
+    for done, (name, module) in enumerate(todo):
+        tell(done, len(todo), name)
+        chosen = decided[name]
+        assert chosen is not None
+        kinds = {type(m) for m in shared[id(module.weight)]}
+        if id(module) not in swapped:
+            swapped[id(module)] = _quantized(module, chosen, kinds, tiled)
+            _inherit(swapped[id(module)], module)
+        new = swapped[id(module)]
+        reports[name] = _report(name, module, new, chosen)
+        _replace(model, name, new)
+    tell(len(todo), len(todo), "")
+    del shared, tiled
+
+    for name, module in layers:
+        reason = reasons[name]
+        if reason is not None:
+            size = _tensor_bytes(module)
+            reports[name] = LayerReport(name, type(module).__name__, None, size, size, reason=reason)
+    fused = tuple(fusion.fuse_(model)) if fuse else ()
+    ordered = tuple(reports[name] for name, _ in layers)
+    return Report(ordered, before, _state_bytes(model), fused)
+
+
+def dequantize_(model: nn.Module) -> nn.Module:
+    """Puts ordinary torch layers back, with the weights that the codes stand for.
+
+    Returns
+    -------
+    torch.nn.Module
+        ``model``, changed in place; its outputs differ from the quantized
+        model's by the rounding of activations alone.
+
+    Examples
+    --------
+    >>> import torch, lowbit
+    >>> from lowbit.torch import dequantize_, quantize_
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4))
+    >>> _ = quantize_(model, lowbit.Int8())
+    >>> dequantize_(model)
+    Sequential(
+      (0): Linear(in_features=4, out_features=4, bias=True)
+    )
+    """
+    fusion.unfuse_(model)
+    done: dict[int, nn.Module] = {}
+    weights: dict[int, nn.Parameter] = {}
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if not isinstance(module, (QuantLinear, QuantEmbedding)):
+            continue
+        if id(module) not in done:
+            key = id(module._buffers.get("tiled", module._buffers.get("codes")))
+            if key not in weights:
+                weights[key] = nn.Parameter(module.dequantize())
+            done[id(module)] = _dequantized(module, weights[key])
+            _inherit(done[id(module)], module)
+        _replace(model, name, done[id(module)])
+    return model
+
+
+def _dequantized(module: QuantLinear | QuantEmbedding, weight: nn.Parameter) -> nn.Module:
+    if isinstance(module, QuantEmbedding):
+        n, d = module.num_embeddings, module.embedding_dim
+        embedding = nn.Embedding(n, d, module.padding_idx, device="meta")
+        embedding.weight = weight
+        return embedding
+    linear = nn.Linear(module.in_features, module.out_features, module.bias is not None, device="meta")
+    linear.weight = weight
+    if module.bias is not None:
+        linear.bias = nn.Parameter(module.bias.to(module.dtype))
+    return linear
+
+
+# ------------------------------------------------------------------ deciding
+
+
+def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every linear layer and embedding, quantized ones included, under every name."""
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, (nn.Linear, nn.Embedding, QuantLinear, QuantEmbedding)):
+            yield name, module
+
+
+def _check_config(name: str, config: Any) -> None:
+    if config is not None and not isinstance(config, Int8):
+        raise TypeError(f"{name}: expected lowbit.Int8() or None, got {config!r}")
+
+
+def _check_rules(rules: Sequence[Rule] | None) -> list[tuple[re.Pattern[str], Config | None]]:
+    checked = []
+    for i, rule in enumerate(rules or ()):
+        if not (isinstance(rule, (tuple, list)) and len(rule) == 2 and isinstance(rule[0], str)):
+            raise TypeError(f"rules[{i}]: expected (pattern, config or None), got {rule!r}")
+        _check_config(f"rules[{i}]", rule[1])
+        try:
+            checked.append((re.compile(rule[0]), rule[1]))
+        except re.error as error:
+            raise ValueError(f"rules[{i}]: {rule[0]!r} is no regular expression: {error}") from None
+    return checked
+
+
+def _decide(
+    names: Iterable[str], config: Config | None, rules: list[tuple[re.Pattern[str], Config | None]]
+) -> dict[str, Config | None]:
+    names = list(names)
+    for i, (pattern, _) in enumerate(rules):
+        if not any(pattern.search(name) for name in names):
+            near = difflib.get_close_matches(pattern.pattern, names, n=3, cutoff=0.3)
+            hint = f"; near it: {', '.join(near)}" if near else f"; layers: {', '.join(names[:5]) or 'none'}"
+            raise ValueError(f"rules[{i}]: {pattern.pattern!r} matches no linear layer or embedding{hint}")
+    return {name: next((c for p, c in rules if p.search(name)), config) for name in names}
+
+
+def _reason(module: nn.Module, config: Config | None) -> str | None:
+    """Why a layer is left alone; None where it is to be quantized."""
+    if isinstance(module, (QuantLinear, QuantEmbedding)):
+        return "already quantized"
+    if config is None:
+        return "no config for it"
+    if isinstance(module, nn.modules.lazy.LazyModuleMixin):
+        raise ValueError("model: a lazy layer has no weights yet; run one batch through the model first")
+    if type(module) not in (nn.Linear, nn.Embedding):
+        if hasattr(module, "parametrizations"):
+            return "parametrized; torch.nn.utils.parametrize.remove_parametrizations first"
+        return f"a subclass ({type(module).__module__}.{type(module).__name__}) may compute something else"
+    weight = module.weight
+    assert isinstance(weight, torch.Tensor)
+    if weight.device.type != "cpu":
+        return f"on {weight.device}; lowbit runs on the CPU, so .cpu() first"
+    if type(weight) not in (nn.Parameter, torch.Tensor) or weight.layout != torch.strided:
+        return f"its weight is a {type(weight).__name__}, not a plain tensor"
+    if weight.dtype not in _DTYPES:
+        return f"its weight is {weight.dtype}"
+    if weight.numel() == 0:
+        return "empty"
+    if isinstance(module, nn.Linear) and module.in_features > lowbit.gemm.MAX_K_UINT8:
+        return f"more than {lowbit.gemm.MAX_K_UINT8} inputs"
+    if isinstance(module, nn.Embedding) and module.max_norm is not None:
+        return "max_norm changes its weight as it runs"
+    return None
+
+
+def _check_finite(name: str, module: nn.Module) -> None:
+    for what in ("weight", "bias"):
+        values = getattr(module, what, None)
+        if values is not None and not all(bool(torch.isfinite(v)) for v in torch.aminmax(values.detach())):
+            raise ValueError(f"model: {name}.{what} holds NaN or an infinity; nothing was changed")
+
+
+# ------------------------------------------------------------------ swapping
+
+
+def _quantized(
+    module: nn.Module, config: Config, kinds: set[type[nn.Module]], tiled: dict[int, torch.Tensor]
+) -> nn.Module:
+    """The layer that takes the place of ``module``. ``kinds``: of all layers that share its weight."""
+    weight = module.weight
+    assert isinstance(weight, torch.Tensor)
+    n, k = weight.shape
+    if isinstance(module, nn.Embedding) and nn.Linear not in kinds:
+        if id(weight) not in tiled:
+            rows = lowbit.quantize_rows(_numpy_floats(weight), symmetric=True)
+            tiled[id(weight)] = torch.from_numpy(rows.codes)
+            tiled[-id(weight)] = torch.from_numpy(rows.scale)
+        buffers = {"codes": tiled[id(weight)], "scale": tiled[-id(weight)]}
+        return QuantEmbedding(n, k, buffers, config, weight.dtype, module.padding_idx)
+    if id(weight) not in tiled:
+        quantized = lowbit.quantize_weight(_numpy_floats(weight), config)
+        # torch's memory starts at a cache line and can be resized and shared.
+        tiled[id(weight)] = torch.empty(quantized.tiled.size, dtype=torch.uint8)
+        tiled[id(weight)].numpy()[:] = quantized.tiled
+    if isinstance(module, nn.Embedding):
+        return QuantEmbedding(n, k, {"tiled": tiled[id(weight)]}, config, weight.dtype, module.padding_idx)
+    bias = module.bias
+    if bias is not None:
+        bias = bias.detach().float().clone()
+    return QuantLinear(k, n, tiled[id(weight)], bias, config, weight.dtype)
+
+
+def _numpy_floats(weight: torch.Tensor) -> Any:
+    weight = weight.detach()
+    return (weight if weight.dtype in (torch.float32, torch.float64) else weight.float()).contiguous().numpy()
+
+
+_HOOKS = ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs")
+
+
+def _inherit(new: nn.Module, old: nn.Module) -> None:
+    """Mode and hooks stay with the place in the model."""
+    new.train(old.training)
+    for hooks in _HOOKS:
+        getattr(new, hooks).update(getattr(old, hooks))
+
+
+def _replace(model: nn.Module, name: str, new: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, new)
+
+
+# ------------------------------------------------------------------ reporting
+
+
+def _tensor_bytes(module: nn.Module) -> int:
+    tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    return sum(t.numel() * t.element_size() for t in tensors if not isinstance(t, nn.UninitializedParameter))
+
+
+def _state_bytes(model: nn.Module) -> int:
+    seen = {}
+    for tensor in model.state_dict(keep_vars=True).values():
+        if isinstance(tensor, torch.Tensor) and tensor.device.type != "meta":
+            storage = tensor.untyped_storage()
+            seen[tensor.device, storage.data_ptr()] = storage.nbytes()
+    return sum(seen.values())
+
+
+def _report(name: str, old: nn.Module, new: nn.Module, config: Config) -> LayerReport:
+    weight = old.weight
+    assert isinstance(weight, torch.Tensor)
+    assert isinstance(new, (QuantLinear, QuantEmbedding))
+    weight = weight.detach().float()
+    norm = float(weight.norm())
+    error = float((new.dequantize().float() - weight).norm()) / norm if norm else 0.0
+    kernel = f"int8 {'gemm' if isinstance(new, QuantLinear) else 'look-up'}, {lowbit.isa()}"
+    return LayerReport(
+        name, type(old).__name__, type(config).__name__, _tensor_bytes(old), _tensor_bytes(new), error, kernel
+    )
+
+
+def _teller(progress: bool | Progress | None) -> Progress:
+    if callable(progress):
+        return progress
+    if not progress or not sys.stderr.isatty():
+        return lambda *_: None
+
+    def draw(done: int, total: int, name: str) -> None:
+        end = "\n" if done == total else ""
+        sys.stderr.write(f"\r\033[Kquantize_ {done}/{total} {name}{end}")
+        sys.stderr.flush()
+
+    return draw

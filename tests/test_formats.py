@@ -1,0 +1,87 @@
+"""The layouts of FORMATS.md, whose examples are read from that file.
+
+Packed codes are in test_packing.py, rounding in test_affine.py.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lowbit
+import numpy as np
+import pytest
+
+TEXT = (Path(__file__).parents[1] / "FORMATS.md").read_text(encoding="utf-8")
+
+
+def table(section: str, heading: str) -> list[list[str]]:
+    """The cells of the table whose first heading this is."""
+    lines = next(s for s in TEXT.split("\n## ") if s.startswith(section)).splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(f"| {heading} |"))
+    rows = []
+    for line in lines[start + 2 :]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip() for cell in line.strip("|").split("|")])
+    return rows
+
+
+def tiled(codes: np.ndarray, scale: np.ndarray) -> bytes:
+    """A weight (N, K) in the layout that FORMATS.md tells, in its words."""
+    n, k = codes.shape
+    out = b""
+    for first in range(0, n, 64):
+        w = -(-min(n - first, 64) // 16) * 16
+        sums, scales, block = np.zeros(w, "<i4"), np.zeros(w, "<f4"), np.zeros((-(-k // 4), w, 4), np.int8)
+        for j in range(min(w, n - first)):
+            sums[j] = codes[first + j].sum(dtype=np.int64).astype(np.int32)
+            scales[j] = scale[first + j]
+            for i in range(k):
+                block[i // 4, j, i % 4] = codes[first + j, i]
+        out += sums.tobytes() + scales.tobytes() + block.tobytes()
+    return out
+
+
+def example() -> tuple[np.ndarray, np.ndarray, bytes]:
+    rows = table("Tiled int8", "output")
+    codes = np.array([row[1].split() for row in rows], np.int8)
+    scale = np.array([row[2] for row in rows], np.float32)
+    out = bytearray(256)
+    for offset, data, _ in table("Tiled int8", "offset"):
+        out[int(offset) : int(offset) + 4] = bytes.fromhex(data)
+    return codes, scale, bytes(out)
+
+
+def test_the_example_of_tiled_int8():
+    codes, scale, expected = example()
+    assert tiled(codes, scale) == expected
+    weight = lowbit.quantize_weight(codes * scale[:, None])
+    assert weight.tiled.tobytes() == expected
+    read = lowbit.QuantizedWeight(np.frombuffer(expected, np.uint8), weight.k, weight.n)
+    assert (read.codes() == codes).all()
+    assert (read.scale() == scale).all()
+
+
+@pytest.mark.parametrize("n", [1, 15, 16, 17, 63, 64, 65, 80, 81, 128, 130])
+@pytest.mark.parametrize("k", [1, 3, 4, 5, 64, 67])
+def test_tiled_int8_of_any_shape(n, k):
+    b = np.random.default_rng(n * k).integers(-128, 128, (k, n), np.int8)
+    got = lowbit.tile_matrix(b).tiled.tobytes()
+    assert got == tiled(b.T, np.ones(n))
+    assert len(got) == 4 * -(-n // 16) * 16 * (-(-k // 4) + 2)
+
+
+@pytest.mark.parametrize("n", [5, 70])
+def test_a_weight_is_tiled_alike_on_every_isa(n, isa, ran):
+    w = np.random.default_rng(n).standard_normal((n, 37), np.float32)
+    scale = np.abs(w).max(1) / np.float32(127)
+    codes = np.rint(w * (np.float32(1) / scale)[:, None]).astype(np.int8)
+    assert lowbit.quantize_weight(w, isa=isa).tiled.tobytes() == tiled(codes, scale)
+    ran(isa)
+
+
+@pytest.mark.parametrize("off", [-1, 1])
+def test_another_length_is_refused(off):
+    data = np.zeros(256 + off, np.uint8)
+    with pytest.raises(ValueError, match=f"5 by 2 takes 256 bytes, got {256 + off}"):
+        lowbit.TiledMatrix(data, 5, 2)

