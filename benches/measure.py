@@ -153,7 +153,8 @@ def cpu_name() -> str:
         (key.strip(), value.strip()) for key, _, value in (line.partition(":") for line in text.splitlines())
     )
     name = fields.get("model name") or platform.machine()
-    parts = [f"{word} {fields[key]}" for word, key in (("family", "cpu family"), ("model", "model")) if key in fields]
+    known = {"family": "cpu family", "model": "model"}
+    parts = [f"{word} {fields[key]}" for word, key in known.items() if key in fields]
     return f"{name} ({', '.join(parts)})" if parts else name
 
 
