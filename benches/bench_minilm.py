@@ -69,9 +69,7 @@ def one_text() -> tuple[np.ndarray, np.ndarray]:
     return ids, mask
 
 
-def build(
-    names: list[str], passages: int, say: Callable[[str], None]
-) -> tuple[dict[str, Any], dict[str, str]]:
+def build(names: list[str], passages: int, say: Callable[[str], None]) -> tuple[dict[str, Any], dict[str, str]]:
     """Builds candidates and measures their fidelity; fp32 first. Those left out, with why."""
     texts = minilm.passages(passages)
     full, one = full_batch(), one_text()

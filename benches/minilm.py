@@ -87,13 +87,9 @@ def passages(count: int = 640, *, calibration: bool = False) -> list[str]:
     return pool[::step][:count]
 
 
-def batches(
-    texts: list[str], length: int = LENGTH, batch: int = BATCH
-) -> list[tuple[np.ndarray, np.ndarray]]:
+def batches(texts: list[str], length: int = LENGTH, batch: int = BATCH) -> list[tuple[np.ndarray, np.ndarray]]:
     """Token batches of one padded shape; the last is filled up with its first row."""
-    tokens = source().tokenizer(
-        texts, padding="max_length", truncation=True, max_length=length, return_tensors="np"
-    )
+    tokens = source().tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="np")
     ids, mask = tokens["input_ids"].astype(np.int64), tokens["attention_mask"].astype(np.int64)
     out = []
     for i in range(0, len(ids), batch):

@@ -19,7 +19,7 @@ import textwrap
 from pathlib import Path
 
 import limits
-from measure import cpu_name, interleave, settle, table
+from measure import cpu_name, interleave, pin, table
 
 HERE = Path(__file__).parent
 PACKAGES = "numpy", "torch", "torchao", "onnxruntime", "openvino", "nncf", "sentence-transformers"
@@ -43,16 +43,17 @@ def versions() -> str:
 
 
 def limits_text(rounds: int) -> str:
-    """The loops' speeds on this CPU; the upper quartile is what it can do when left alone."""
+    """The loops' speeds on this CPU; the best round is what it can do when left alone."""
     try:
         found = limits.peaks()
     except limits.Skip as e:
         return f"Not measured: {e}."
-    timing = interleave({p.instruction: p.work(1e9) for p in found}, rounds)
+    timing = interleave({p.instruction: p.work(1e9) for p in found}, 4 * rounds)
     speeds = []
     for p in found:
         s = timing.seconds(p.instruction)
-        speeds.append([p.instruction, f"{1 / s.median:.0f}", f"{1 / s.low:.0f}"])
+        best = min(timing.rounds[p.instruction])
+        speeds.append([p.instruction, f"{1 / best:.0f}", f"{1 / s.median:.0f}"])
     bandwidth = []
     for kib in KIB:
         size = kib << 10
@@ -63,14 +64,14 @@ def limits_text(rounds: int) -> str:
         bandwidth.append([kib, *gbs])
     return "\n\n".join(
         [
-            table(["registers alone, one thread", "GOP/s", "upper quartile"], speeds),
+            table(["registers alone, one thread", "best GOP/s", "median"], speeds),
             table(["KiB", "read GB/s", "copy GB/s"], bandwidth),
         ]
     )
 
 
 def run(title: str, *command: str) -> str:
-    """Runs one benchmark, shows its output as it comes, and answers it as a section."""
+    """Runs one benchmark on the cores it chooses, shows its output as it comes, and answers it as a section."""
     print(f"\n## {title}\n", flush=True)
     # Not -P and not -I: the scripts import each other from their own folder.
     with subprocess.Popen(
@@ -89,8 +90,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
+    parser.add_argument("--limits", action="store_true", help="the limits alone, on one core; writes nothing")
     args = parser.parse_args()
-    settle(1)
+    if args.limits:
+        pin(1)
+        print(limits_text(5 if args.quick else 15))
+        return
     quick = ["--quick"] if args.quick else []
     cpu = cpu_name()
     head = textwrap.dedent(f"""\
@@ -98,16 +103,14 @@ def main() -> None:
 
         {datetime.date.today().isoformat()}; {versions()}; {platform.system()} {platform.machine()}.
         """)
-    sections = [head, "## Limits\n\n" + limits_text(5 if args.quick else 15) + "\n"]
-    print("\n".join(sections), flush=True)
+    print(head, flush=True)
+    sections = [head, run("Limits", "record.py", "--limits", *quick)]
     models = ["acceptance", "minilm"]
     if not args.quick:
         models += ["resnet20", "resnet50", "llm_1b", "llm_7b"]
     rounds = ["--rounds", "5" if args.quick else "15"]
     sections.append(run("Packing", "bench_packing.py", *rounds))
-    sections.append(
-        run("Products and layers", "bench_gemm.py", "--linear", "--growth", *rounds, "--shapes", *models)
-    )
+    sections.append(run("Products and layers", "bench_gemm.py", "--linear", "--growth", *rounds, "--shapes", *models))
     sections.append(run("Products, held to AVX2", "bench_gemm.py", "--avx2", *rounds))
     for threads in args.threads:
         counted = ["--threads", str(threads)]
