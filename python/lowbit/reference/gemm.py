@@ -130,7 +130,7 @@ def matmul_int8(
     b = _untile(b)[0] if hasattr(b, "tiled") else np.asarray(b)
     limit = 65_793 if a.dtype == np.uint8 else 131_071
     dtype = np.int64 if a.shape[1] > limit else np.int32
-    c = (a.astype(np.float64) @ b.astype(np.float64)).astype(dtype)
+    c: NDArray[Any] = (a.astype(np.float64) @ b.astype(np.float64)).astype(dtype)
     if out is None:
         return c
     out[...] = c
@@ -156,13 +156,15 @@ def quantize_weight(w: ArrayLike, config: Config | None = None, *, isa: str | No
     if not np.isfinite(w).all():
         raise ValueError("w: expected finite values")
     config = config or Int8()
+    if not isinstance(config, Int8):
+        raise TypeError(f"config: expected lowbit.Int8(), got {config!r}")
     tail = np.empty(0, np.uint8)
     if config.equalize:
         # The power of two nearest to √(a column's root mean square / their mean).
         rms = np.sqrt(np.mean(w.astype(np.float64) ** 2, axis=0))
         steps = rms.mean() * 2.0 ** (2 * np.arange(-5, 5) + 1)
         equalizer = 2.0 ** (np.searchsorted(steps, rms, side="right") - 5).astype(np.float32)
-        w = w / equalizer
+        w = (w / equalizer).astype(np.float32)
         tail = equalizer.astype("<f4").view(np.uint8)
     rows = _rows(w, symmetric=True)
     codes = (rows.codes ^ 0x80).view(np.int8)  # stored codes are 128 higher
@@ -260,7 +262,7 @@ def linear(
     y = _activate(y, activation)
     if as_rows:
         rows = _rows(y)
-        parts = rows.codes, rows.scale, rows.zero_point, rows.group_sums
+        parts: list[Any] = [rows.codes, rows.scale, rows.zero_point, rows.group_sums]
         return RowCodes(*(part.reshape(*lead, *part.shape[1:]) for part in parts))
     if residual is not None:
         y = y + np.asarray(residual).reshape(y.shape).astype(np.float32)
@@ -298,7 +300,7 @@ def mlp(
     """
     x = np.asarray(x)
     hidden = linear(x.astype(np.float32), up, up_bias, activation=activation)
-    y = linear(hidden, down, down_bias, residual=residual, norm=norm).astype(x.dtype)
+    y = np.asarray(linear(hidden, down, down_bias, residual=residual, norm=norm)).astype(x.dtype)
     if out is None:
         return y
     out[...] = y

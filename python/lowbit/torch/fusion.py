@@ -38,8 +38,8 @@ def fuse_(model: nn.Module) -> list[str]:
     names = {id(m): name for name, m in model.named_modules()}
     fused = [names[id(last)] for last in done if last is not None]
     for name, module in list(model.named_modules()):
-        graph = graphs.of(module)
-        found = None if graph is None or not name else _residual_norm(module, graph)
+        traced = graphs.of(module)
+        found = None if traced is None or not name else _residual_norm(module, traced)
         if found is not None:
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, found)
