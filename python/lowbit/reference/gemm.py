@@ -38,7 +38,7 @@ class TiledMatrix:
 class QuantizedWeight(TiledMatrix):
     """`lowbit.QuantizedWeight`: the same bytes, a weight (N, K) tiled as its transpose."""
 
-    config: Config = Int8()
+    config: Config = Int8()  # noqa: RUF009 - frozen
 
     def codes(self) -> NDArray[np.int8]:
         """The codes in row order, int8 (N, K)."""
@@ -130,7 +130,7 @@ def matmul_int8(
     b = _untile(b)[0] if hasattr(b, "tiled") else np.asarray(b)
     limit = 65_793 if a.dtype == np.uint8 else 131_071
     dtype = np.int64 if a.shape[1] > limit else np.int32
-    c = (a.astype(np.float64) @ b.astype(np.float64)).astype(dtype)
+    c: NDArray[Any] = (a.astype(np.float64) @ b.astype(np.float64)).astype(dtype)
     if out is None:
         return c
     out[...] = c
@@ -155,7 +155,8 @@ def quantize_weight(w: ArrayLike, config: Config | None = None, *, isa: str | No
     w = np.asarray(w).astype(np.float32)
     if not np.isfinite(w).all():
         raise ValueError("w: expected finite values")
-    config = config or Int8()
+    config = Int8() if config is None else config
+    assert isinstance(config, Int8)
     tail = np.empty(0, np.uint8)
     if config.equalize:
         # The power of two nearest to √(a column's root mean square / their mean).
@@ -170,7 +171,7 @@ def quantize_weight(w: ArrayLike, config: Config | None = None, *, isa: str | No
     return QuantizedWeight(tiled, w.shape[1], w.shape[0], config)
 
 
-def _rows(x: NDArray[np.float32], *, symmetric: bool = False) -> RowCodes:
+def _rows(x: NDArray[Any], *, symmetric: bool = False) -> RowCodes:
     """`quantize_rows` of (M, K), of no rows too."""
     if len(x):
         return quantize_rows(x, symmetric=symmetric)
@@ -260,8 +261,8 @@ def linear(
     y = _activate(y, activation)
     if as_rows:
         rows = _rows(y)
-        parts = rows.codes, rows.scale, rows.zero_point, rows.group_sums
-        return RowCodes(*(part.reshape(*lead, *part.shape[1:]) for part in parts))
+        scale, zero, sums = rows.scale.reshape(lead), rows.zero_point.reshape(lead), rows.group_sums
+        return RowCodes(rows.codes.reshape(*lead, weight.n), scale, zero, sums.reshape(*lead, 1))
     if residual is not None:
         y = y + np.asarray(residual).reshape(y.shape).astype(np.float32)
     if norm is not None:
@@ -298,7 +299,7 @@ def mlp(
     """
     x = np.asarray(x)
     hidden = linear(x.astype(np.float32), up, up_bias, activation=activation)
-    y = linear(hidden, down, down_bias, residual=residual, norm=norm).astype(x.dtype)
+    y = np.asarray(linear(hidden, down, down_bias, residual=residual, norm=norm)).astype(x.dtype)
     if out is None:
         return y
     out[...] = y
