@@ -203,7 +203,8 @@ def _ask(demos: Any, passages: Sequence[str], source: str, question: str, as_jso
         print(json.dumps(told, indent=2, ensure_ascii=False))
         return
     for answer in answers:
-        print(textwrap.fill(answer.passage, _width(), initial_indent=f"{answer.cosine:.2f}  ", subsequent_indent=" " * 6))
+        head = f"{answer.cosine:.2f}  "
+        print(textwrap.fill(answer.passage, _width(), initial_indent=head, subsequent_indent=" " * len(head)))
 
 
 def _compare(demos: Any, passages: Sequence[str], source: str, ours: bool, plot: Path, as_json: bool) -> None:
@@ -233,11 +234,11 @@ def _compare(demos: Any, passages: Sequence[str], source: str, ours: bool, plot:
 
 
 def _tell_changes(outcome: Any) -> None:
-    asked = f"{outcome.asked} {'passages asked for the nearest other' if outcome.asked == outcome.passages else 'questions'}"
+    what = "passages, each asking for the nearest other one" if outcome.asked == outcome.passages else "questions"
     if not outcome.changes:
-        print(f"\nOf {asked}, none has another nearest passage in int8.")
+        print(f"\nOf {outcome.asked} {what}, none has another nearest passage in int8.")
         return
-    print(f"\nOf {asked}, {len(outcome.changes)} have another nearest passage in int8" + (":" if outcome.changes else "."))
+    print(f"\nOf {outcome.asked} {what}, {len(outcome.changes)} have another nearest passage in int8:")
     for change in outcome.changes[:3]:
         print(_short("  ", change.question))
         print(_short("    fp32  ", change.fp32))
@@ -303,14 +304,14 @@ def _board() -> Iterator[tuple[Callable[[str], None], Callable[[Sequence[Any]], 
     """The table: redrawn in place on a terminal, else a line for each row as it comes and all at the end."""
     console = Console(highlight=False)
     if not console.is_terminal:
-        with _status() as say:
-            yield say, _Lines().show
+        with _status() as told:
+            yield told, _Lines().show
         return
-    spinner, rows = Spinner("dots", ""), [Text()]
+    spinner = Spinner("dots", "")
 
-    def show(new: Sequence[Any]) -> None:
-        rows[0] = _table(new)
-        live.update(Group(rows[0]) if all(row.settled for row in new) else Group(rows[0], spinner))
+    def show(rows: Sequence[Any]) -> None:
+        settled = all(row.settled for row in rows)
+        live.update(Group(_table(rows)) if settled else Group(_table(rows), spinner))
 
     def say(text: str) -> None:
         spinner.update(text=text)

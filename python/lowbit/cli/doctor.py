@@ -45,7 +45,7 @@ def facts(*, torch: bool = False) -> dict[str, Any]:
         Import torch too, to see whether its OpenMP pool is used.
     """
     complaints: list[str] = []
-    told = {
+    told: dict[str, Any] = {
         "lowbit": lowbit.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
