@@ -17,7 +17,7 @@ __all__ = ["choose_qparams", "dequantize", "quantize", "quantize_rows"]
 
 _U8, _F32, _I32 = np.dtype(np.uint8), np.dtype(np.float32), np.dtype(np.int32)
 _FLOATS = ("float32", "float64", "float16", "bfloat16")
-_KERNELS = {np.dtype(name): name for name in ("float32", "float64", "float16")}
+_KERNELS: dict[np.dtype, str] = {np.dtype(name): name for name in ("float32", "float64", "float16")}
 
 
 def choose_qparams(

@@ -261,10 +261,10 @@ def _norm(
         gamma, beta, eps = norm
     except (TypeError, ValueError):
         raise TypeError(f"norm: expected (gamma, beta, eps), got {type(norm).__name__}") from None
-    gamma, beta = _bias("norm: gamma", gamma, n), _bias("norm: beta", beta, n)
-    if gamma is None or beta is None:
+    weight, bias = _bias("norm: gamma", gamma, n), _bias("norm: beta", beta, n)
+    if weight is None or bias is None:
         raise TypeError("norm: expected arrays for gamma and beta, got None")
-    return gamma, beta, float(eps)
+    return weight, bias, float(eps)
 
 
 def _weight(name: str, weight: QuantizedWeight) -> QuantizedWeight:

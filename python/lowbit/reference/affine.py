@@ -322,7 +322,7 @@ def _weights(
     if not (np.isfinite(weight) & (weight >= 0)).all() or not weight.any():
         raise ValueError("sample_weight: expected finite weights of at least 0, and one above")
     groups = _groups(weight, granularity)[0].astype(np.float64)
-    unweighted = ~groups.any(axis=1)
+    unweighted = np.logical_not(groups.any(axis=1))
     if unweighted.any():
         warnings.warn(f"sample_weight: {unweighted.sum()} groups count as unweighted", UserWarning, stacklevel=3)
     return np.where(unweighted[:, None], 1.0, groups)

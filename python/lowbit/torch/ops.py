@@ -56,10 +56,9 @@ def _after(
     beta: torch.Tensor | None,
     eps: float,
 ) -> tuple[Any, Any]:
-    if residual is not None:
-        residual = _bridge.view(residual.to(x.dtype).contiguous())
+    added = None if residual is None else _bridge.view(residual.to(x.dtype).contiguous())
     norm = None if gamma is None else (_bias(gamma), _bias(beta), eps)
-    return residual, norm
+    return added, norm
 
 
 #: Multiplications up to which a call is too small for threads.
