@@ -83,11 +83,11 @@ def product(shape: Shape, rounds: int, threads: int) -> dict[str, Any]:
     timing = interleave({**loops, **fs}, rounds, at_least=2e-3)
     peers = [name for name in fs if not name.startswith("lowbit")]
     best = min(peers, key=lambda name: timing.seconds(name).median)
-    worst_ratio = timing.ratio("lowbit", best)
+    ratio = timing.ratio("lowbit", best)
     gops = {name: shape.ops / timing.seconds(name).median / 1e9 for name in {**loops, **fs}}
     return {
         "shape": str(shape), "gops": gops, "left": left, "best": best,
-        "ratio": [worst_ratio.low, worst_ratio.median, worst_ratio.high],
+        "ratio": [ratio.low, ratio.median, ratio.high],
         "share": spread(timing, "lowbit", loops), "share s8": spread(timing, "lowbit s8", loops),
         "share best": spread(timing, best, loops),
     }  # fmt: skip
@@ -293,7 +293,7 @@ def main() -> None:
     say = (lambda *_: None) if args.json else (lambda *text: print(*text, flush=True))
     say("; ".join(f"{key} {value}" for key, value in told.items()))
     if args.avx2:
-        say("Held to AVX2: lowbit, torch, MKL, oneDNN; onnxruntime, OpenVINO and rten-gemm choose for themselves.")
+        say("Held to AVX2: lowbit, torch, MKL, oneDNN. The other peers choose for themselves.")
     told["products"] = []
     for model in args.shapes:
         rows = []
@@ -322,7 +322,8 @@ def main() -> None:
             ratios = {name: timing.ratio("lowbit linear", name) for name in fs}
             microseconds = {name: timing.seconds(name).median * 1e6 for name in fs}
             told["linear"].append({"shape": str(shape), "us": microseconds})
-            rows.append([shape, *(f"{u:.1f}" for u in microseconds.values()), *(str(ratios[n]) for n in list(fs)[1:])])
+            times = [f"{u:.1f}" for u in microseconds.values()]
+            rows.append([shape, *times, *(str(ratios[n]) for n in list(fs)[1:])])
         names = list(fs)
         say("\nLinear layers with bias, floats in and out, microseconds; then lowbit's speed against each\n")
         say(table(["M x N x K", *names, *(f"vs {n}" for n in names[1:])], rows))
@@ -332,10 +333,10 @@ def main() -> None:
             cost = []
             for grad in ("no_grad", "grad on", "input wants grad"):
                 mine, theirs = f"lowbit, {grad}", f"torch, {grad}"
-                cost.append([grad, f"{timing.seconds(mine).median * 1e6:.2f}",
-                             f"{timing.seconds(theirs).median * 1e6:.2f}", timing.ratio(theirs, mine)])  # fmt: skip
+                times = [f"{timing.seconds(who).median * 1e6:.2f}" for who in (mine, theirs)]
+                cost.append([grad, *times, timing.ratio(theirs, mine)])
             told["call"] = {name: timing.seconds(name).median * 1e6 for name in fs}
-            say("\nOne call at 1x64x64 through torch, microseconds; how many times torch's fp32 layer's cost\n")
+            say("\nOne call at 1x64x64 through torch, microseconds; its cost in torch's fp32 layers\n")
             say(table(["gradients", "lowbit", "torch fp32", "cost"], cost))
         except Skip as e:
             say(f"\n- left out: one call at 1x64x64: {e}")

@@ -17,7 +17,7 @@ import lowbit
 import numpy as np
 import pytest
 from lowbit import reference
-from measure import interleave
+from measure import interleave, settle
 
 WIDTHS = range(1, 9)
 SIZES = {"64Ki": 1 << 16, "16Mi": 1 << 24}
@@ -62,9 +62,8 @@ def main() -> None:
     parser.add_argument("--size", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--numpy", action="store_true", help="time NumPy too (it takes seconds at 16Mi)")
     args = parser.parse_args()
-    print(
-        f"G codes/s on {args.threads} threads, medians of {args.rounds} rounds; share of the copy [quartiles]"
-    )
+    settle(args.threads)
+    print(f"G codes/s on {args.threads} threads, medians of {args.rounds} rounds; share of the copy [quartiles]")
     with lowbit.threads(args.threads):
         for size in args.size:
             for isa in args.isa:

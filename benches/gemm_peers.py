@@ -77,7 +77,9 @@ def _onnx_session(nodes, initializers, a, out_type, n):
         [onnx.numpy_helper.from_array(v, name) for name, v in initializers.items()],
     )
     model = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)], ir_version=9
+        graph,
+        opset_imports=[helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)],
+        ir_version=9,
     )
     options = ort.SessionOptions()
     options.intra_op_num_threads = _threads()
@@ -127,10 +129,9 @@ def ort_qgemm(a: np.ndarray, b: np.ndarray) -> Product:
     except ImportError:
         raise Skip("not installed: onnx") from None
     node = helper.make_node("QGemm", ["a", "sa", "za", "b", "sb", "zb"], ["y"], domain="com.microsoft")
-    constants = {
-        "sa": np.float32(1), "za": np.uint8(0), "b": b, "sb": np.float32(1), "zb": np.int8(0),
-    }  # fmt: skip
-    session = _onnx_session([node], {k: np.asarray(v) for k, v in constants.items()}, a, TensorProto.FLOAT, b.shape[1])
+    one, zero = np.ones((), np.float32), np.zeros((), np.uint8)
+    constants = {"sa": one, "za": zero, "b": b, "sb": one, "zb": zero.view(np.int8)}
+    session = _onnx_session([node], constants, a, TensorProto.FLOAT, b.shape[1])
     return _bound(session, a, np.zeros((a.shape[0], b.shape[1]), np.float32))
 
 
@@ -160,7 +161,8 @@ def openvino(a: np.ndarray, b: np.ndarray) -> Product:
     }  # fmt: skip
     compiled = ov.Core().compile_model(ov.Model([product], [x]), "CPU", settings)
     infos = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
-    how = [str(i["primitiveType"].value) for i in infos if i["layerType"].value in ("FullyConnected", "MatMul")]
+    products = [i for i in infos if i["layerType"].value in ("FullyConnected", "MatMul")]
+    how = [str(i["primitiveType"].value) for i in products]
     if not how or not how[0].lower().endswith(("i8", "u8")):
         raise Skip(f"openvino ran this product as {how}, not on 8 bits")
     request = compiled.create_infer_request()

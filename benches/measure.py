@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import quantiles
 from time import perf_counter
 
-__all__ = ["Shape", "Spread", "Timing", "cpu_name", "interleave", "settle", "shapes", "table"]
+__all__ = ["Shape", "Spread", "Timing", "cpu_name", "interleave", "pin", "settle", "shapes", "table"]
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,13 @@ def shapes(model: str) -> list[Shape]:
     return [Shape(int(m), int(n), int(k), name) for m, n, k, name in rows]
 
 
+def pin(threads: int) -> None:
+    """Keeps this process, and what it starts, on as many cores: the last ones that it may use."""
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, cores[-threads:])
+
+
 def settle(threads: int, *, avx2: bool = False) -> None:
     """Starts this script again under an environment fit to measure in.
 
@@ -135,9 +142,7 @@ def settle(threads: int, *, avx2: bool = False) -> None:
         wanted["LOWBIT_ISA"] = "avx2"
         wanted["ATEN_CPU_CAPABILITY"] = "avx2"
         wanted["MKL_ENABLE_INSTRUCTIONS"] = wanted["ONEDNN_MAX_CPU_ISA"] = "AVX2"
-    if hasattr(os, "sched_setaffinity"):
-        cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, cores[-threads:])
+    pin(threads)
     if wanted != dict(os.environ):
         sys.stdout.flush()
         os.execve(sys.executable, [sys.executable, *sys.argv], wanted)
@@ -149,11 +154,10 @@ def cpu_name() -> str:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
         return platform.processor() or platform.machine()
-    fields = dict(
-        (key.strip(), value.strip()) for key, _, value in (line.partition(":") for line in text.splitlines())
-    )
+    fields = dict((key.strip(), value.strip()) for key, _, value in (line.partition(":") for line in text.splitlines()))
     name = fields.get("model name") or platform.machine()
-    parts = [f"{word} {fields[key]}" for word, key in (("family", "cpu family"), ("model", "model")) if key in fields]
+    known = {"family": "cpu family", "model": "model"}
+    parts = [f"{word} {fields[key]}" for word, key in known.items() if key in fields]
     return f"{name} ({', '.join(parts)})" if parts else name
 
 

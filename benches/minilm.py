@@ -208,7 +208,7 @@ def torchao_int8(compiled: bool, **options: Any) -> Encoder:
     module = encoder_module()
     quantize_(module, Int8DynamicActivationInt8WeightConfig())
     size = _torch_megabytes(module)
-    return _compiled(module, size, **options) if compiled else _torch(module, megabytes=size)
+    return _compiled(module, size, **options) if compiled else torch_encoder(module, megabytes=size)
 
 
 def torch_pt2e(dynamic: bool, bf16: bool = False, **options: Any) -> Encoder:
@@ -269,8 +269,16 @@ def onnx_file(dynamic: bool = True) -> Path:
     b, t = torch.export.Dim("b", min=1, max=512), torch.export.Dim("t", min=2, max=512)
     shapes = ({0: b, 1: t}, {0: b, 1: t}) if dynamic else None
     torch.onnx.export(
-        encoder_module(), example, path, input_names=["ids", "mask"], output_names=["sentence"],
-        dynamo=True, dynamic_shapes=shapes, external_data=False, opset_version=18, verbose=False,
+        encoder_module(),
+        example,
+        path,
+        input_names=["ids", "mask"],
+        output_names=["sentence"],
+        dynamo=True,
+        dynamic_shapes=shapes,
+        external_data=False,
+        opset_version=18,
+        verbose=False,
     )
     return path
 
@@ -310,8 +318,12 @@ def _ort_fused() -> Path:
     config = source()[0].auto_model.config
     options = FusionOptions("bert")
     model = optimizer.optimize_model(
-        str(onnx_file()), "bert", num_heads=config.num_attention_heads, hidden_size=config.hidden_size,
-        optimization_options=options, opt_level=0,
+        str(onnx_file()),
+        "bert",
+        num_heads=config.num_attention_heads,
+        hidden_size=config.hidden_size,
+        optimization_options=options,
+        opt_level=0,
     )
     model.save_model_to_file(str(path))
     return path
@@ -340,14 +352,15 @@ def ort_dynamic(fused: bool = False, weight: str = "QInt8") -> Encoder:
     return _ort_session(path)
 
 
-def _ov_model(converted: Any, precision: str | None, note: str = "", static: tuple[int, int] | None = None) -> Encoder:
+def _ov_model(converted: Any, precision: str) -> Encoder:
     import tempfile
 
     import openvino as ov
 
-    settings: dict[str, Any] = {"INFERENCE_NUM_THREADS": _threads(), "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY"}
-    if precision:
-        settings["INFERENCE_PRECISION_HINT"] = precision
+    settings = {
+        "INFERENCE_NUM_THREADS": _threads(), "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": precision,
+    }  # fmt: skip
     compiled = ov.Core().compile_model(converted, "CPU", settings)
     request = compiled.create_infer_request()
 
@@ -357,7 +370,7 @@ def _ov_model(converted: Any, precision: str | None, note: str = "", static: tup
     with tempfile.TemporaryDirectory() as folder:
         ov.save_model(converted, f"{folder}/m.xml", compress_to_fp16=False)
         size = sum(p.stat().st_size for p in Path(folder).iterdir()) / 1e6
-    return Encoder(run, size, note)
+    return Encoder(run, size)
 
 
 def _ov_read() -> Any:

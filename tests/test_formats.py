@@ -55,7 +55,7 @@ def example() -> tuple[np.ndarray, np.ndarray, bytes]:
 def test_the_example_of_tiled_int8():
     codes, scale, expected = example()
     assert tiled(codes, scale) == expected
-    weight = lowbit.quantize_weight(codes * scale[:, None])
+    weight = lowbit.quantize_weight(codes * scale[:, None], lowbit.Int8(equalize=False))
     assert weight.tiled.tobytes() == expected
     read = lowbit.QuantizedWeight(np.frombuffer(expected, np.uint8), weight.k, weight.n)
     assert (read.codes() == codes).all()
@@ -76,8 +76,18 @@ def test_a_weight_is_tiled_alike_on_every_isa(n, isa, ran):
     w = np.random.default_rng(n).standard_normal((n, 37), np.float32)
     scale = np.abs(w).max(1) / np.float32(127)
     codes = np.rint(w * (np.float32(1) / scale)[:, None]).astype(np.int8)
-    assert lowbit.quantize_weight(w, isa=isa).tiled.tobytes() == tiled(codes, scale)
+    assert lowbit.quantize_weight(w, lowbit.Int8(equalize=False), isa=isa).tiled.tobytes() == tiled(codes, scale)
     ran(isa)
+
+
+def test_the_example_of_an_equalizer():
+    w = np.array([[float(x) for x in row[1].split()] for row in table("Layer weights", "output")], np.float32)
+    weight = lowbit.quantize_weight(w)
+    assert weight.tiled[192:].tobytes() == bytes.fromhex("00000040 0000003f 0000803e")
+    assert weight.tiled.size == 204
+    assert weight.equalizer().tolist() == [2, 0.5, 0.25]
+    assert np.allclose(weight.dequantize(), w, rtol=0.01, atol=0.02)
+    assert (weight.dequantize() == weight.codes() * weight.scale()[:, None] * weight.equalizer()).all()
 
 
 @pytest.mark.parametrize("off", [-1, 1])

@@ -46,11 +46,11 @@ def floats(rng: np.random.Generator, *shape: int, dtype: type = np.float32) -> n
     return rng.normal(size=shape).astype(dtype)
 
 
-def layer(seed: int = 0, n: int = 70, k: int = 50):
+def layer(seed: int = 0, n: int = 70, k: int = 50, config: lowbit.Int8 | None = None):
     """A weight by lowbit and by the reference, and a bias."""
     rng = np.random.default_rng(seed)
     w = floats(rng, n, k)
-    return lowbit.quantize_weight(w), reference.quantize_weight(w), floats(rng, n)
+    return lowbit.quantize_weight(w, config), reference.quantize_weight(w, config), floats(rng, n)
 
 
 # ------------------------------------------------------------------ products
@@ -148,9 +148,14 @@ def awkward_weights():
         yield np.dtype(dtype).name, floats(rng, 66, 9, dtype=dtype)
 
 
+#: Weights whose inputs may be codes already.
+PLAIN = lowbit.Int8(equalize=False)
+
+
+@pytest.mark.parametrize("config", [lowbit.Int8(), PLAIN], ids=["equalized", "plain"])
 @pytest.mark.parametrize("w", [pytest.param(w, id=name) for name, w in awkward_weights()])
-def test_weights(w, isa, ran):
-    ours, ref = lowbit.quantize_weight(w, isa=isa), reference.quantize_weight(w)
+def test_weights(w, config, isa, ran):
+    ours, ref = lowbit.quantize_weight(w, config, isa=isa), reference.quantize_weight(w, config)
     assert same(ours.tiled, ref.tiled)
     assert same(ours.codes(), ref.codes())
     assert same(ours.scale(), ref.scale())
@@ -165,7 +170,8 @@ def test_layers_of_any_shape(seed, isa, ran):  # rows 5, 28, 39
     for _ in range(4):
         (m, k, n), dtype = rng.choice(EDGES, 3), FLOATS[rng.integers(4)]
         w = floats(rng, n, k)
-        ours, ref = lowbit.quantize_weight(w), reference.quantize_weight(w)
+        config = lowbit.Int8(equalize=seed % 2 == 0)
+        ours, ref = lowbit.quantize_weight(w, config), reference.quantize_weight(w, config)
         x, r, bias = floats(rng, m, k, dtype=dtype), floats(rng, m, n, dtype=dtype), floats(rng, n)
         norm = (floats(rng, n), floats(rng, n), 1e-5)
         for extra in ({}, {"bias": bias}, {"bias": bias, "residual": r}, {"residual": r, "norm": norm}):
@@ -176,9 +182,30 @@ def test_layers_of_any_shape(seed, isa, ran):  # rows 5, 28, 39
         got, want = lowbit.linear(x, ours, bias, as_rows=True, isa=isa), reference.linear(x, ref, bias, as_rows=True)
         for part in ("codes", "scale", "zero_point", "group_sums"):
             assert same(getattr(got, part), getattr(want, part)), part
-        assert same(lowbit.linear(got, ours if n == k else lowbit.quantize_weight(w.T), isa=isa),
-                    reference.linear(want, ref if n == k else reference.quantize_weight(w.T)))
+        v = w if n == k else w.T.copy()
+        assert same(
+            lowbit.linear(got, lowbit.quantize_weight(v, PLAIN), isa=isa),
+            reference.linear(want, reference.quantize_weight(v, PLAIN)),
+        )
         ran(isa, 2)
+
+
+def test_codes_handed_over_need_a_weight_that_is_not_equalized():
+    ours, _, _ = layer()
+    with pytest.raises(ValueError, match=r"equalize=False"):
+        lowbit.linear(lowbit.quantize_rows(np.ones((2, 50), np.float32)), ours)
+
+
+def test_an_equalizer_lessens_the_error_of_uneven_columns(isa):
+    rng = np.random.default_rng(3)
+    w = floats(rng, 128, 256) * np.exp2(rng.integers(-4, 5, 256)).astype(np.float32)
+    x = floats(rng, 64, 256)
+    exact = x.astype(np.float64) @ w.T.astype(np.float64)
+    errors = [
+        np.linalg.norm(lowbit.linear(x, lowbit.quantize_weight(w, config), isa=isa) - exact)
+        for config in (lowbit.Int8(), PLAIN)
+    ]
+    assert errors[0] < 0.7 * errors[1]
 
 
 @pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "silu"])
@@ -297,7 +324,7 @@ def test_norm_of_a_bad_row(isa):  # row 87
 
 
 def test_a_weight_serves_a_layer_of_row_codes(isa):
-    ours, ref, bias = layer()
+    ours, ref, bias = layer(config=PLAIN)
     x = floats(np.random.default_rng(8), 5, 50)
     rows = lowbit.quantize_rows(x)
     assert same(lowbit.linear(rows, ours, bias, isa=isa), lowbit.linear(x, ours, bias, isa=isa))

@@ -17,7 +17,7 @@ __all__ = ["choose_qparams", "dequantize", "quantize", "quantize_rows"]
 
 _U8, _F32, _I32 = np.dtype(np.uint8), np.dtype(np.float32), np.dtype(np.int32)
 _FLOATS = ("float32", "float64", "float16", "bfloat16")
-_KERNELS: dict[np.dtype, str] = {np.dtype(name): name for name in ("float32", "float64", "float16")}
+_KERNELS: dict[np.dtype[Any], str] = {np.dtype(name): name for name in ("float32", "float64", "float16")}
 
 
 def choose_qparams(
@@ -101,8 +101,8 @@ def choose_qparams(
 
     Examples
     --------
-    >>> import numpy as np, lowbit
-    >>> q = lowbit.choose_qparams(np.array([[-2.54, 1.0], [0.0, 0.0]], np.float32), granularity=lowbit.PerAxis(0))
+    >>> import lowbit
+    >>> q = lowbit.choose_qparams([[-2.54, 1.0], [0.0, 0.0]], granularity=lowbit.PerAxis(0))
     >>> q.scale, q.zero_point
     (array([0.02, 1.  ], dtype=float32), array([128, 128], dtype=int32))
     >>> q = lowbit.choose_qparams([-1.0, 2.0], 4, symmetric=False)
@@ -133,7 +133,7 @@ def choose_qparams(
     )
     if unweighted:
         warnings.warn(
-            f"sample_weight: {unweighted} of {scale.size} groups have only zero weights and count as unweighted",
+            f"sample_weight: {unweighted} of {scale.size} groups have only zero weights, count as unweighted",
             UserWarning,
             stacklevel=2,
         )
@@ -197,7 +197,7 @@ def quantize(
     if out is None:
         out = np.empty(array.shape, _U8)
     else:
-        check_out("out", out, array.shape, _U8, (x, array, scale, zero_point))
+        check_out("out", out, array.shape, _U8, x, array, scale, zero_point)
     _core.quantize(array, name, layout, (qparams.qmin, qparams.qmax), scale, zero_point, out, isa)
     return out
 
@@ -265,7 +265,7 @@ def dequantize(
     if out is None:
         out = np.empty(array.shape, dtype)
     else:
-        check_out("out", out, array.shape, dtype, (codes, array, scale, zero_point))
+        check_out("out", out, array.shape, dtype, codes, array, scale, zero_point)
     _core.dequantize(array, layout, 2**qparams.nbits - 1, scale, zero_point, _bits(out, name), name, isa)
     return out
 
@@ -370,7 +370,9 @@ def _shapes(
         axis = check_int("axis", granularity.axis, -ndim, ndim - 1) % ndim
         inner = math.prod(shape[axis + 1 :])
         return (math.prod(shape[:axis]), shape[axis], inner, inner), (shape[axis],)
-    raise TypeError(f"granularity: expected PerTensor(), PerAxis(axis) or PerGroup(group_size), got {granularity!r}")
+    raise TypeError(
+        f"granularity: expected PerTensor(), PerAxis(axis) or PerGroup(group_size), got {granularity!r}"
+    )
 
 
 def _parts(
@@ -388,8 +390,8 @@ def _parts(
     for field, array in (("scale", scale), ("zero_point", zero_point)):
         if array.shape != expected:
             raise ValueError(
-                f"qparams.{field}: expected shape {expected} for {qparams.granularity} and {name} of shape {shape}, "
-                f"got {array.shape}"
+                f"qparams.{field}: expected shape {expected} for {qparams.granularity} "
+                f"and {name} of shape {shape}, got {array.shape}"
             )
     return layout, scale, zero_point
 

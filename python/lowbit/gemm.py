@@ -225,10 +225,10 @@ def _kernel_floats(x: NDArray[Any]) -> NDArray[Any]:
 def _rows_in(x: ArrayLike | RowCodes, k: int, equalized: bool) -> tuple[Any, tuple[int, ...], np.dtype]:
     """What the core takes, the leading shape, and the dtype to answer in."""
     if isinstance(x, RowCodes):
-        if equalized:
-            raise ValueError("x: expected floats with an equalized weight, got RowCodes; use Int8(equalize=False)")
         if x.codes.shape[-1] != k:
             raise ValueError(f"x, weight: expected (..., {k}), got {x.codes.shape}")
+        if equalized:
+            raise ValueError("x: expected floats with an equalized weight, got RowCodes; use Int8(equalize=False)")
         parts = x.codes, x.scale, x.zero_point
         return tuple(np.ascontiguousarray(p) for p in parts), x.codes.shape[:-1], np.dtype(np.float32)
     x = as_array("x", x, _FLOATS)

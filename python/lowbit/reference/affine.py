@@ -51,7 +51,7 @@ def choose_qparams(
     high = np.where(valid, groups, -np.inf).astype(x.dtype).max(axis=1)
     weights = None
     if sample_weight is not None:
-        weights = _weights(sample_weight, x.shape, granularity, valid)
+        weights = _weights(sample_weight, x.shape, granularity)
 
     whole = levels.fit(low, high)
     if method == "absmax":
@@ -72,7 +72,9 @@ def choose_qparams(
         scale, zero_point = levels.range(*_least_squares(groups, low, high, levels, weights))
     else:
         raise ValueError(f"method: got {method!r}")
-    scale, zero_point = (np.where(low == high, *pair) for pair in zip(whole, (scale, zero_point), strict=True))
+    scale, zero_point = (
+        np.where(low == high, *pair) for pair in zip(whole, (scale, zero_point), strict=True)
+    )
     if np.isinf(scale).any():
         raise ValueError("x: too large for a float32 scale")
     shape = _scale_shape(x.shape, granularity)
@@ -314,17 +316,17 @@ def _groups(x: np.ndarray, granularity: Granularity) -> tuple[np.ndarray, np.nda
     return groups, np.ones(groups.shape, bool)
 
 
-def _weights(
-    weight: ArrayLike, shape: tuple[int, ...], granularity: Granularity, valid: np.ndarray
-) -> np.ndarray:
+def _weights(weight: ArrayLike, shape: tuple[int, ...], granularity: Granularity) -> np.ndarray:
     """Weights as float64 (groups, n); a group of zeros counts as unweighted."""
     weight = np.broadcast_to(np.asarray(weight, np.float32), shape)
     if not (np.isfinite(weight) & (weight >= 0)).all() or not weight.any():
         raise ValueError("sample_weight: expected finite weights of at least 0, and one above")
     groups = _groups(weight, granularity)[0].astype(np.float64)
-    unweighted = np.logical_not(groups.any(axis=1))
+    unweighted = np.asarray(~groups.any(axis=1))
     if unweighted.any():
-        warnings.warn(f"sample_weight: {unweighted.sum()} groups count as unweighted", UserWarning, stacklevel=3)
+        warnings.warn(
+            f"sample_weight: {unweighted.sum()} groups count as unweighted", UserWarning, stacklevel=3
+        )
     return np.where(unweighted[:, None], 1.0, groups)
 
 
@@ -339,7 +341,7 @@ def _scale_shape(shape: tuple[int, ...], granularity: Granularity) -> tuple[int,
 def _spread(values: np.ndarray, shape: tuple[int, ...], granularity: Granularity) -> np.ndarray:
     """Each group's value at each of its elements, broadcastable to shape."""
     if isinstance(granularity, PerGroup):
-        return np.repeat(values, granularity.group_size, axis=-1)[..., : shape[-1]]
+        return np.repeat(values, min(granularity.group_size, shape[-1]), axis=-1)[..., : shape[-1]]
     if isinstance(granularity, PerAxis):
         after = len(shape) - 1 - granularity.axis % len(shape)
         return values.reshape(-1, *[1] * after)

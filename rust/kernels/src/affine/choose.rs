@@ -186,6 +186,14 @@ impl Values for f64 {
     const DIGITS: u32 = 4;
 }
 
+/// Whether no value is NaN or infinite.
+pub(super) fn all_finite(x: Floats, isa: Isa) -> bool {
+    match x {
+        Floats::F64(_) => f64::extremes(x, isa).is_some(),
+        _ => f32::extremes(x, isa).is_some(),
+    }
+}
+
 fn wider<R: Real>(a: (R, R), b: (R, R)) -> (R, R) {
     (if b.0 < a.0 { b.0 } else { a.0 }, if b.1 > a.1 { b.1 } else { a.1 })
 }
@@ -217,11 +225,63 @@ struct Job<'a> {
 }
 
 /// A thread's memory for the values and weights of a unit.
-#[derive(Default)]
 struct Scratch<R> {
     x: Vec<R>,
     weight: Vec<f32>,
     sort: Vec<(R, f32)>,
+    /// Those of all groups of a task, where they lie strided.
+    tile: Tile<R>,
+    weight_tile: Tile<f32>,
+}
+
+/// Neighbouring channels' values, turned into rows: reading one channel alone
+/// would take a cache line, and often a page, for each value.
+#[derive(Default)]
+struct Tile<R>(Vec<R>);
+
+/// What a row of a tile is longer by, so that rows do not share cache sets.
+const PAD: usize = 16;
+
+impl<R: Values> Tile<R> {
+    fn with_room(layout: &Layout, per: usize) -> Result<Self> {
+        let room = layout.strided().map_or(0, |_| per * (layout.longest() + PAD));
+        Ok(Tile(try_zeroed(room)?))
+    }
+
+    /// Takes `count` channels, where the layout is strided.
+    fn fill(&mut self, x: Floats, layout: &Layout, first: usize, count: usize) {
+        let Some((outer, channels, inner)) = layout.strided() else { return };
+        let pitch = outer * inner + PAD;
+        let mut wide = [R::default(); scalar::BLOCK];
+        for o in 0..outer {
+            let start = (o * channels + first) * inner;
+            if inner > 1 {
+                for i in 0..count {
+                    let at = i * pitch + o * inner;
+                    let from = start + i * inner;
+                    R::widen(x.part(from..from + inner), &mut self.0[at..at + inner]);
+                }
+                continue;
+            }
+            for i in (0..count).step_by(wide.len()) {
+                let n = wide.len().min(count - i);
+                let part = x.part(start + i..start + i + n);
+                let values = R::borrow(part).unwrap_or_else(|| {
+                    R::widen(part, &mut wide[..n]);
+                    &wide[..n]
+                });
+                for (k, &value) in values.iter().enumerate() {
+                    self.0[(i + k) * pitch + o] = value;
+                }
+            }
+        }
+    }
+
+    /// The `i`th channel's values.
+    fn row(&self, layout: &Layout, i: usize) -> Option<&[R]> {
+        let (n, pitch) = (layout.longest(), layout.longest() + PAD);
+        layout.strided().map(|_| &self.0[i * pitch..i * pitch + n])
+    }
 }
 
 /// What went wrong, or is to be told, in any task.
@@ -229,6 +289,24 @@ struct Findings {
     x_finite: AtomicBool,
     weight_fine: AtomicBool,
     unweighted: AtomicUsize,
+}
+
+impl Findings {
+    fn extremes<R>(&self, seen: Option<(R, R)>) -> Option<(R, R)> {
+        if seen.is_none() {
+            self.x_finite.store(false, Relaxed);
+        }
+        seen
+    }
+
+    /// Whether any weight is above 0, from the extremes of weights.
+    fn weighted(&self, seen: Option<(f32, f32)>) -> Option<bool> {
+        let seen = seen.filter(|(low, _)| *low >= 0.0);
+        if seen.is_none() {
+            self.weight_fine.store(false, Relaxed);
+        }
+        seen.map(|(_, high)| high > 0.0)
+    }
 }
 
 impl Job<'_> {
@@ -256,14 +334,17 @@ impl Job<'_> {
     /// Groups that are a unit each.
     fn short<R: Values>(&self, scale: &mut [f32], zero_point: &mut [i32], found: &Findings, ctl: &Ctl) -> Result<()> {
         let per = TASK / self.layout.longest();
-        let scratch = self.scratch::<R>(ctl, true)?;
+        let scratch = self.scratch::<R>(ctl, per)?;
         let parts = Parts::new(scale.chunks_mut(per).zip(zero_point.chunks_mut(per)));
         ctl.for_each(parts.len(), &|slot, task| {
             let scratch = &mut *scratch[slot].lock().unwrap_or_else(PoisonError::into_inner);
             let (scale, zero_point) = parts.take(task);
+            scratch.tile.fill(self.x, self.layout, task * per, scale.len());
+            if let Some(weight) = self.weight {
+                scratch.weight_tile.fill(Floats::F32(weight), self.layout, task * per, scale.len());
+            }
             for (i, (scale, zero_point)) in scale.iter_mut().zip(zero_point).enumerate() {
-                let group = task * per + i;
-                if let Some((s, z)) = self.group::<R>(group, scratch, found) {
+                if let Some((s, z)) = self.group::<R>(task * per, i, scratch, found) {
                     (*scale, *zero_point) = (s, z.into());
                 }
             }
@@ -271,14 +352,36 @@ impl Job<'_> {
         self.complain(found)
     }
 
-    /// Scale and zero point of one short group.
-    fn group<R: Values>(&self, group: usize, scratch: &mut Scratch<R>, found: &Findings) -> Option<(f32, u8)> {
-        let all = 0..self.layout.len(group);
-        let (low, high) = self.extremes::<R>(group, all.clone(), scratch, found)?;
-        let weighted = self.weighted(group, all.clone(), scratch, found)?;
-        if self.weight.is_some() && !weighted {
-            found.unweighted.fetch_add(1, Relaxed);
-        }
+    /// Scale and zero point of one short group, the `i`th of a task.
+    fn group<R: Values>(
+        &self,
+        first: usize,
+        i: usize,
+        scratch: &mut Scratch<R>,
+        found: &Findings,
+    ) -> Option<(f32, u8)> {
+        let (layout, group) = (self.layout, first + i);
+        let all = 0..layout.len(group);
+        let Scratch { x, weight, sort, tile, weight_tile } = scratch;
+        let tiled = tile.row(layout, i);
+        let seen = match (tiled, layout.span(group, &all)) {
+            (None, Some(span)) => R::extremes(self.x.part(span), self.isa),
+            (None, None) => R::extremes(R::as_floats(fetch(self.x, layout, group, all.clone(), x)), self.isa),
+            (Some(x), _) => R::extremes(R::as_floats(x), self.isa),
+        };
+        let (low, high) = found.extremes(seen)?;
+        let weight = match self.weight {
+            None => None,
+            Some(w) => {
+                let values = match weight_tile.row(layout, i) {
+                    Some(values) => values,
+                    None => view(Floats::F32(w), layout, group, all.clone(), weight),
+                };
+                let weighted = found.weighted(super::extremes(values, self.isa))?;
+                found.unweighted.fetch_add(usize::from(!weighted), Relaxed);
+                weighted.then_some(values)
+            }
+        };
         if low == high {
             return Some(scalar::constant(low, self.levels));
         }
@@ -286,32 +389,34 @@ impl Job<'_> {
         Some(match self.method {
             Method::AbsMax => whole,
             Method::Percentile(p) => {
-                let Scratch { x, weight, sort } = scratch;
-                let x = fetch(self.x, self.layout, group, all.clone(), x);
-                sort.clear();
-                if weighted {
-                    let weight = fetch(Floats::F32(self.weight?), self.layout, group, all, weight);
-                    sort.extend(x.iter().copied().zip(weight.iter().copied()));
-                    self.clipped(by_weight(sort, p, self.levels.symmetric), (low, high))
-                } else {
-                    self.clipped(by_count(x, p, self.levels.symmetric), (low, high))
-                }
+                let x = match tiled {
+                    Some(values) => {
+                        let x = &mut x[..values.len()];
+                        x.copy_from_slice(values);
+                        x
+                    }
+                    None => fetch(self.x, layout, group, all, x),
+                };
+                let clip = match weight {
+                    None => by_count(x, p, self.levels.symmetric),
+                    Some(weight) => {
+                        sort.clear();
+                        sort.extend(x.iter().copied().zip(weight.iter().copied()));
+                        by_weight(sort, p, self.levels.symmetric)
+                    }
+                };
+                self.clipped(clip, (low, high))
             }
             Method::Mse if whole.0 == f32::INFINITY => whole,
             Method::Mse => {
-                let Scratch { x, weight, .. } = scratch;
-                let x = view(self.x, self.layout, group, all.clone(), x);
-                let weight = match self.weight {
-                    Some(w) if weighted => Some(view(Floats::F32(w), self.layout, group, all, weight)),
-                    _ => None,
-                };
+                let x = tiled.unwrap_or_else(|| view(self.x, layout, group, all, x));
                 let mut best = Best::default();
                 let offer = |best: &mut Best, step: u32| {
                     let error = R::squares(x, weight, &self.clip(low, high, step), best.1, self.isa);
                     best.offer(step, error);
                 };
                 (0..COARSE as u32).for_each(|i| offer(&mut best, i * FINE));
-                fine(best.0).into_iter().for_each(|step| offer(&mut best, step));
+                fine(best.0).for_each(|step| offer(&mut best, step));
                 self.scaled(low, high, best.0)
             }
         })
@@ -321,7 +426,7 @@ impl Job<'_> {
     fn long<R: Values>(&self, scale: &mut [f32], zero_point: &mut [i32], found: &Findings, ctl: &Ctl) -> Result<()> {
         let groups = scale.len();
         let units = self.layout.longest().div_ceil(TASK);
-        let scratch = self.scratch::<R>(ctl, false)?;
+        let scratch = self.scratch::<R>(ctl, 0)?;
         let part = |group: usize, unit: usize| {
             let len = self.layout.len(group);
             (unit * TASK).min(len)..((unit + 1) * TASK).min(len)
@@ -334,9 +439,22 @@ impl Job<'_> {
             let scratch = &mut *scratch[slot].lock().unwrap_or_else(PoisonError::into_inner);
             let (group, seen) = (task / units, parts.take(task));
             let part = part(group, task % units);
-            if let Some((low, high)) = self.extremes::<R>(group, part.clone(), scratch, found) {
-                let weighted = self.weighted(group, part, scratch, found);
-                *seen = (low, high, weighted.unwrap_or_default());
+            if part.is_empty() {
+                return;
+            }
+            let extremes = match self.layout.span(group, &part) {
+                Some(span) => R::extremes(self.x.part(span), self.isa),
+                None => {
+                    let x = fetch(self.x, self.layout, group, part.clone(), &mut scratch.x);
+                    R::extremes(R::as_floats(x), self.isa)
+                }
+            };
+            let weighted = self.weight.map_or(Some(false), |weight| {
+                let weight = view(Floats::F32(weight), self.layout, group, part, &mut scratch.weight);
+                found.weighted(super::extremes(weight, self.isa))
+            });
+            if let (Some((low, high)), Some(weighted)) = (found.extremes(extremes), weighted) {
+                *seen = (low, high, weighted);
             }
         })?;
         drop(parts);
@@ -395,10 +513,16 @@ impl Job<'_> {
                 }
                 let mut best: Vec<Best> = (0..groups).map(|_| Best::default()).collect();
                 for coarse in [true, false] {
-                    let steps: Vec<Vec<u32>> = best
-                        .iter()
-                        .map(|b| if coarse { (0..COARSE as u32).map(|i| i * FINE).collect() } else { fine(b.0) })
-                        .collect();
+                    let steps: Vec<Vec<u32>> =
+                        best.iter()
+                            .map(|b| {
+                                if coarse {
+                                    (0..COARSE as u32).map(|i| i * FINE).collect()
+                                } else {
+                                    fine(b.0).collect()
+                                }
+                            })
+                            .collect();
                     let mut sums = try_zeroed::<f64>(groups * units * COARSE)?;
                     let parts = Parts::new(sums.chunks_mut(COARSE));
                     ctl.for_each(groups * units, &|slot, task| {
@@ -436,23 +560,29 @@ impl Job<'_> {
         Ok(())
     }
 
-    fn scratch<R: Values>(&self, ctl: &Ctl, sorts: bool) -> Result<Vec<Mutex<Scratch<R>>>> {
+    /// For each thread, for tasks of `per` short groups, or for long ones if 0.
+    fn scratch<R: Values>(&self, ctl: &Ctl, per: usize) -> Result<Vec<Mutex<Scratch<R>>>> {
         let n = self.layout.longest().min(TASK);
         let weights = if self.weight.is_some() { n } else { 0 };
+        let pairs = if per > 0 && matches!(self.method, Method::Percentile(_)) { weights } else { 0 };
         (0..ctl.threads())
             .map(|_| {
                 let mut sort = Vec::new();
-                if sorts && matches!(self.method, Method::Percentile(_)) {
-                    sort.try_reserve_exact(weights).map_err(|_| Error::Memory(weights * size_of::<(R, f32)>()))?;
-                }
-                Ok(Mutex::new(Scratch { x: try_zeroed(n)?, weight: try_zeroed(weights)?, sort }))
+                sort.try_reserve_exact(pairs).map_err(|_| Error::Memory(pairs * size_of::<(R, f32)>()))?;
+                Ok(Mutex::new(Scratch {
+                    x: try_zeroed(n)?,
+                    weight: try_zeroed(weights)?,
+                    sort,
+                    tile: Tile::with_room(self.layout, per)?,
+                    weight_tile: Tile::with_room(self.layout, if weights > 0 { per } else { 0 })?,
+                }))
             })
             .collect()
     }
 
     fn complain(&self, found: &Findings) -> Result<()> {
         if !found.x_finite.load(Relaxed) {
-            return Err(not_finite("x", self.x));
+            return Err(not_finite("x", self.x, self.isa));
         }
         let Some(weight) = self.weight.filter(|_| !found.weight_fine.load(Relaxed)) else { return Ok(()) };
         let wrong = |w: &f32| !(0.0..f32::INFINITY).contains(w);
@@ -462,52 +592,6 @@ impl Job<'_> {
             "sample_weight: expected finite weights of at least 0, got {count} that are not, the first {} at flat index {at}",
             weight[at]
         )
-    }
-
-    /// The extremes of a part of a group; notes values that are not finite.
-    fn extremes<R: Values>(
-        &self,
-        group: usize,
-        part: Range<usize>,
-        scratch: &mut Scratch<R>,
-        found: &Findings,
-    ) -> Option<(R, R)> {
-        let seen = match self.contiguous(group, part.clone()) {
-            Some(piece) => R::extremes(self.x.part(piece), self.isa),
-            None if part.is_empty() => return None,
-            None => {
-                let x = fetch(self.x, self.layout, group, part, &mut scratch.x);
-                R::extremes(R::as_floats(x), self.isa)
-            }
-        };
-        if seen.is_none() {
-            found.x_finite.store(false, Relaxed);
-        }
-        seen
-    }
-
-    /// Whether any weight of a part of a group is above 0; None if one is
-    /// wrong.
-    fn weighted<R: Values>(
-        &self,
-        group: usize,
-        part: Range<usize>,
-        scratch: &mut Scratch<R>,
-        found: &Findings,
-    ) -> Option<bool> {
-        let Some(weight) = self.weight else { return Some(false) };
-        let weight = view(Floats::F32(weight), self.layout, group, part, &mut scratch.weight);
-        let seen = super::extremes(weight, self.isa).filter(|(low, _)| *low >= 0.0);
-        if seen.is_none() {
-            found.weight_fine.store(false, Relaxed);
-        }
-        seen.map(|(_, high)| high > 0.0)
-    }
-
-    /// Where a part of a group lies, if in one piece.
-    fn contiguous(&self, group: usize, part: Range<usize>) -> Option<Range<usize>> {
-        let len = part.len();
-        self.layout.pieces(group, part).next().filter(|piece| piece.len() == len)
     }
 
     /// The candidate that many fine steps below the whole range.
@@ -597,9 +681,9 @@ impl Job<'_> {
 }
 
 /// The fine steps on either side of a coarse one.
-fn fine(best: u32) -> Vec<u32> {
+fn fine(best: u32) -> impl Iterator<Item = u32> {
     let low = best.saturating_sub(FINE - 1).max(1);
-    (low..best + FINE).filter(|&step| step != best).collect()
+    (low..best + FINE).filter(move |&step| step != best)
 }
 
 /// How many values are at most the `p`th percentile of `n`.
@@ -662,15 +746,16 @@ fn fetch<'a, R: Values>(
     scratch: &'a mut [R],
 ) -> &'a mut [R] {
     let scratch = &mut scratch[..part.len()];
+    if let (Some((first, stride)), Some(x)) = (layout.stride(group), R::borrow(x)) {
+        let x = &x[first + part.start * stride..];
+        scratch.iter_mut().zip(x.iter().step_by(stride)).for_each(|(to, x)| *to = *x);
+        return scratch;
+    }
     let mut at = 0;
     for piece in layout.pieces(group, part) {
-        let n = piece.len();
-        if let (1, Some(x)) = (n, R::borrow(x)) {
-            scratch[at] = x[piece.start];
-        } else {
-            R::widen(x.part(piece), &mut scratch[at..at + n]);
-        }
-        at += n;
+        let to = at..at + piece.len();
+        at = to.end;
+        R::widen(x.part(piece), &mut scratch[to]);
     }
     scratch
 }
@@ -683,11 +768,8 @@ fn view<'a, R: Values>(
     part: Range<usize>,
     scratch: &'a mut [R],
 ) -> &'a [R] {
-    let len = part.len();
-    if let (Some(x), Some(piece)) = (R::borrow(x), layout.pieces(group, part.clone()).next())
-        && piece.len() == len
-    {
-        return &x[piece];
+    if let (Some(x), Some(span)) = (R::borrow(x), layout.span(group, &part)) {
+        return &x[span];
     }
     fetch(x, layout, group, part, scratch)
 }

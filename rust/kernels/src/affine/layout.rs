@@ -83,6 +83,29 @@ impl Layout {
         self.group.min(self.inner - g * self.group)
     }
 
+    /// Where a part of a group lies, if groups are never in several pieces.
+    #[inline]
+    pub(super) fn span(&self, group: usize, part: &Range<usize>) -> Option<Range<usize>> {
+        if self.outer > 1 {
+            return None;
+        }
+        let (channel, g) = (group / self.per_channel, group % self.per_channel);
+        let first = channel * self.inner + g * self.group;
+        Some(first + part.start..first + part.end)
+    }
+
+    /// (outer, channels, inner) of groups in several pieces, one for each
+    /// channel.
+    pub(super) fn strided(&self) -> Option<(usize, usize, usize)> {
+        (self.outer > 1).then_some((self.outer, self.channels, self.inner))
+    }
+
+    /// The first value of a group and the distance to the next, if neighbours
+    /// are of different groups.
+    pub(super) fn stride(&self, group: usize) -> Option<(usize, usize)> {
+        (self.inner == 1).then_some((group, self.channels))
+    }
+
     /// The pieces of the array that hold the values `part` of one group, in
     /// order.
     pub(super) fn pieces(&self, group: usize, part: Range<usize>) -> impl Iterator<Item = Range<usize>> {

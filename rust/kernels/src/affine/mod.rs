@@ -74,7 +74,7 @@ impl<'a> Floats<'a> {
         }
     }
 
-    /// One element.
+    /// One element, exactly.
     fn at(&self, i: usize) -> f64 {
         match self {
             Floats::F32(x) => x[i].into(),
@@ -289,7 +289,7 @@ pub fn quantize(
             }
         }
     })?;
-    if finite.into_inner() { Ok(()) } else { Err(not_finite("x", x)) }
+    if finite.into_inner() { Ok(()) } else { Err(not_finite("x", x, isa)) }
 }
 
 /// `(code - zero_point) * scale` of each code, in float32, or in float64 for
@@ -358,15 +358,21 @@ fn table(layout: &Layout, scale: &[f32], zero_point: &[i32], qmin: u8, qmax: u8)
 
 /// The complaint about values of which some are not finite.
 #[cold]
-fn not_finite(name: &str, x: Floats) -> Error {
+fn not_finite(name: &str, x: Floats, isa: Isa) -> Error {
     let (mut nan, mut above, mut below, mut first) = (0usize, 0usize, 0usize, None);
-    for i in 0..x.len() {
-        let value = x.at(i);
-        if !value.is_finite() {
-            first = first.or(Some((i, value)));
-            nan += usize::from(value.is_nan());
-            above += usize::from(value == f64::INFINITY);
-            below += usize::from(value == f64::NEG_INFINITY);
+    for at in (0..x.len()).step_by(scalar::BLOCK) {
+        let end = x.len().min(at + scalar::BLOCK);
+        if choose::all_finite(x.part(at..end), isa) {
+            continue;
+        }
+        for i in at..end {
+            let value = x.at(i);
+            if !value.is_finite() {
+                first = first.or(Some((i, value)));
+                nan += usize::from(value.is_nan());
+                above += usize::from(value == f64::INFINITY);
+                below += usize::from(value == f64::NEG_INFINITY);
+            }
         }
     }
     let (at, kind) = first.map_or((0, ""), |(i, v)| {
@@ -436,7 +442,8 @@ pub fn quantize_rows(
             let first = (task * block + i) * k;
             *row = quantize_row(x.part(first..first + k), symmetric, codes, isa);
             for (sum, group) in sums[i * groups..(i + 1) * groups].iter_mut().zip(codes.chunks(group_size)) {
-                *sum = group.iter().map(|&c| i32::from(c)).sum();
+                // At most 255 * the checked group length; checked additions would not be vectors.
+                *sum = group.iter().fold(0i32, |sum, &c| sum.wrapping_add(c.into()));
             }
         }
     })

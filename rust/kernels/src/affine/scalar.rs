@@ -122,20 +122,15 @@ pub(super) fn extremes_bf16<L: Lanes>(l: L, x: &[u16]) -> Option<(f32, f32)> {
 #[inline(always)]
 pub(super) fn extremes_f64<L: Lanes>(_: L, x: &[f64]) -> Option<(f64, f64)> {
     let (mut low, mut high, mut bad) = ([f64::INFINITY; 8], [f64::NEG_INFINITY; 8], [0.0; 8]);
-    let mut step = |x: &[f64]| {
+    let (whole, rest) = x.split_at(x.len() / 8 * 8);
+    let mut tail = [x.last().copied().unwrap_or_default(); 8];
+    tail[..rest.len()].copy_from_slice(rest);
+    for x in whole.chunks_exact(8).chain([&tail[..]]) {
         for i in 0..8 {
             low[i] = if x[i] < low[i] { x[i] } else { low[i] };
             high[i] = if x[i] > high[i] { x[i] } else { high[i] };
             bad[i] += x[i] * 0.0;
         }
-    };
-    let whole = x.chunks_exact(8);
-    let rest = whole.remainder();
-    whole.for_each(&mut step);
-    if let Some(&last) = rest.last() {
-        let mut tail = [last; 8];
-        tail[..rest.len()].copy_from_slice(rest);
-        step(&tail);
     }
     let low = low.into_iter().fold(f64::INFINITY, |m, x| if x < m { x } else { m });
     let high = high.into_iter().fold(f64::NEG_INFINITY, |m, x| if x > m { x } else { m });
@@ -163,15 +158,20 @@ pub(super) fn encode<L: Lanes>(
             encode_lanes(l, &*wide, inv_scale, zero_point, bounds, out)
         }
         Floats::F64(x) => {
-            let mut bad = 0.0;
             for (((x, inv), zp), out) in x.iter().zip(inv_scale).zip(zero_point).zip(out) {
                 let (zp, steps) = (f64::from(*zp), (x * f64::from(*inv)).rint());
                 let (least, most) = (f64::from(bounds.0) - zp, f64::from(bounds.1) - zp);
                 let steps = if steps > least { steps } else { least };
-                *out = ((if steps < most { steps } else { most }) + zp) as u8;
-                bad += x * 0.0;
+                // The integer's bits are the lowest of its sum with 2^52.
+                *out = ((if steps < most { steps } else { most }) + zp + 2f64.powi(52)).to_bits() as u8;
             }
-            bad == 0.0
+            let mut bad = [0.0; 8];
+            let (whole, rest) = x.split_at(x.len() / 8 * 8);
+            for x in whole.chunks_exact(8) {
+                bad.iter_mut().zip(x).for_each(|(bad, x)| *bad += x * 0.0);
+            }
+            rest.iter().for_each(|x| bad[0] += x * 0.0);
+            bad.iter().all(|b| *b == 0.0)
         }
     }
 }
@@ -185,13 +185,14 @@ fn encode_lanes<L: Lanes, T: Element>(
     bounds: (f32, f32),
     out: &mut [u8],
 ) -> bool {
-    let (qmin, qmax) = (l.splat(bounds.0), l.splat(bounds.1));
+    let bounds = (l.splat(bounds.0), l.splat(bounds.1));
     let mut bad = [l.splat(0.0); 4];
     let n = 4 * L::N;
     let whole = x.len() / n * n;
     for at in (0..whole).step_by(n) {
-        let (x, inv_scale, zero_point) = (&x[at..at + n], &inv_scale[at..at + n], &zero_point[at..at + n]);
-        encode_block(l, x, inv_scale, zero_point, (qmin, qmax), &mut bad, &mut out[at..at + n]);
+        let part = at..at + n;
+        let (inv_scale, zero_point) = (&inv_scale[part.clone()], &zero_point[part.clone()]);
+        encode_step(l, &x[part.clone()], inv_scale, zero_point, bounds, &mut out[part], &mut bad);
     }
     if whole < x.len() {
         let rest = x.len() - whole;
@@ -199,7 +200,7 @@ fn encode_lanes<L: Lanes, T: Element>(
         xs[..rest].copy_from_slice(&x[whole..]);
         invs[..rest].copy_from_slice(&inv_scale[whole..x.len()]);
         zps[..rest].copy_from_slice(&zero_point[whole..x.len()]);
-        encode_block(l, &xs[..n], &invs[..n], &zps[..n], (qmin, qmax), &mut bad, &mut codes[..n]);
+        encode_step(l, &xs[..n], &invs[..n], &zps[..n], bounds, &mut codes[..n], &mut bad);
         out[whole..].copy_from_slice(&codes[..rest]);
     }
     let mut sums = [0.0; 16];
@@ -208,25 +209,24 @@ fn encode_lanes<L: Lanes, T: Element>(
     sums.iter().all(|b| *b == 0.0)
 }
 
-/// 4N codes. A function and no closure, as are the blocks below: a closure that
-/// is called twice is compiled by itself, without the instruction set.
+// A function, for a closure would not be compiled for the vectors' features.
 #[inline(always)]
-fn encode_block<L: Lanes, T: Element>(
+fn encode_step<L: Lanes, T: Element>(
     l: L,
     x: &[T],
     inv_scale: &[f32],
     zero_point: &[f32],
     (qmin, qmax): (L::F, L::F),
-    bad: &mut [L::F; 4],
     out: &mut [u8],
+    bad: &mut [L::F; 4],
 ) {
     let mut codes = [l.splat(0.0); 4];
-    for (i, code) in codes.iter_mut().enumerate() {
+    for i in 0..4 {
         let at = i * L::N..(i + 1) * L::N;
         let x = T::load(l, &x[at.clone()]);
         let (inv, zp) = (l.load(&inv_scale[at.clone()]), l.load(&zero_point[at]));
         let steps = l.rint(l.mul(x, inv));
-        *code = l.add(l.min(l.max(steps, l.sub(qmin, zp)), l.sub(qmax, zp)), zp);
+        codes[i] = l.add(l.min(l.max(steps, l.sub(qmin, zp)), l.sub(qmax, zp)), zp);
         bad[i] = l.add(bad[i], l.mul(x, l.splat(0.0)));
     }
     l.store_u8(codes, out);
@@ -268,8 +268,9 @@ fn decode_lanes<L: Lanes, T: Element>(
     let n = L::N;
     let whole = codes.len() / n * n;
     for at in (0..whole).step_by(n) {
-        let (codes, scale, zero_point) = (&codes[at..at + n], &scale[at..at + n], &zero_point[at..at + n]);
-        decode_block(l, codes, scale, zero_point, limits, &mut out[at..at + n]);
+        let part = at..at + n;
+        let (scale, zero_point) = (&scale[part.clone()], &zero_point[part.clone()]);
+        decode_step(l, &codes[part.clone()], scale, zero_point, limits, &mut out[part]);
     }
     if whole < codes.len() {
         let rest = codes.len() - whole;
@@ -277,14 +278,13 @@ fn decode_lanes<L: Lanes, T: Element>(
         cs[..rest].copy_from_slice(&codes[whole..]);
         scales[..rest].copy_from_slice(&scale[whole..codes.len()]);
         zps[..rest].copy_from_slice(&zero_point[whole..codes.len()]);
-        decode_block(l, &cs[..n], &scales[..n], &zps[..n], limits, &mut values[..n]);
+        decode_step(l, &cs[..n], &scales[..n], &zps[..n], limits, &mut values[..n]);
         out[whole..].copy_from_slice(&values[..rest]);
     }
 }
 
-/// N values.
 #[inline(always)]
-fn decode_block<L: Lanes, T: Element>(
+fn decode_step<L: Lanes, T: Element>(
     l: L,
     codes: &[u8],
     scale: &[f32],
@@ -320,43 +320,54 @@ fn squares_of<L: Lanes, const WEIGHTED: bool, const HUGE: bool>(
     clip: &Clip,
     bound: f64,
 ) -> f64 {
+    let c = Splat {
+        inv_scale: l.splat(clip.inv_scale),
+        scale: l.splat(clip.scale),
+        least: l.splat(clip.least),
+        most: l.splat(clip.most),
+    };
     let mut sums = [l.no_squares(); SUMS];
     for (x, w) in x.chunks(512).zip(weight.chunks(512)) {
         let (xs, ws) = (x.chunks_exact(SUMS), w.chunks_exact(SUMS));
         let (x_rest, w_rest) = (xs.remainder(), ws.remainder());
         for (x, w) in xs.zip(ws) {
-            add_squares::<L, WEIGHTED, HUGE>(l, x, w, clip, &mut sums);
+            squares_step::<L, WEIGHTED, HUGE>(l, &mut sums, x, w, &c);
         }
         if !x_rest.is_empty() {
             // Zeros have no error.
             let (mut xs, mut ws) = ([0.0; SUMS], [0.0; SUMS]);
             xs[..x_rest.len()].copy_from_slice(x_rest);
             ws[..w_rest.len()].copy_from_slice(w_rest);
-            add_squares::<L, WEIGHTED, HUGE>(l, &xs, &ws, clip, &mut sums);
+            squares_step::<L, WEIGHTED, HUGE>(l, &mut sums, &xs, &ws, &c);
         }
-        if total_of(l, &sums) > bound {
+        if total(l, &sums) > bound {
             break;
         }
     }
-    total_of(l, &sums)
+    total(l, &sums)
 }
 
-/// Adds the squares of `SUMS` values.
+/// A [`Clip`] in every lane.
+struct Splat<L: Lanes> {
+    inv_scale: L::F,
+    scale: L::F,
+    least: L::F,
+    most: L::F,
+}
+
 #[inline(always)]
-fn add_squares<L: Lanes, const WEIGHTED: bool, const HUGE: bool>(
+fn squares_step<L: Lanes, const WEIGHTED: bool, const HUGE: bool>(
     l: L,
+    sums: &mut [L::D; SUMS],
     x: &[f32],
     w: &[f32],
-    clip: &Clip,
-    sums: &mut [L::D; SUMS],
+    c: &Splat<L>,
 ) {
-    let (inv_scale, scale) = (l.splat(clip.inv_scale), l.splat(clip.scale));
-    let (least, most) = (l.splat(clip.least), l.splat(clip.most));
     for (i, sum) in sums.iter_mut().enumerate().take(SUMS / L::N) {
         let at = i * L::N..(i + 1) * L::N;
         let x = l.load(&x[at.clone()]);
-        let steps = l.min(l.max(l.rint(l.mul(x, inv_scale)), least), most);
-        let mut value = l.mul(steps, scale);
+        let steps = l.min(l.max(l.rint(l.mul(x, c.inv_scale)), c.least), c.most);
+        let mut value = l.mul(steps, c.scale);
         if HUGE {
             value = l.min(l.max(value, l.splat(-f32::MAX)), l.splat(f32::MAX));
         }
@@ -366,10 +377,10 @@ fn add_squares<L: Lanes, const WEIGHTED: bool, const HUGE: bool>(
 }
 
 #[inline(always)]
-fn total_of<L: Lanes>(l: L, sums: &[L::D; SUMS]) -> f64 {
+fn total<L: Lanes>(l: L, sums: &[L::D; SUMS]) -> f64 {
     let mut lanes = [0.0; SUMS];
-    for (sum, lanes) in sums.iter().zip(lanes.chunks_exact_mut(L::N)) {
-        l.store_squares(*sum, lanes);
+    for i in 0..SUMS / L::N {
+        l.store_squares(sums[i], &mut lanes[i * L::N..(i + 1) * L::N]);
     }
     halves(lanes)
 }
