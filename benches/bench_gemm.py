@@ -71,7 +71,7 @@ def bounds(shape: Shape, threads: int) -> dict[str, Callable[[], None]]:
     except Skip:
         return {}
     fs = {"limit " + peak.instruction: peak.work(shape.ops, threads)}
-    if shape.m <= FEW_ROWS and threads == 1:
+    if shape.m <= FEW_ROWS and shape.n * shape.k >= 1 << 16 and threads == 1:
         fs["limit read"] = limits.read(shape.n * shape.k)
     return fs
 

@@ -14,6 +14,7 @@ on. The megabytes count the whole model as it is stored.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import json
 import sys
@@ -203,7 +204,9 @@ def main() -> None:
     say("; ".join(f"{key} {value}" for key, value in about.items()))
     if args.avx2:
         say("Held to AVX2: lowbit, torch, MKL, oneDNN. The other peers choose for themselves.")
-    built, left = build(names, args.passages, lambda text: print(text, file=sys.stderr, flush=True))
+    # Some peers draw their progress on stdout, where the table or the JSON goes.
+    with contextlib.redirect_stdout(sys.stderr):
+        built, left = build(names, args.passages, lambda text: print(text, file=sys.stderr, flush=True))
     measure(built, rounds, clock)
     say("\n64 texts of 64 tokens; medians with quartiles of ratios taken in turn\n")
     say(table(HEAD, rows_of(built)))
