@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 from gemm_peers import PEERS
 from limits import Skip
-from measure import Shape, Timing, cpu_name, interleave, settle, shapes, table
+from measure import Shape, Timing, clock_for, cpu_name, interleave, settle, shapes, table
 
 #: Rows up to which reading B can be what bounds a product.
 FEW_ROWS = 16
@@ -71,7 +71,7 @@ def bounds(shape: Shape, threads: int) -> dict[str, Callable[[], None]]:
     except Skip:
         return {}
     fs = {"limit " + peak.instruction: peak.work(shape.ops, threads)}
-    if shape.m <= FEW_ROWS and threads == 1:
+    if shape.m <= FEW_ROWS and shape.n * shape.k >= 1 << 16 and threads == 1:
         fs["limit read"] = limits.read(shape.n * shape.k)
     return fs
 
@@ -80,7 +80,7 @@ def product(shape: Shape, rounds: int, threads: int) -> dict[str, Any]:
     """Times one product; a row of the table as a dictionary."""
     fs, left = candidates(shape)
     loops = bounds(shape, threads)
-    timing = interleave({**loops, **fs}, rounds, at_least=2e-3)
+    timing = interleave({**loops, **fs}, rounds, at_least=2e-3, clock=clock_for(threads))
     peers = [name for name in fs if not name.startswith("lowbit")]
     best = min(peers, key=lambda name: timing.seconds(name).median)
     ratio = timing.ratio("lowbit", best)
@@ -188,7 +188,7 @@ def growth(rounds: int, threads: int) -> list[list[object]]:
         shape = Shape(size, size, size, "square")
         a, b = operands(shape)
         loops, f = bounds(shape, threads), ours(a, b)
-        timing = interleave({**loops, "lowbit": f}, rounds)
+        timing = interleave({**loops, "lowbit": f}, rounds, clock=clock_for(threads))
         seconds = timing.seconds("lowbit").median
         row = [size, f"{seconds * 1e6:.1f}", f"{shape.ops / seconds / 1e9:.0f}"]
         rows.append([*row, _quartiles(spread(timing, "lowbit", loops))])
@@ -281,8 +281,9 @@ def main() -> None:
     args = parser.parse_args()
     settle(args.threads, avx2=args.avx2)
     lowbit.set_num_threads(args.threads)
-    rounds = 5 if args.quick else args.rounds
+    rounds, clock = 5 if args.quick else args.rounds, clock_for(args.threads)
     told: dict[str, Any] = {"cpu": cpu_name(), "isa": lowbit.isa(), "threads": args.threads, "rounds": rounds}
+    told["clock"] = clock.__name__
     try:
         import torch
 
@@ -318,7 +319,7 @@ def main() -> None:
         rows = []
         for shape in shapes("minilm"):
             fs, _ = layers(shape)
-            timing = interleave(fs, rounds, at_least=2e-3)
+            timing = interleave(fs, rounds, at_least=2e-3, clock=clock)
             ratios = {name: timing.ratio("lowbit linear", name) for name in fs}
             microseconds = {name: timing.seconds(name).median * 1e6 for name in fs}
             told["linear"].append({"shape": str(shape), "us": microseconds})
@@ -329,7 +330,7 @@ def main() -> None:
         say(table(["M x N x K", *names, *(f"vs {n}" for n in names[1:])], rows))
         try:
             fs = small_call()
-            timing = interleave(fs, rounds, at_least=5e-3)
+            timing = interleave(fs, rounds, at_least=5e-3, clock=clock)
             cost = []
             for grad in ("no_grad", "grad on", "input wants grad"):
                 mine, theirs = f"lowbit, {grad}", f"torch, {grad}"
