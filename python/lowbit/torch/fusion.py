@@ -232,7 +232,13 @@ def _residual_norm(module: nn.Module, graph: fx.Graph) -> ResidualNorm | None:
         return None
     last = _only_reader(step)
     norm, dense = _module(module, last), _module(module, linear)
-    if not _plain(module, norm, dense) or type(norm) is not nn.LayerNorm or norm.bias is None or norm.weight is None or last is None:
+    if (
+        not _plain(module, norm, dense)
+        or type(norm) is not nn.LayerNorm
+        or norm.bias is None
+        or norm.weight is None
+        or last is None
+    ):
         return None
     if norm.normalized_shape != (dense.out_features,) or len(rest) != 4 + (dropout is not None):
         return None

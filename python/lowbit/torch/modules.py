@@ -128,7 +128,6 @@ class ResidualNorm(nn.Module):
             return dense._with_up(x, *after)
         return ops.linear(x, dense.tiled, dense.bias, dense.out_features, *after)
 
-
     def restored(self) -> nn.Module:
         """The module that this one stands for, with the children as they are now."""
         origin = self._origin[0]

@@ -135,7 +135,7 @@ def _embedding_tiled(indices: torch.Tensor, tiled: torch.Tensor, k: int, n: int)
     return out
 
 
-class _index_errors:  # noqa: N801 - a context, read as a verb
+class _index_errors:
     """An index past the end is an IndexError to users of torch."""
 
     def __enter__(self) -> None: ...
