@@ -24,34 +24,43 @@ pub(super) unsafe fn panel(block: &Block, out: &mut [&mut [i32]], col: usize) {
     for (i, out) in out.chunks_mut(MR).enumerate() {
         // SAFETY: the caller's promises, for the rows from i * MR.
         unsafe {
-            match block.panel.width / 16 {
-                4 => rows::<4>(block, i * MR, out, col),
-                3 => rows::<3>(block, i * MR, out, col),
-                2 => rows::<2>(block, i * MR, out, col),
-                _ => rows::<1>(block, i * MR, out, col),
+            match (block.panel.width / 16, block.flip != 0) {
+                (4, false) => rows::<4, false>(block, i * MR, out, col),
+                (4, true) => rows::<4, true>(block, i * MR, out, col),
+                (3, false) => rows::<3, false>(block, i * MR, out, col),
+                (3, true) => rows::<3, true>(block, i * MR, out, col),
+                (2, false) => rows::<2, false>(block, i * MR, out, col),
+                (2, true) => rows::<2, true>(block, i * MR, out, col),
+                (_, false) => rows::<1, false>(block, i * MR, out, col),
+                (_, true) => rows::<1, true>(block, i * MR, out, col),
             }
         }
     }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-unsafe fn rows<const NV: usize>(block: &Block, first: usize, out: &mut [&mut [i32]], col: usize) {
+unsafe fn rows<const NV: usize, const FLIP: bool>(block: &Block, first: usize, out: &mut [&mut [i32]], col: usize) {
     // SAFETY: the caller's promises.
     unsafe {
         match out.len() {
-            6 => tile::<6, NV>(block, first, out, col),
-            5 => tile::<5, NV>(block, first, out, col),
-            4 => tile::<4, NV>(block, first, out, col),
-            3 => tile::<3, NV>(block, first, out, col),
-            2 => tile::<2, NV>(block, first, out, col),
-            _ => tile::<1, NV>(block, first, out, col),
+            6 => tile::<6, NV, FLIP>(block, first, out, col),
+            5 => tile::<5, NV, FLIP>(block, first, out, col),
+            4 => tile::<4, NV, FLIP>(block, first, out, col),
+            3 => tile::<3, NV, FLIP>(block, first, out, col),
+            2 => tile::<2, NV, FLIP>(block, first, out, col),
+            _ => tile::<1, NV, FLIP>(block, first, out, col),
         }
     }
 }
 
 /// `R` rows from `first` times a panel of `16 * NV` columns.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-unsafe fn tile<const R: usize, const NV: usize>(block: &Block, first: usize, out: &mut [&mut [i32]], col: usize) {
+unsafe fn tile<const R: usize, const NV: usize, const FLIP: bool>(
+    block: &Block,
+    first: usize,
+    out: &mut [&mut [i32]],
+    col: usize,
+) {
     let k = block.k;
     let a = &block.a[first * k..(first + R) * k];
     let rows: [*const u8; R] = std::array::from_fn(|r| a[r * k..].as_ptr());
@@ -82,7 +91,8 @@ unsafe fn tile<const R: usize, const NV: usize>(block: &Block, first: usize, out
         for r in 0..R {
             // SAFETY: four bytes can be read from `at` on in each row.
             let a = unsafe { _mm512_set1_epi32(rows[r].add(at).cast::<i32>().read_unaligned()) };
-            let a = _mm512_xor_si512(a, flip);
+            // It costs a slot that a product could have.
+            let a = if FLIP { _mm512_xor_si512(a, flip) } else { a };
             for v in 0..NV {
                 acc[r][v] = _mm512_dpbusd_epi32(acc[r][v], a, wide[v]);
             }
