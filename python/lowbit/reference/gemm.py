@@ -261,8 +261,8 @@ def linear(
     y = _activate(y, activation)
     if as_rows:
         rows = _rows(y)
-        scale, zero, sums = rows.scale.reshape(lead), rows.zero_point.reshape(lead), rows.group_sums
-        return RowCodes(rows.codes.reshape(*lead, weight.n), scale, zero, sums.reshape(*lead, 1))
+        scales, zeros, sums = rows.scale.reshape(lead), rows.zero_point.reshape(lead), rows.group_sums
+        return RowCodes(rows.codes.reshape(*lead, weight.n), scales, zeros, sums.reshape(*lead, 1))
     if residual is not None:
         y = y + np.asarray(residual).reshape(y.shape).astype(np.float32)
     if norm is not None:
