@@ -8,7 +8,6 @@ import os
 import shutil
 import sys
 import textwrap
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -64,13 +63,8 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
     return checked
 
 
-def _check_environment(isa: str | None = None) -> None:
-    """A wrong LOWBIT_ISA or --isa is misuse, told before any work; a wrong count of threads is only told."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        lowbit.get_num_threads()
-    for warning in caught:
-        print(f"lowbit: {warning.message}", file=sys.stderr)
+def _check_isa(isa: str | None = None) -> None:
+    """A wrong LOWBIT_ISA or --isa is misuse, told before any work."""
     try:
         lowbit.isa()
     except ValueError as error:
@@ -138,7 +132,7 @@ def bench(
     """
     from lowbit.cli.bench import run
 
-    _check_environment(isa)
+    _check_isa(isa)
     count = threads or lowbit.get_num_threads()
     rows = run(quick=quick, isa=isa, threads=count)
     if as_json:
@@ -175,7 +169,7 @@ def demo(
     from lowbit.cli import demo as demos
     from lowbit.cli.encoder import Missing
 
-    _check_environment()
+    _check_isa()
     if question is not None and not question.strip():
         fail("--ask: expected a question, got nothing", MISUSE)
     if question is None and not plot.absolute().parent.is_dir():
@@ -269,7 +263,7 @@ def demo_kernels(as_json: AsJson = False) -> None:
     """
     from lowbit.cli.kernels import main
 
-    _check_environment()
+    _check_isa()
     raise typer.Exit(main(as_json=as_json))
 
 
