@@ -81,7 +81,8 @@ def build(names: list[str], passages: int, say: Callable[[str], None]) -> tuple[
         try:
             encoder = CANDIDATES[name]()
             embedding = minilm.encode_all(encoder, texts)
-            encoder.run(*full), encoder.run(*one)
+            encoder.run(*full)
+            one_shape = _takes(encoder, one)
         except Skip as e:
             left[name] = str(e)
             continue
@@ -93,10 +94,19 @@ def build(names: list[str], passages: int, say: Callable[[str], None]) -> tuple[
         cosine = float((embedding * exact).sum(1).mean())
         built[name] = {
             "encoder": encoder, "embedding": embedding, "kept": kept, "kept95": half,
-            "cosine": cosine, "megabytes": encoder.megabytes, "note": encoder.note,
+            "cosine": cosine, "takes one": one_shape, "megabytes": encoder.megabytes, "note": encoder.note,
         }  # fmt: skip
         say(f"{name}: built and checked in {time.perf_counter() - start:.0f} s")
     return built, left
+
+
+def _takes(encoder: Encoder, batch: tuple[np.ndarray, np.ndarray]) -> bool:
+    """Whether an encoder runs a batch of this shape too: a program exported for one shape does not."""
+    try:
+        encoder.run(*batch)
+    except Exception:
+        return False
+    return True
 
 
 def measure(built: dict[str, Any], rounds: int, clock: Callable[[], float]) -> None:
@@ -105,12 +115,18 @@ def measure(built: dict[str, Any], rounds: int, clock: Callable[[], float]) -> N
     gc.collect()
     runs = {name: b["encoder"].run for name, b in built.items()}
     batch = interleave({name: (lambda f=f: f(*full)) for name, f in runs.items()}, rounds, clock=clock)
-    single = interleave({name: (lambda f=f: f(*one)) for name, f in runs.items()}, rounds, at_least=0.02, clock=clock)
+    single = interleave(
+        {name: (lambda f=f: f(*one)) for name, f in runs.items() if built[name]["takes one"]},
+        rounds,
+        at_least=0.02,
+        clock=clock,
+    )
     for name, b in built.items():
         b["sentences"] = minilm.BATCH / batch.seconds(name).median
         b["vs"] = {other: _list(batch.ratio(name, other)) for other in built}
-        b["one ms"] = single.seconds(name).median * 1e3
-        b["one vs fp32"] = _list(single.ratio(name, FP32))
+        if b["takes one"]:
+            b["one ms"] = single.seconds(name).median * 1e3
+            b["one vs fp32"] = _list(single.ratio(name, FP32))
 
 
 def _list(s: Spread) -> list[float]:
@@ -121,13 +137,17 @@ def _quartiles(s: list[float]) -> str:
     return f"{s[1]:.2f} [{s[0]:.2f} {s[2]:.2f}]"
 
 
+def _one(b: dict[str, Any]) -> tuple[str, str]:
+    return (f"{b['one ms']:.2f}", _quartiles(b["one vs fp32"])) if b["takes one"] else ("-", "-")
+
+
 def rows_of(built: dict[str, Any]) -> list[list[object]]:
     rows = []
     for name, b in built.items():
         rows.append([
             name, f"{b['sentences']:.0f}", _quartiles(b["vs"][FP32]),
             _quartiles(built["lowbit int8"]["vs"][name]) if "lowbit int8" in built else "-",
-            f"{b['one ms']:.2f}", _quartiles(b["one vs fp32"]), f"{b['megabytes']:.1f}",
+            *_one(b), f"{b['megabytes']:.1f}",
             f"{b['kept']:.3f} ± {b['kept95']:.3f}", f"{b['cosine']:.5f}", b["note"],
         ])  # fmt: skip
     return rows
