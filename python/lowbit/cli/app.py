@@ -232,9 +232,9 @@ def _tell_changes(outcome: Any) -> None:
     if not outcome.changes:
         print(f"\nOf {outcome.asked} {what}, none has another nearest passage in int8.")
         return
-    print(
-        f"\nOf {outcome.asked} {what}, {len(outcome.changes)} {'has' if len(outcome.changes) == 1 else 'have'} another nearest passage in int8:"
-    )
+    count = len(outcome.changes)
+    have = "has" if count == 1 else "have"
+    print(f"\nOf {outcome.asked} {what}, {count} {have} another nearest passage in int8:")
     for change in outcome.changes[:3]:
         print(_short("  ", change.question))
         print(_short("    fp32  ", change.fp32))
