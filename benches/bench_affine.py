@@ -27,9 +27,7 @@ GRANULARITIES = {
 WHAT = ["quantize", "dequantize", "choose absmax", "choose percentile", "choose mse"]
 
 
-def candidates(
-    what: str, granularity: str, rows: int, isa: str | None = None
-) -> dict[str, Callable[[], object]]:
+def candidates(what: str, granularity: str, rows: int, isa: str | None = None) -> dict[str, Callable[[], object]]:
     """What to time, with the copy of the same weight."""
     x = (np.random.default_rng(0).standard_normal((rows, 4096)) * 0.02).astype(np.float32)
     g = GRANULARITIES[granularity]

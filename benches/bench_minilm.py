@@ -14,6 +14,7 @@ on. The megabytes count the whole model as it is stored.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import json
 import sys
@@ -25,7 +26,7 @@ from typing import Any
 import minilm
 import numpy as np
 import pytest
-from measure import Spread, cpu_name, interleave, settle, table
+from measure import Spread, clock_for, cpu_name, interleave, settle, table
 from minilm import PEERS, Encoder, Skip
 
 FP32 = "torch fp32"
@@ -80,7 +81,8 @@ def build(names: list[str], passages: int, say: Callable[[str], None]) -> tuple[
         try:
             encoder = CANDIDATES[name]()
             embedding = minilm.encode_all(encoder, texts)
-            encoder.run(*full), encoder.run(*one)
+            encoder.run(*full)
+            one_shape = _takes(encoder, one)
         except Skip as e:
             left[name] = str(e)
             continue
@@ -92,24 +94,39 @@ def build(names: list[str], passages: int, say: Callable[[str], None]) -> tuple[
         cosine = float((embedding * exact).sum(1).mean())
         built[name] = {
             "encoder": encoder, "embedding": embedding, "kept": kept, "kept95": half,
-            "cosine": cosine, "megabytes": encoder.megabytes, "note": encoder.note,
+            "cosine": cosine, "takes one": one_shape, "megabytes": encoder.megabytes, "note": encoder.note,
         }  # fmt: skip
         say(f"{name}: built and checked in {time.perf_counter() - start:.0f} s")
     return built, left
 
 
-def measure(built: dict[str, Any], rounds: int) -> None:
+def _takes(encoder: Encoder, batch: tuple[np.ndarray, np.ndarray]) -> bool:
+    """Whether an encoder runs a batch of this shape too: a program exported for one shape does not."""
+    try:
+        encoder.run(*batch)
+    except Exception:
+        return False
+    return True
+
+
+def measure(built: dict[str, Any], rounds: int, clock: Callable[[], float]) -> None:
     """Times all candidates in turn, and adds what came out to each."""
     full, one = full_batch(), one_text()
     gc.collect()
     runs = {name: b["encoder"].run for name, b in built.items()}
-    batch = interleave({name: (lambda f=f: f(*full)) for name, f in runs.items()}, rounds)
-    single = interleave({name: (lambda f=f: f(*one)) for name, f in runs.items()}, rounds, at_least=0.02)
+    batch = interleave({name: (lambda f=f: f(*full)) for name, f in runs.items()}, rounds, clock=clock)
+    single = interleave(
+        {name: (lambda f=f: f(*one)) for name, f in runs.items() if built[name]["takes one"]},
+        rounds,
+        at_least=0.02,
+        clock=clock,
+    )
     for name, b in built.items():
         b["sentences"] = minilm.BATCH / batch.seconds(name).median
         b["vs"] = {other: _list(batch.ratio(name, other)) for other in built}
-        b["one ms"] = single.seconds(name).median * 1e3
-        b["one vs fp32"] = _list(single.ratio(name, FP32))
+        if b["takes one"]:
+            b["one ms"] = single.seconds(name).median * 1e3
+            b["one vs fp32"] = _list(single.ratio(name, FP32))
 
 
 def _list(s: Spread) -> list[float]:
@@ -120,13 +137,17 @@ def _quartiles(s: list[float]) -> str:
     return f"{s[1]:.2f} [{s[0]:.2f} {s[2]:.2f}]"
 
 
+def _one(b: dict[str, Any]) -> tuple[str, str]:
+    return (f"{b['one ms']:.2f}", _quartiles(b["one vs fp32"])) if b["takes one"] else ("-", "-")
+
+
 def rows_of(built: dict[str, Any]) -> list[list[object]]:
     rows = []
     for name, b in built.items():
         rows.append([
             name, f"{b['sentences']:.0f}", _quartiles(b["vs"][FP32]),
             _quartiles(built["lowbit int8"]["vs"][name]) if "lowbit int8" in built else "-",
-            f"{b['one ms']:.2f}", _quartiles(b["one vs fp32"]), f"{b['megabytes']:.1f}",
+            *_one(b), f"{b['megabytes']:.1f}",
             f"{b['kept']:.3f} ± {b['kept95']:.3f}", f"{b['cosine']:.5f}", b["note"],
         ])  # fmt: skip
     return rows
@@ -193,18 +214,20 @@ def main() -> None:
         names += [n for n in CANDIDATES if n.startswith("lowbit")]
     if args.only:
         names = [n for n in CANDIDATES if any(word in n for word in args.only)]
-    rounds = 5 if args.quick else args.rounds
+    rounds, clock = 5 if args.quick else args.rounds, clock_for(args.threads)
     say = (lambda *_: None) if args.json else (lambda *text: print(*text, flush=True))
     about = {
         "cpu": cpu_name(), "lowbit's instruction set": lowbit.isa(),
         "torch": f"{torch.__version__}, {torch.backends.cpu.get_cpu_capability()}",
-        "threads": args.threads, "rounds": rounds,
+        "threads": args.threads, "rounds": rounds, "clock": clock.__name__,
     }  # fmt: skip
     say("; ".join(f"{key} {value}" for key, value in about.items()))
     if args.avx2:
         say("Held to AVX2: lowbit, torch, MKL, oneDNN. The other peers choose for themselves.")
-    built, left = build(names, args.passages, lambda text: print(text, file=sys.stderr, flush=True))
-    measure(built, rounds)
+    # Some peers draw their progress on stdout, where the table or the JSON goes.
+    with contextlib.redirect_stdout(sys.stderr):
+        built, left = build(names, args.passages, lambda text: print(text, file=sys.stderr, flush=True))
+    measure(built, rounds, clock)
     say("\n64 texts of 64 tokens; medians with quartiles of ratios taken in turn\n")
     say(table(HEAD, rows_of(built)))
     for name, why in left.items():

@@ -17,7 +17,7 @@ import lowbit
 import numpy as np
 import pytest
 from lowbit import reference
-from measure import interleave, settle
+from measure import clock_for, interleave, settle
 
 WIDTHS = range(1, 9)
 SIZES = {"64Ki": 1 << 16, "16Mi": 1 << 24}
@@ -77,7 +77,7 @@ def report(n: int, nbits: int, isa: str, args: argparse.Namespace) -> list[str]:
     for what, fs in pairs(n, nbits, isa).items():
         if not args.numpy:
             del fs["numpy"]
-        timing = interleave(fs, args.rounds)
+        timing = interleave(fs, args.rounds, clock=clock_for(args.threads))
         share = timing.ratio("lowbit", "copy")
         speeds = " ".join(f"{who} {n / timing.seconds(who).median / 1e9:.3g}" for who in fs)
         told.append(f"{what}: {speeds} share {share.median:.2f} [{share.low:.2f} {share.high:.2f}]")

@@ -196,7 +196,7 @@ def rten(a: np.ndarray, b: np.ndarray) -> Product:
 
     run.keep = a
     if lib.rten_may_saturate(handle):
-        run.note = "saturates: its sums are wrong for full-range codes"
+        run.note = "its sums are wrong for codes of the full range"
     return run
 
 

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import quantiles
-from time import perf_counter
+from time import perf_counter, process_time
 
-__all__ = ["Shape", "Spread", "Timing", "cpu_name", "interleave", "pin", "settle", "shapes", "table"]
+__all__ = ["Shape", "Spread", "Timing", "clock_for", "cpu_name", "interleave", "pin", "settle", "shapes", "table"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,25 @@ class Timing:
         return Spread.of([max(b) / a for b, a in zip(bounds, self.rounds[name], strict=True)])
 
 
-def interleave(fs: Mapping[str, Callable[[], object]], rounds: int = 15, *, at_least: float = 1e-3) -> Timing:
+def clock_for(threads: int) -> Callable[[], float]:
+    """The clock to compare candidates by.
+
+    On one thread the time that the process had the core: on a shared machine
+    others take it away for milliseconds, which a wall clock charges to whoever
+    takes longer than that, and so tilts ratios. On more threads waiting is part
+    of the work, and the clock is on the wall.
+    """
+    return process_time if threads == 1 else perf_counter
+
+
+def interleave(
+    fs: Mapping[str, Callable[[], object]],
+    rounds: int = 15,
+    *,
+    at_least: float = 1e-3,
+    clock: Callable[[], float] = perf_counter,
+    warm: bool = False,
+) -> Timing:
     """Runs callables in turn and times them.
 
     Parameters
@@ -70,6 +88,12 @@ def interleave(fs: Mapping[str, Callable[[], object]], rounds: int = 15, *, at_l
     at_least : float
         Seconds that a turn is to last: faster callables are called several
         times in a row, and their time divided.
+    clock : callable
+        Seconds, from any start; see `clock_for`.
+    warm : bool
+        Begin each turn with a call that is not timed, so that every candidate
+        finds its weights and its output in the caches: what a loop over one
+        product sees, whoever had the turn before.
 
     Examples
     --------
@@ -80,16 +104,18 @@ def interleave(fs: Mapping[str, Callable[[], object]], rounds: int = 15, *, at_l
     repeats = {}
     for name, f in fs.items():
         f()
-        start = perf_counter()
+        start = clock()
         f()
-        repeats[name] = max(1, round(at_least / max(perf_counter() - start, 1e-9)))
+        repeats[name] = max(1, round(at_least / max(clock() - start, 1e-9)))
     times: dict[str, list[float]] = {name: [] for name in fs}
     for _ in range(rounds):
         for name, f in fs.items():
-            start = perf_counter()
+            if warm:
+                f()
+            start = clock()
             for _ in range(repeats[name]):
                 f()
-            times[name].append((perf_counter() - start) / repeats[name])
+            times[name].append((clock() - start) / repeats[name])
     return Timing(times)
 
 

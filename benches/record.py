@@ -19,7 +19,7 @@ import textwrap
 from pathlib import Path
 
 import limits
-from measure import cpu_name, interleave, pin, table
+from measure import clock_for, cpu_name, interleave, pin, table
 
 HERE = Path(__file__).parent
 PACKAGES = "numpy", "torch", "torchao", "onnxruntime", "openvino", "nncf", "sentence-transformers"
@@ -49,7 +49,7 @@ def limits_text(rounds: int) -> str:
     except limits.Skip as e:
         return f"Not measured: {e}."
     # Turns far shorter than a scheduler's slice, so that some are whole.
-    timing = interleave({p.instruction: p.work(1e8) for p in found}, 20 * rounds, at_least=0)
+    timing = interleave({p.instruction: p.work(1e8) for p in found}, 20 * rounds, at_least=0, clock=clock_for(1))
     speeds = []
     for p in found:
         s = timing.seconds(p.instruction)
@@ -60,7 +60,7 @@ def limits_text(rounds: int) -> str:
         size = kib << 10
         times = max(1, (1 << 23) // size)
         loops = {"read": limits.read(size, times), "copy": limits.copy(size, times)}
-        timing = interleave(loops, rounds)
+        timing = interleave(loops, rounds, clock=clock_for(1))
         gbs = [f"{size * times / min(timing.rounds[name]) / 1e9:.1f}" for name in loops]
         bandwidth.append([kib, *gbs])
     return "\n\n".join(
