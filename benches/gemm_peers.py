@@ -21,10 +21,13 @@ Product = Callable[[], np.ndarray]
 
 
 def torch_int_mm(a: np.ndarray, b: np.ndarray) -> Product:
-    """`torch._int_mm`: s8 by s8, B where oneDNN likes it (it packs nothing beforehand)."""
+    """`torch._int_mm`: s8 by s8; it packs nothing beforehand.
+
+    For one row B lies column by column, three times as fast; for more rows row by row.
+    """
     torch = _torch()
     ours = torch.from_numpy((a.astype(np.int16) - 128).astype(np.int8))
-    theirs = torch.from_numpy(b)
+    theirs = torch.from_numpy(b if len(a) > 1 else np.ascontiguousarray(b.T).T)
     out = torch.empty(a.shape[0], b.shape[1], dtype=torch.int32)
     # For the check alone; a user of s8 codes has no such correction.
     fix = 128 * b.sum(0, dtype=np.int32)

@@ -142,7 +142,7 @@ def bench(
     print(f"lowbit {lowbit.__version__}: {isa or lowbit.isa()}, {_threads(count)}; medians, in turn")
     for row in rows:
         speeds = "   ".join(f"{name} {speed:.4g}" for name, speed in row.speeds.items())
-        print(f"{row.kernel:<14} {row.size:<32} {row.unit}  {speeds}", flush=True)
+        print(f"{row.kernel:<14} {row.size:<34} {row.unit}  {speeds}", flush=True)
 
 
 # ------------------------------------------------------------------ demo
@@ -232,7 +232,9 @@ def _tell_changes(outcome: Any) -> None:
     if not outcome.changes:
         print(f"\nOf {outcome.asked} {what}, none has another nearest passage in int8.")
         return
-    print(f"\nOf {outcome.asked} {what}, {len(outcome.changes)} have another nearest passage in int8:")
+    count = len(outcome.changes)
+    have = "has" if count == 1 else "have"
+    print(f"\nOf {outcome.asked} {what}, {count} {have} another nearest passage in int8:")
     for change in outcome.changes[:3]:
         print(_short("  ", change.question))
         print(_short("    fp32  ", change.fp32))
