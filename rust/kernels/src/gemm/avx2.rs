@@ -66,6 +66,15 @@ pub(super) unsafe fn widen_rows(a: &[u8], k: usize, flip: u8, wide: &mut [i16]) 
 pub(super) unsafe fn panel(block: &Block, wide: &mut [i16], out: &mut [&mut [i32]], col: usize) {
     let steps = block.k.div_ceil(4);
     let (rows, columns) = wide.split_at_mut(out.len() * 4 * steps);
+    if let [out] = out {
+        let out = &mut out[col..col + block.panel.width];
+        return match block.panel.width / 16 {
+            4 => row::<8>(block, rows, out),
+            3 => row::<6>(block, rows, out),
+            2 => row::<4>(block, rows, out),
+            _ => row::<2>(block, rows, out),
+        };
+    }
     for part in 0..block.panel.width / 16 {
         let few = out.len() < FEW;
         if !few {
@@ -123,6 +132,38 @@ unsafe fn split(bytes: *const u8) -> [__m256i; 2] {
     // SAFETY: the caller's promise.
     let w = unsafe { _mm256_loadu_si256(bytes.cast()) };
     [_mm256_srai_epi16(_mm256_slli_epi16(w, 8), 8), _mm256_srai_epi16(w, 8)]
+}
+
+/// One widened row times all of a panel, whose bytes are then read in order:
+/// `NV` vectors of 8 columns.
+#[target_feature(enable = "avx2")]
+fn row<const NV: usize>(block: &Block, a: &[i16], out: &mut [i32]) {
+    let mut acc = [_mm256_setzero_si256(); NV];
+    for (from, acc) in block.start.chunks_exact(8).zip(&mut acc) {
+        // SAFETY: the chunk holds 8 sums.
+        *acc = unsafe { _mm256_loadu_si256(from.as_ptr().cast()) };
+    }
+    for (a, w) in a.chunks_exact(4).zip(block.panel.codes.chunks_exact(32 * NV)) {
+        // SAFETY: `a` is 4 elements and `w` NV vectors; a prefetch of any address is harmless.
+        unsafe {
+            let pair = a.as_ptr().cast::<i32>();
+            let even = _mm256_set1_epi32(pair.read_unaligned());
+            let odd = _mm256_set1_epi32(pair.add(1).read_unaligned());
+            for (v, acc) in acc.iter_mut().enumerate() {
+                let w = w.as_ptr().add(32 * v);
+                if v % 2 == 0 {
+                    _mm_prefetch::<_MM_HINT_T0>(w.wrapping_add(AHEAD).cast());
+                }
+                let [low, high] = split(w);
+                *acc = _mm256_add_epi32(*acc, _mm256_madd_epi16(even, low));
+                *acc = _mm256_add_epi32(*acc, _mm256_madd_epi16(odd, high));
+            }
+        }
+    }
+    for (out, acc) in out.chunks_exact_mut(8).zip(acc) {
+        // SAFETY: the chunk holds 8 sums.
+        unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), acc) };
+    }
 }
 
 /// `R` widened rows times the `part`-th 16 columns of the panel.

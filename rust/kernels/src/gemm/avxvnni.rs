@@ -15,6 +15,15 @@ const AHEAD: usize = 4096;
 /// least `col + block.panel.width` columns.
 #[target_feature(enable = "avx2,avxvnni")]
 pub(super) unsafe fn panel(block: &Block, out: &mut [&mut [i32]], col: usize) {
+    if let [out] = out {
+        let out = &mut out[col..col + block.panel.width];
+        return match block.panel.width / 16 {
+            4 => row::<8>(block, out),
+            3 => row::<6>(block, out),
+            2 => row::<4>(block, out),
+            _ => row::<2>(block, out),
+        };
+    }
     for part in 0..block.panel.width / 16 {
         for (i, out) in out.chunks_mut(MR).enumerate() {
             // SAFETY: the caller's promises, for the rows from i * MR.
@@ -29,6 +38,38 @@ pub(super) unsafe fn panel(block: &Block, out: &mut [&mut [i32]], col: usize) {
                 }
             }
         }
+    }
+}
+
+/// One row times all of a panel, whose bytes are then read in order: `NV`
+/// vectors of 8 columns.
+#[target_feature(enable = "avx2,avxvnni")]
+fn row<const NV: usize>(block: &Block, out: &mut [i32]) {
+    let flip = _mm256_set1_epi8(block.flip as i8);
+    let mut acc = [_mm256_setzero_si256(); NV];
+    for (from, acc) in block.start.chunks_exact(8).zip(&mut acc) {
+        // SAFETY: the chunk holds 8 sums.
+        *acc = unsafe { _mm256_loadu_si256(from.as_ptr().cast()) };
+    }
+    let (fours, rest) = block.a.as_chunks::<4>();
+    let tail = [block.last_four(0)];
+    let fours = fours.iter().chain(if rest.is_empty() { &[] } else { &tail[..] });
+    for (four, w) in fours.zip(block.panel.codes.chunks_exact(32 * NV)) {
+        let a = _mm256_xor_si256(_mm256_set1_epi32(i32::from_le_bytes(*four)), flip);
+        for (v, acc) in acc.iter_mut().enumerate() {
+            // SAFETY: `w` is NV vectors; a prefetch of any address is harmless.
+            unsafe {
+                let w = w.as_ptr().add(32 * v);
+                if v % 2 == 0 {
+                    _mm_prefetch::<_MM_HINT_T0>(w.wrapping_add(AHEAD).cast());
+                }
+                *acc = _mm256_dpbusd_avx_epi32(*acc, a, _mm256_loadu_si256(w.cast()));
+            }
+        }
+    }
+    for (out, acc) in out.chunks_exact_mut(8).zip(acc) {
+        // SAFETY: the chunk holds 8 sums.
+        unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), acc) };
     }
 }
 
