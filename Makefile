@@ -59,8 +59,10 @@ format: $(VENV)/.test ## put the sources into the form that lint asks for
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-bench: $(VENV)/.bench ## install the peers and measure every family beside them
-	$(PY) -m pytest -q benches  # the recipe of branch benches goes here
+BENCH ?=
+
+bench: $(VENV)/.bench ## install the peers, measure every family beside them, keep the tables; BENCH=--quick in minutes
+	$(PY) benches/record.py $(BENCH)
 
 # Sanitizers are unstable; RUSTC_BOOTSTRAP lets the stable compiler have them.
 UNSTABLE = RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR=target/sanitizers

@@ -85,7 +85,7 @@ def product(shape: Shape, rounds: int, threads: int, held: bool) -> dict[str, An
     """Times one product; a row of the table as a dictionary."""
     fs, left = candidates(shape, held)
     loops = bounds(shape, threads)
-    timing = interleave({**loops, **fs}, rounds, at_least=2e-3, clock=clock_for(threads))
+    timing = interleave({**loops, **fs}, rounds, at_least=2e-3, clock=clock_for(threads), warm=True)
     peers = [name for name in fs if not name.startswith("lowbit") and name not in left]
     best = min(peers, key=lambda name: timing.seconds(name).median)
     ratio = timing.ratio("lowbit", best)
@@ -193,7 +193,7 @@ def growth(rounds: int, threads: int) -> list[list[object]]:
         shape = Shape(size, size, size, "square")
         a, b = operands(shape)
         loops, f = bounds(shape, threads), ours(a, b)
-        timing = interleave({**loops, "lowbit": f}, rounds, clock=clock_for(threads))
+        timing = interleave({**loops, "lowbit": f}, rounds, clock=clock_for(threads), warm=True)
         seconds = timing.seconds("lowbit").median
         row = [size, f"{seconds * 1e6:.1f}", f"{shape.ops / seconds / 1e9:.0f}"]
         rows.append([*row, _quartiles(spread(timing, "lowbit", loops))])
@@ -324,7 +324,7 @@ def main() -> None:
         rows = []
         for shape in shapes("minilm"):
             fs, _ = layers(shape)
-            timing = interleave(fs, rounds, at_least=2e-3, clock=clock)
+            timing = interleave(fs, rounds, at_least=2e-3, clock=clock, warm=True)
             ratios = {name: timing.ratio("lowbit linear", name) for name in fs}
             microseconds = {name: timing.seconds(name).median * 1e6 for name in fs}
             told["linear"].append({"shape": str(shape), "us": microseconds})
@@ -335,7 +335,7 @@ def main() -> None:
         say(table(["M x N x K", *names, *(f"vs {n}" for n in names[1:])], rows))
         try:
             fs = small_call()
-            timing = interleave(fs, rounds, at_least=5e-3, clock=clock)
+            timing = interleave(fs, rounds, at_least=5e-3, clock=clock, warm=True)
             cost = []
             for grad in ("no_grad", "grad on", "input wants grad"):
                 mine, theirs = f"lowbit, {grad}", f"torch, {grad}"

@@ -75,6 +75,7 @@ def interleave(
     *,
     at_least: float = 1e-3,
     clock: Callable[[], float] = perf_counter,
+    warm: bool = False,
 ) -> Timing:
     """Runs callables in turn and times them.
 
@@ -89,6 +90,10 @@ def interleave(
         times in a row, and their time divided.
     clock : callable
         Seconds, from any start; see `clock_for`.
+    warm : bool
+        Begin each turn with a call that is not timed, so that every candidate
+        finds its weights and its output in the caches: what a loop over one
+        product sees, whoever had the turn before.
 
     Examples
     --------
@@ -105,6 +110,8 @@ def interleave(
     times: dict[str, list[float]] = {name: [] for name in fs}
     for _ in range(rounds):
         for name, f in fs.items():
+            if warm:
+                f()
             start = clock()
             for _ in range(repeats[name]):
                 f()

@@ -753,9 +753,7 @@ def test_the_first_value_that_is_not_finite_is_named(dtype, at, isa, ran):  # ro
     for threads in [1, 7]:
         with lowbit.threads(threads):
             for call in [lambda: lowbit.quantize(x, Q, isa=isa), lambda: lowbit.choose_qparams(x, isa=isa)]:
-                with pytest.raises(
-                    ValueError, match=f"{count} that are not .* the first NaN at flat index {at}$"
-                ):
+                with pytest.raises(ValueError, match=f"{count} that are not .* the first NaN at flat index {at}$"):
                     call()
         ran(isa)
 
@@ -779,9 +777,7 @@ def test_torch_tensors_that_are_not_plain():  # row 30
 
 def test_groups_whose_sums_exceed_int32():  # row 33
     x = np.zeros(8_421_505, np.float16)
-    with pytest.raises(
-        ValueError, match="group_size: sums of 8421505 codes exceed int32; expected at most 8421504"
-    ):
+    with pytest.raises(ValueError, match="group_size: sums of 8421505 codes exceed int32; expected at most 8421504"):
         lowbit.quantize_rows(x)
     x[:] = 1
     x[0] = 0

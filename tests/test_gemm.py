@@ -275,7 +275,9 @@ def test_mlp_of_other_floats(dtype, isa, ran):  # row 28
     rng = np.random.default_rng(4)
     w, v = floats(rng, 40, 30), floats(rng, 30, 40)
     x = floats(rng, 2, 9, 30, dtype=dtype)
-    got = lowbit.mlp(x, lowbit.quantize_weight(w), None, lowbit.quantize_weight(v), activation="relu", residual=x, isa=isa)
+    got = lowbit.mlp(
+        x, lowbit.quantize_weight(w), None, lowbit.quantize_weight(v), activation="relu", residual=x, isa=isa
+    )
     want = reference.mlp(
         x, reference.quantize_weight(w), None, reference.quantize_weight(v), activation="relu", residual=x
     )
@@ -490,7 +492,9 @@ REFUSED = [
     (22, mlp(out=frozen(np.empty((6, 50), np.float32))), V, "out: expected a writeable array"),
     (
         23,
-        matmul(SHARED[:64].view(np.int8).reshape(8, 8), np.eye(8, dtype=np.int8), out=SHARED[:256].view("i4").reshape(8, 8)),
+        matmul(
+            SHARED[:64].view(np.int8).reshape(8, 8), np.eye(8, dtype=np.int8), out=SHARED[:256].view("i4").reshape(8, 8)
+        ),
         V,
         "out: .* overlaps an input",
     ),
@@ -525,7 +529,12 @@ REFUSED = [
     (27, linear(residual=np.zeros((1, 9), np.float32)), V, r"residual: expected shape \(6, 9\), got \(1, 9\)"),
     (27, linear(norm=(np.ones(8), np.zeros(9), 1e-5)), V, r"norm: gamma: expected shape \(9,\), got \(8,\)"),
     (27, linear(out=np.empty((6, 1, 9), np.float32)), V, r"out: expected shape \(6, 9\)"),
-    (27, mlp(up=lowbit.quantize_weight(np.ones((8, 50)))), V, r"up, down: expected \(H, K\) and \(N, H\), got \(8, 50\)"),
+    (
+        27,
+        mlp(up=lowbit.quantize_weight(np.ones((8, 50)))),
+        V,
+        r"up, down: expected \(H, K\) and \(N, H\), got \(8, 50\)",
+    ),
     (27, weight(np.ones((2, 3, 4), np.float32)), V, r"w: expected 2-D \(N, K\)"),
     (28, matmul(A.astype(np.float32)), T, "a: expected dtype int8 or uint8, got float32"),
     (28, matmul(b=B.astype(np.float16)), T, "b: expected dtype int8, got float16"),

@@ -119,9 +119,7 @@ def test_lowbit_isa_chooses_the_path():
     code = "import lowbit; print(lowbit.isa(), lowbit.pack_codes([*range(8)], 3))"
     for isa in ISAS:
         env = {**os.environ, "LOWBIT_ISA": isa}
-        told = subprocess.run(
-            [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
-        )
+        told = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
         assert told.stdout == f"{isa} [136 198 250]\n"
 
 

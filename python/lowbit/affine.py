@@ -370,9 +370,7 @@ def _shapes(
         axis = check_int("axis", granularity.axis, -ndim, ndim - 1) % ndim
         inner = math.prod(shape[axis + 1 :])
         return (math.prod(shape[:axis]), shape[axis], inner, inner), (shape[axis],)
-    raise TypeError(
-        f"granularity: expected PerTensor(), PerAxis(axis) or PerGroup(group_size), got {granularity!r}"
-    )
+    raise TypeError(f"granularity: expected PerTensor(), PerAxis(axis) or PerGroup(group_size), got {granularity!r}")
 
 
 def _parts(
@@ -406,6 +404,4 @@ def _weight(weight: Any, shape: tuple[int, ...]) -> np.ndarray:
     try:
         return np.array(np.broadcast_to(array, shape), order="C")
     except ValueError:
-        raise ValueError(
-            f"sample_weight: expected a shape that broadcasts to {shape}, got {array.shape}"
-        ) from None
+        raise ValueError(f"sample_weight: expected a shape that broadcasts to {shape}, got {array.shape}") from None

@@ -261,10 +261,10 @@ def _norm(
         gamma, beta, eps = norm
     except (TypeError, ValueError):
         raise TypeError(f"norm: expected (gamma, beta, eps), got {type(norm).__name__}") from None
-    gamma, beta = _bias("norm: gamma", gamma, n), _bias("norm: beta", beta, n)
-    if gamma is None or beta is None:
+    weight, bias = _bias("norm: gamma", gamma, n), _bias("norm: beta", beta, n)
+    if weight is None or bias is None:
         raise TypeError("norm: expected arrays for gamma and beta, got None")
-    return gamma, beta, float(eps)
+    return weight, bias, float(eps)
 
 
 def _weight(name: str, weight: QuantizedWeight) -> QuantizedWeight:
@@ -274,7 +274,11 @@ def _weight(name: str, weight: QuantizedWeight) -> QuantizedWeight:
 
 
 def _floats_out(
-    shape: tuple[int, ...], dtype: np.dtype, residual: ArrayLike | None, out: NDArray[Any] | None, inputs: tuple[Any, ...]
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    residual: ArrayLike | None,
+    out: NDArray[Any] | None,
+    inputs: tuple[Any, ...],
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any] | None]:
     """The result, the array that the core writes (the same where it can), and the residual as it reads it."""
     if residual is not None:
@@ -352,7 +356,9 @@ def linear(
     if as_rows:
         if residual is not None or norm is not None or out is not None:
             raise ValueError("as_rows: expected neither residual, norm nor out with it")
-        answer = RowCodes(np.empty(shape, np.uint8), np.empty(lead, np.float32), np.empty(lead, np.uint8), np.empty(0, np.int32))
+        answer = RowCodes(
+            np.empty(shape, np.uint8), np.empty(lead, np.float32), np.empty(lead, np.uint8), np.empty(0, np.int32)
+        )
         parts = answer.codes, answer.scale, answer.zero_point
         _core.linear(rows, m, weight.tiled, weight.k, n, bias, act, None, None, parts, 0, False, isa)
         sums = answer.codes.sum(-1, dtype=np.int32, keepdims=True)

@@ -34,4 +34,3 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     app(prog_name="lowbit")
-

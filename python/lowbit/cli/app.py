@@ -8,7 +8,6 @@ import os
 import shutil
 import sys
 import textwrap
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -64,13 +63,8 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
     return checked
 
 
-def _check_environment(isa: str | None = None) -> None:
-    """A wrong LOWBIT_ISA or --isa is misuse, told before any work; a wrong count of threads is only told."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        lowbit.get_num_threads()
-    for warning in caught:
-        print(f"lowbit: {warning.message}", file=sys.stderr)
+def _check_isa(isa: str | None = None) -> None:
+    """A wrong LOWBIT_ISA or --isa is misuse, told before any work."""
     try:
         lowbit.isa()
     except ValueError as error:
@@ -138,7 +132,7 @@ def bench(
     """
     from lowbit.cli.bench import run
 
-    _check_environment(isa)
+    _check_isa(isa)
     count = threads or lowbit.get_num_threads()
     rows = run(quick=quick, isa=isa, threads=count)
     if as_json:
@@ -148,7 +142,7 @@ def bench(
     print(f"lowbit {lowbit.__version__}: {isa or lowbit.isa()}, {_threads(count)}; medians, in turn")
     for row in rows:
         speeds = "   ".join(f"{name} {speed:.4g}" for name, speed in row.speeds.items())
-        print(f"{row.kernel:<14} {row.size:<32} {row.unit}  {speeds}", flush=True)
+        print(f"{row.kernel:<14} {row.size:<34} {row.unit}  {speeds}", flush=True)
 
 
 # ------------------------------------------------------------------ demo
@@ -175,7 +169,7 @@ def demo(
     from lowbit.cli import demo as demos
     from lowbit.cli.encoder import Missing
 
-    _check_environment()
+    _check_isa()
     if question is not None and not question.strip():
         fail("--ask: expected a question, got nothing", MISUSE)
     if question is None and not plot.absolute().parent.is_dir():
@@ -203,7 +197,8 @@ def _ask(demos: Any, passages: Sequence[str], source: str, question: str, as_jso
         print(json.dumps(told, indent=2, ensure_ascii=False))
         return
     for answer in answers:
-        print(textwrap.fill(answer.passage, _width(), initial_indent=f"{answer.cosine:.2f}  ", subsequent_indent=" " * 6))
+        head = f"{answer.cosine:.2f}  "
+        print(textwrap.fill(answer.passage, _width(), initial_indent=head, subsequent_indent=" " * len(head)))
 
 
 def _compare(demos: Any, passages: Sequence[str], source: str, ours: bool, plot: Path, as_json: bool) -> None:
@@ -233,11 +228,13 @@ def _compare(demos: Any, passages: Sequence[str], source: str, ours: bool, plot:
 
 
 def _tell_changes(outcome: Any) -> None:
-    asked = f"{outcome.asked} {'passages asked for the nearest other' if outcome.asked == outcome.passages else 'questions'}"
+    what = "passages, each asking for the nearest other one" if outcome.asked == outcome.passages else "questions"
     if not outcome.changes:
-        print(f"\nOf {asked}, none has another nearest passage in int8.")
+        print(f"\nOf {outcome.asked} {what}, none has another nearest passage in int8.")
         return
-    print(f"\nOf {asked}, {len(outcome.changes)} have another nearest passage in int8" + (":" if outcome.changes else "."))
+    count = len(outcome.changes)
+    have = "has" if count == 1 else "have"
+    print(f"\nOf {outcome.asked} {what}, {count} {have} another nearest passage in int8:")
     for change in outcome.changes[:3]:
         print(_short("  ", change.question))
         print(_short("    fp32  ", change.fp32))
@@ -268,7 +265,7 @@ def demo_kernels(as_json: AsJson = False) -> None:
     """
     from lowbit.cli.kernels import main
 
-    _check_environment()
+    _check_isa()
     raise typer.Exit(main(as_json=as_json))
 
 
@@ -303,14 +300,14 @@ def _board() -> Iterator[tuple[Callable[[str], None], Callable[[Sequence[Any]], 
     """The table: redrawn in place on a terminal, else a line for each row as it comes and all at the end."""
     console = Console(highlight=False)
     if not console.is_terminal:
-        with _status() as say:
-            yield say, _Lines().show
+        with _status() as told:
+            yield told, _Lines().show
         return
-    spinner, rows = Spinner("dots", ""), [Text()]
+    spinner = Spinner("dots", "")
 
-    def show(new: Sequence[Any]) -> None:
-        rows[0] = _table(new)
-        live.update(Group(rows[0]) if all(row.settled for row in new) else Group(rows[0], spinner))
+    def show(rows: Sequence[Any]) -> None:
+        settled = all(row.settled for row in rows)
+        live.update(Group(_table(rows)) if settled else Group(_table(rows), spinner))
 
     def say(text: str) -> None:
         spinner.update(text=text)

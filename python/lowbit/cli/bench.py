@@ -6,6 +6,7 @@ import importlib.util
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,7 @@ def run(*, quick: bool = False, isa: str | None = None, threads: int | None = No
     ``isa`` and ``threads`` are lowbit's; torch gets the same number of threads.
     """
     torch = _torch()
-    seconds, count = (0.35, threads or lowbit.get_num_threads()) if quick else (1.2, threads or lowbit.get_num_threads())
+    seconds, count = 0.35 if quick else 1.2, threads or lowbit.get_num_threads()
     if torch:
         torch.set_num_threads(count)
     with lowbit.threads(count):
@@ -61,42 +62,49 @@ def _torch() -> Any:
 
 
 Calls = dict[str, Callable[[], object]]
+CaseOf = tuple[str, str, str, float, Calls]  # kernel, size, unit, work of one call, who runs it
 
 
-def _cases(
-    shapes: list[tuple[int, int, int, str]], isa: str | None, torch: Any
-) -> Iterator[tuple[str, str, str, float, Calls]]:
+def _cases(shapes: list[tuple[int, int, int, str]], isa: str | None, torch: Any) -> Iterator[CaseOf]:
     rng = np.random.default_rng(0)
     for m, k, n, where in shapes:
-        a, b = rng.integers(0, 256, (m, k), np.uint8), rng.integers(-127, 128, (k, n), np.int8)
-        tiled, out = lowbit.tile_matrix(b), np.empty((m, n), np.int32)
-        fa, fb, fout = a.astype(np.float32), b.astype(np.float32), np.empty((m, n), np.float32)
-        calls: Calls = {
-            "lowbit int8": lambda a=a, t=tiled, o=out: lowbit.matmul_int8(a, t, out=o, isa=isa),
-            "NumPy fp32": lambda a=fa, b=fb, o=fout: np.matmul(a, b, out=o),
-        }
-        if torch:
-            for name, dtype in (("torch fp32", torch.float32), ("torch bf16", torch.bfloat16)):
-                ta, tb = torch.from_numpy(fa).to(dtype), torch.from_numpy(fb).to(dtype)
-                to = torch.empty(m, n, dtype=dtype)
-                calls[name] = lambda a=ta, b=tb, o=to: torch.matmul(a, b, out=o)
-        yield "matmul_int8", f"{m}×{k}×{n} {where}", "GOP/s", 2.0 * m * k * n, calls
-
-    x = rng.normal(size=(4096, 384)).astype(np.float32)
-    copy = np.empty_like(x)
-    calls = {"lowbit int8": lambda: lowbit.quantize_rows(x, isa=isa), "NumPy copy": lambda: np.copyto(copy, x)}
-    yield "quantize_rows", "4096×384 MiniLM", "GB/s", float(x.nbytes), calls
+        yield _product(rng, m, k, n, where, isa, torch)
+    yield _rows(rng, isa)
     for nbits in (4,) if shapes is QUICK else (1, 3, 4, 8):
-        codes = rng.integers(0, 1 << nbits, (4096, 4096), np.uint8)
-        packed, loose = lowbit.pack_codes(codes, nbits), np.empty_like(codes)
-        size, work = f"4096×4096 {nbits} bits", float(codes.size)
-        reads: Calls = {
-            "lowbit int8": lambda c=codes, n=nbits, o=packed: lowbit.pack_codes(c, n, out=o, isa=isa),
-            "NumPy copy": lambda c=codes, o=loose: np.copyto(o, c),
-        }
-        yield "pack_codes", size, "GB/s", work, reads
-        writes: Calls = {
-            "lowbit int8": lambda p=packed, n=nbits, o=loose: lowbit.unpack_codes(p, n, 4096, out=o, isa=isa),
-            "NumPy copy": lambda c=codes, o=loose: np.copyto(o, c),
-        }
-        yield "unpack_codes", size, "GB/s", work, writes
+        yield from _packing(rng, nbits, isa)
+
+
+def _product(rng: np.random.Generator, m: int, k: int, n: int, where: str, isa: str | None, torch: Any) -> CaseOf:
+    a, b = rng.integers(0, 256, (m, k), np.uint8), rng.integers(-127, 128, (k, n), np.int8)
+    fa, fb = a.astype(np.float32), b.astype(np.float32)
+    tiled = lowbit.tile_matrix(b)
+    calls: Calls = {
+        "lowbit int8": partial(lowbit.matmul_int8, a, tiled, out=np.empty((m, n), np.int32), isa=isa),
+        "NumPy fp32": partial(np.matmul, fa, fb, out=np.empty((m, n), np.float32)),
+    }
+    for name, dtype in (("torch fp32", "float32"), ("torch bf16", "bfloat16")) if torch else ():
+        left, right = (torch.from_numpy(x).to(getattr(torch, dtype)) for x in (fa, fb))
+        calls[name] = partial(torch.matmul, left, right, out=torch.empty(m, n, dtype=left.dtype))
+    return "matmul_int8", f"{m}×{k}×{n} {where}", "GOP/s", 2.0 * m * k * n, calls
+
+
+def _rows(rng: np.random.Generator, isa: str | None) -> CaseOf:
+    x = rng.normal(size=(4096, 384)).astype(np.float32)
+    calls: Calls = {
+        "lowbit": partial(lowbit.quantize_rows, x, isa=isa),
+        "NumPy copy": partial(np.copyto, np.empty_like(x), x),
+    }
+    return "quantize_rows", "4096×384 MiniLM", "GB/s", float(x.nbytes), calls
+
+
+def _packing(rng: np.random.Generator, nbits: int, isa: str | None) -> Iterator[CaseOf]:
+    codes = rng.integers(0, 1 << nbits, (4096, 4096), np.uint8)
+    packed, loose = lowbit.pack_codes(codes, nbits), np.empty_like(codes)
+    size, copy = f"4096×4096 {nbits} bits", partial(np.copyto, loose, codes)
+    pack: Calls = {"lowbit": partial(lowbit.pack_codes, codes, nbits, out=packed.copy(), isa=isa), "NumPy copy": copy}
+    unpack: Calls = {
+        "lowbit": partial(lowbit.unpack_codes, packed, nbits, 4096, out=np.empty_like(codes), isa=isa),
+        "NumPy copy": copy,
+    }
+    yield "pack_codes", size, "GB/s", float(codes.size), pack
+    yield "unpack_codes", size, "GB/s", float(codes.size), unpack

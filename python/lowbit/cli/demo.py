@@ -128,6 +128,8 @@ def run(
             row.megabytes = variant.megabytes
             row.per_second_one_thread = _once(variant, block, 1)
             row.per_second_all_threads = _once(variant, block, threads)
+            # Where other programs hold the cores, one thread can be the quicker way through the passages.
+            variant.use(1 if row.per_second_one_thread > row.per_second_all_threads else threads)
             if name == "fp32":
                 row.neighbours_kept = row.cosine = 1.0
                 show(rows)
@@ -141,7 +143,7 @@ def run(
                 near = encoder.neighbours(vectors[name])
                 continue
             own = encoder.neighbours(vectors[name])
-            row.neighbours_kept = float(np.mean([len(set(a) & set(b)) for a, b in zip(near, own, strict=True)])) / near.shape[1]
+            row.neighbours_kept = float(np.mean([np.isin(a, b).mean() for a, b in zip(near, own, strict=True)]))
             row.cosine = float(np.mean((vectors[name] * vectors["fp32"]).sum(1)))
             show(rows)
 

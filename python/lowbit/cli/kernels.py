@@ -10,9 +10,11 @@ import statistics
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 import lowbit
 from lowbit import reference
@@ -45,24 +47,30 @@ class Result:
 def cases() -> Iterator[Case]:
     """Sizes from MiniLM (64 passages of 64 tokens), BERT, ResNet-50 and a 7B decoder."""
     rng = np.random.default_rng(0)
+    yield _product(rng, 4096, 384, 384, "MiniLM")
+    yield _product(rng, 3136, 576, 64, "ResNet-50")
+    yield _product(rng, 1, 4096, 4096, "decoder")
+    yield from _layers(rng)
+    yield from _affine(rng)
+    yield from _packing(rng, 3)
+    yield from _packing(rng, 4)
 
-    def floats(*shape: int) -> np.ndarray:
-        return rng.normal(size=shape).astype(np.float32)
 
-    def codes(low: int, high: int, dtype: type, *shape: int) -> np.ndarray:
-        return rng.integers(low, high, shape, dtype=dtype)
+def _floats(rng: np.random.Generator, *shape: int) -> NDArray[np.float32]:
+    return rng.normal(size=shape).astype(np.float32)
 
-    for m, k, n, where in [(4096, 384, 384, "MiniLM"), (3136, 576, 64, "ResNet-50"), (1, 4096, 4096, "decoder")]:
-        a, b = codes(0, 256, np.uint8, m, k), codes(-127, 128, np.int8, k, n)
-        tiled = {lowbit: lowbit.tile_matrix(b), reference: b}
-        yield Case(
-            "matmul_int8", f"{m}×{k}×{n} {where}", lambda lib, a=a, tiled=tiled: lib.matmul_int8(a, tiled[lib])
-        )
 
-    x, w, v = floats(4096, 384), floats(1536, 384) / 20, floats(384, 1536) / 40
-    b, c = floats(1536), floats(384)
-    up = {lib: lib.quantize_weight(w) for lib in (lowbit, reference)}
-    down = {lib: lib.quantize_weight(v) for lib in (lowbit, reference)}
+def _product(rng: np.random.Generator, m: int, k: int, n: int, where: str) -> Case:
+    a, b = rng.integers(0, 256, (m, k), np.uint8), rng.integers(-127, 128, (k, n), np.int8)
+    right = {lowbit: lowbit.tile_matrix(b), reference: b}
+    return Case("matmul_int8", f"{m}×{k}×{n} {where}", lambda lib: lib.matmul_int8(a, right[lib]))
+
+
+def _layers(rng: np.random.Generator) -> Iterator[Case]:
+    x, w, v = _floats(rng, 4096, 384), _floats(rng, 1536, 384) / 20, _floats(rng, 384, 1536) / 40
+    b, c = _floats(rng, 1536), _floats(rng, 384)
+    libs: tuple[Any, ...] = (lowbit, reference)
+    up, down = {lib: lib.quantize_weight(w) for lib in libs}, {lib: lib.quantize_weight(v) for lib in libs}
     norm = (np.ones(384, np.float32), np.zeros(384, np.float32), 1e-12)
     yield Case("quantize_weight", "1536×384 MiniLM", lambda lib: lib.quantize_weight(w).tiled)
     yield Case("linear + relu", "4096×384×1536 MiniLM", lambda lib: lib.linear(x, up[lib], b, activation="relu"))
@@ -71,20 +79,24 @@ def cases() -> Iterator[Case]:
         "4096×384×1536×384 MiniLM",
         lambda lib: lib.mlp(x, up[lib], b, down[lib], c, activation="relu", residual=x, norm=norm),
     )
+
+
+def _affine(rng: np.random.Generator) -> Iterator[Case]:
+    x, w, size = _floats(rng, 4096, 384), _floats(rng, 3072, 768), "3072×768 4 bits BERT"
+    groups = lowbit.PerGroup(32)
+    qparams = lowbit.choose_qparams(w, 4, granularity=groups, symmetric=False)
+    codes = lowbit.quantize(w, qparams)
     yield Case("quantize_rows", "4096×384 MiniLM", lambda lib: lib.quantize_rows(x).codes)
-    weight = floats(3072, 768)
-    groups = {"nbits": 4, "granularity": lowbit.PerGroup(32), "symmetric": False}
-    q = lowbit.choose_qparams(weight, **groups)
-    four = lowbit.quantize(weight, q)
-    yield Case("choose_qparams", "3072×768 4 bits BERT", lambda lib: lib.choose_qparams(weight, **groups).scale)
-    yield Case("quantize", "3072×768 4 bits BERT", lambda lib: lib.quantize(weight, q))
-    yield Case("dequantize", "3072×768 4 bits BERT", lambda lib: lib.dequantize(four, q))
-    for nbits in (3, 4):
-        loose = codes(0, 1 << nbits, np.uint8, 3072, 768)
-        packed = lowbit.pack_codes(loose, nbits)
-        size = f"3072×768 {nbits} bits BERT"
-        yield Case("pack_codes", size, lambda lib, c=loose, n=nbits: lib.pack_codes(c, n))
-        yield Case("unpack_codes", size, lambda lib, p=packed, n=nbits: lib.unpack_codes(p, n, 768))
+    yield Case("choose_qparams", size, lambda lib: lib.choose_qparams(w, 4, granularity=groups, symmetric=False).scale)
+    yield Case("quantize", size, lambda lib: lib.quantize(w, qparams))
+    yield Case("dequantize", size, lambda lib: lib.dequantize(codes, qparams))
+
+
+def _packing(rng: np.random.Generator, nbits: int) -> Iterator[Case]:
+    codes = rng.integers(0, 1 << nbits, (3072, 768), np.uint8)
+    packed, size = lowbit.pack_codes(codes, nbits), f"3072×768 {nbits} bits BERT"
+    yield Case("pack_codes", size, lambda lib: lib.pack_codes(codes, nbits))
+    yield Case("unpack_codes", size, lambda lib: lib.unpack_codes(packed, nbits, 768))
 
 
 def run(*, seconds: float = 0.5) -> Iterator[Result]:
@@ -93,10 +105,8 @@ def run(*, seconds: float = 0.5) -> Iterator[Result]:
         ours, numpys = case.call(lowbit), case.call(reference)
         equal = ours.dtype == numpys.dtype and ours.shape == numpys.shape and ours.tobytes() == numpys.tobytes()
         del ours, numpys
-        times = in_turn(
-            {"numpy": lambda c=case: c.call(reference), "lowbit": lambda c=case: c.call(lowbit)},
-            seconds=seconds,
-        )
+        calls = {"numpy": partial(case.call, reference), "lowbit": partial(case.call, lowbit)}
+        times = in_turn(calls, seconds=seconds)
         yield Result(
             case.kernel,
             case.size,

@@ -72,9 +72,7 @@ def choose_qparams(
         scale, zero_point = levels.range(*_least_squares(groups, low, high, levels, weights))
     else:
         raise ValueError(f"method: got {method!r}")
-    scale, zero_point = (
-        np.where(low == high, *pair) for pair in zip(whole, (scale, zero_point), strict=True)
-    )
+    scale, zero_point = (np.where(low == high, *pair) for pair in zip(whole, (scale, zero_point), strict=True))
     if np.isinf(scale).any():
         raise ValueError("x: too large for a float32 scale")
     shape = _scale_shape(x.shape, granularity)
@@ -324,9 +322,7 @@ def _weights(weight: ArrayLike, shape: tuple[int, ...], granularity: Granularity
     groups = _groups(weight, granularity)[0].astype(np.float64)
     unweighted = np.asarray(~groups.any(axis=1))
     if unweighted.any():
-        warnings.warn(
-            f"sample_weight: {unweighted.sum()} groups count as unweighted", UserWarning, stacklevel=3
-        )
+        warnings.warn(f"sample_weight: {unweighted.sum()} groups count as unweighted", UserWarning, stacklevel=3)
     return np.where(unweighted[:, None], 1.0, groups)
 
 

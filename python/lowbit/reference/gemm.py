@@ -130,7 +130,7 @@ def matmul_int8(
     b = _untile(b)[0] if hasattr(b, "tiled") else np.asarray(b)
     limit = 65_793 if a.dtype == np.uint8 else 131_071
     dtype = np.int64 if a.shape[1] > limit else np.int32
-    c = (a.astype(np.float64) @ b.astype(np.float64)).astype(dtype)
+    c: NDArray[Any] = (a.astype(np.float64) @ b.astype(np.float64)).astype(dtype)
     if out is None:
         return c
     out[...] = c
@@ -152,22 +152,23 @@ def quantize_weight(w: ArrayLike, config: Config | None = None, *, isa: str | No
     >>> reference.quantize_weight(np.array([[-1.27, 0.5]], np.float32), Int8(equalize=False)).codes()
     array([[-127,   50]], dtype=int8)
     """
-    w = np.asarray(w).astype(np.float32)
-    if not np.isfinite(w).all():
+    floats: NDArray[Any] = np.asarray(w).astype(np.float32)
+    if not np.isfinite(floats).all():
         raise ValueError("w: expected finite values")
     config = config or Int8()
+    assert isinstance(config, Int8)
     tail = np.empty(0, np.uint8)
     if config.equalize:
         # The power of two nearest to √(a column's root mean square / their mean).
-        rms = np.sqrt(np.mean(w.astype(np.float64) ** 2, axis=0))
+        rms = np.sqrt(np.mean(floats.astype(np.float64) ** 2, axis=0))
         steps = rms.mean() * 2.0 ** (2 * np.arange(-5, 5) + 1)
         equalizer = 2.0 ** (np.searchsorted(steps, rms, side="right") - 5).astype(np.float32)
-        w = w / equalizer
+        floats = floats / equalizer
         tail = equalizer.astype("<f4").view(np.uint8)
-    rows = _rows(w, symmetric=True)
+    rows = _rows(floats, symmetric=True)
     codes = (rows.codes ^ 0x80).view(np.int8)  # stored codes are 128 higher
     tiled = np.concatenate([_tile(codes.T, rows.scale), tail])
-    return QuantizedWeight(tiled, w.shape[1], w.shape[0], config)
+    return QuantizedWeight(tiled, floats.shape[1], floats.shape[0], config)
 
 
 def _rows(x: NDArray[np.float32], *, symmetric: bool = False) -> RowCodes:
@@ -260,8 +261,12 @@ def linear(
     y = _activate(y, activation)
     if as_rows:
         rows = _rows(y)
-        parts = rows.codes, rows.scale, rows.zero_point, rows.group_sums
-        return RowCodes(*(part.reshape(*lead, *part.shape[1:]) for part in parts))
+        return RowCodes(
+            rows.codes.reshape(*lead, weight.n),
+            rows.scale.reshape(lead),
+            rows.zero_point.reshape(lead),
+            rows.group_sums.reshape(*lead, rows.group_sums.shape[-1]),
+        )
     if residual is not None:
         y = y + np.asarray(residual).reshape(y.shape).astype(np.float32)
     if norm is not None:
@@ -297,8 +302,9 @@ def mlp(
     array([[3., 3.]], dtype=float32)
     """
     x = np.asarray(x)
-    hidden = linear(x.astype(np.float32), up, up_bias, activation=activation)
-    y = linear(hidden, down, down_bias, residual=residual, norm=norm).astype(x.dtype)
+    hidden: Any = linear(x.astype(np.float32), up, up_bias, activation=activation)
+    y: Any = linear(hidden, down, down_bias, residual=residual, norm=norm)
+    y = y.astype(x.dtype)
     if out is None:
         return y
     out[...] = y

@@ -38,8 +38,8 @@ def fuse_(model: nn.Module) -> list[str]:
     names = {id(m): name for name, m in model.named_modules()}
     fused = [names[id(last)] for last in done if last is not None]
     for name, module in list(model.named_modules()):
-        graph = graphs.of(module)
-        found = None if graph is None or not name else _residual_norm(module, graph)
+        traced = graphs.of(module)
+        found = None if traced is None or not name else _residual_norm(module, traced)
         if found is not None:
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, found)
@@ -232,7 +232,13 @@ def _residual_norm(module: nn.Module, graph: fx.Graph) -> ResidualNorm | None:
         return None
     last = _only_reader(step)
     norm, dense = _module(module, last), _module(module, linear)
-    if not _plain(module, norm, dense) or type(norm) is not nn.LayerNorm or norm.bias is None or norm.weight is None or last is None:
+    if (
+        not _plain(module, norm, dense)
+        or type(norm) is not nn.LayerNorm
+        or norm.bias is None
+        or norm.weight is None
+        or last is None
+    ):
         return None
     if norm.normalized_shape != (dense.out_features,) or len(rest) != 4 + (dropout is not None):
         return None

@@ -66,7 +66,7 @@ class QuantLinear(nn.Module):
             raise ValueError(f"x: expected (..., {self.in_features}), got {tuple(x.shape)}")
         buffers = self._buffers  # twice as quick as nn.Module's attributes
         if not torch.compiler.is_compiling() and x.numel() <= 4096:
-            return ops.small_linear(x, buffers["tiled"], buffers["bias"], self.out_features)
+            return ops.small_linear(x, buffers["tiled"], buffers["bias"], self.out_features)  # type: ignore[arg-type]
         return ops.linear(x, buffers["tiled"], buffers["bias"], self.out_features)
 
     def _with_up(self, x: torch.Tensor, *after: Any) -> torch.Tensor:
@@ -127,7 +127,6 @@ class ResidualNorm(nn.Module):
         if dense._up is not None:
             return dense._with_up(x, *after)
         return ops.linear(x, dense.tiled, dense.bias, dense.out_features, *after)
-
 
     def restored(self) -> nn.Module:
         """The module that this one stands for, with the children as they are now."""

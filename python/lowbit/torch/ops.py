@@ -56,10 +56,9 @@ def _after(
     beta: torch.Tensor | None,
     eps: float,
 ) -> tuple[Any, Any]:
-    if residual is not None:
-        residual = _bridge.view(residual.to(x.dtype).contiguous())
+    added = None if residual is None else _bridge.view(residual.to(x.dtype).contiguous())
     norm = None if gamma is None else (_bias(gamma), _bias(beta), eps)
-    return residual, norm
+    return added, norm
 
 
 #: Multiplications up to which a call is too small for threads.
@@ -136,7 +135,7 @@ def _embedding_tiled(indices: torch.Tensor, tiled: torch.Tensor, k: int, n: int)
     return out
 
 
-class _index_errors:  # noqa: N801 - a context, read as a verb
+class _index_errors:
     """An index past the end is an IndexError to users of torch."""
 
     def __enter__(self) -> None: ...
@@ -273,7 +272,7 @@ def _register_autograd(op: Any, kernel: Any, backward: Any, codes: int) -> None:
             return y
 
         @staticmethod
-        def backward(ctx: Any, grad: torch.Tensor) -> Any:  # type: ignore[override]
+        def backward(ctx: Any, grad: torch.Tensor) -> Any:
             return None, *backward(ctx, grad)[: len(ctx.rest)]
 
     def autograd(keyset: Any, x: torch.Tensor, *rest: Any) -> torch.Tensor:

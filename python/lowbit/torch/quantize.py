@@ -16,7 +16,6 @@ from torch import nn
 import lowbit
 from lowbit.config import Config, Int8
 from lowbit.torch import fusion
-from lowbit.torch._bridge import view
 from lowbit.torch.modules import QuantEmbedding, QuantLinear
 
 __all__ = ["LayerReport", "Report", "dequantize_", "quantize_"]

@@ -130,7 +130,7 @@ unsafe fn split(bytes: *const u8) -> [__m256i; 2] {
 fn tile<const R: usize>(block: &Block, a: &[i16], weights: Weights, part: usize, out: &mut [&mut [i32]], col: usize) {
     let steps = block.k.div_ceil(4);
     assert!(a.len() == R * 4 * steps);
-    let a = a.as_ptr();
+    let rows: [*const i16; R] = std::array::from_fn(|r| a[r * 4 * steps..].as_ptr());
     let mut acc = [[_mm256_setzero_si256(); 2]; R];
     for v in 0..2 {
         // SAFETY: start has 64 sums, and part < 4.
@@ -139,11 +139,11 @@ fn tile<const R: usize>(block: &Block, a: &[i16], weights: Weights, part: usize,
             row[v] = start;
         }
     }
-    let mut half = |k4: usize, odd: usize, w: [__m256i; 2]| {
+    // Pointers and not indices: nothing but loads and products in the loop.
+    let mut half = |at: usize, w: [__m256i; 2]| {
         for r in 0..R {
-            // SAFETY: a row is 4 * steps elements, k4 < steps and odd ≤ 1.
-            let pair = unsafe { a.add((r * steps + k4) * 4 + 2 * odd).cast::<i32>().read_unaligned() };
-            let pair = _mm256_set1_epi32(pair);
+            // SAFETY: a row is 4 * steps elements, and `at` is even and below that.
+            let pair = unsafe { _mm256_set1_epi32(rows[r].add(at).cast::<i32>().read_unaligned()) };
             for v in 0..2 {
                 acc[r][v] = _mm256_add_epi32(acc[r][v], _mm256_madd_epi16(pair, w[v]));
             }
@@ -152,28 +152,28 @@ fn tile<const R: usize>(block: &Block, a: &[i16], weights: Weights, part: usize,
     match weights {
         Weights::Words(words) => {
             assert!(words.len() >= 64 * steps);
-            for k4 in 0..steps {
-                for odd in 0..2 {
-                    // SAFETY: `words` holds 64 elements for each of the steps.
-                    let w = unsafe {
-                        let at = words.as_ptr().add(64 * k4 + 32 * odd).cast::<__m256i>();
-                        [_mm256_loadu_si256(at), _mm256_loadu_si256(at.add(1))]
-                    };
-                    half(k4, odd, w);
+            let mut w = words.as_ptr().cast::<__m256i>();
+            for at in (0..4 * steps).step_by(2) {
+                // SAFETY: `words` holds two vectors for each pair of the rows.
+                unsafe {
+                    half(at, [_mm256_loadu_si256(w), _mm256_loadu_si256(w.add(1))]);
+                    w = w.add(2);
                 }
             }
         }
         Weights::Bytes(bytes, stride) => {
             assert!(bytes.len() >= (steps.max(1) - 1) * stride + 64 || steps == 0);
-            for k4 in 0..steps {
-                // SAFETY: `bytes` holds 64 bytes at each of the steps; a prefetch is harmless.
-                let (first, second) = unsafe {
-                    let at = bytes.as_ptr().add(k4 * stride);
-                    _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD).cast());
-                    (split(at), split(at.add(32)))
+            let mut w = bytes.as_ptr();
+            for at in (0..4 * steps).step_by(4) {
+                // SAFETY: `bytes` holds 64 bytes at each of the steps; a prefetch of any
+                // address is harmless.
+                let (low, high) = unsafe {
+                    _mm_prefetch::<_MM_HINT_T0>(w.wrapping_add(AHEAD).cast());
+                    (split(w), split(w.add(32)))
                 };
-                half(k4, 0, [first[0], second[0]]);
-                half(k4, 1, [first[1], second[1]]);
+                half(at, [low[0], high[0]]);
+                half(at + 2, [low[1], high[1]]);
+                w = w.wrapping_add(stride);
             }
         }
     }

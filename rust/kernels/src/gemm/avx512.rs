@@ -24,37 +24,47 @@ pub(super) unsafe fn panel(block: &Block, out: &mut [&mut [i32]], col: usize) {
     for (i, out) in out.chunks_mut(MR).enumerate() {
         // SAFETY: the caller's promises, for the rows from i * MR.
         unsafe {
-            match block.panel.width / 16 {
-                4 => rows::<4>(block, i * MR, out, col),
-                3 => rows::<3>(block, i * MR, out, col),
-                2 => rows::<2>(block, i * MR, out, col),
-                _ => rows::<1>(block, i * MR, out, col),
+            match (block.panel.width / 16, block.flip != 0) {
+                (4, false) => rows::<4, false>(block, i * MR, out, col),
+                (4, true) => rows::<4, true>(block, i * MR, out, col),
+                (3, false) => rows::<3, false>(block, i * MR, out, col),
+                (3, true) => rows::<3, true>(block, i * MR, out, col),
+                (2, false) => rows::<2, false>(block, i * MR, out, col),
+                (2, true) => rows::<2, true>(block, i * MR, out, col),
+                (_, false) => rows::<1, false>(block, i * MR, out, col),
+                (_, true) => rows::<1, true>(block, i * MR, out, col),
             }
         }
     }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-unsafe fn rows<const NV: usize>(block: &Block, first: usize, out: &mut [&mut [i32]], col: usize) {
+unsafe fn rows<const NV: usize, const FLIP: bool>(block: &Block, first: usize, out: &mut [&mut [i32]], col: usize) {
     // SAFETY: the caller's promises.
     unsafe {
         match out.len() {
-            6 => tile::<6, NV>(block, first, out, col),
-            5 => tile::<5, NV>(block, first, out, col),
-            4 => tile::<4, NV>(block, first, out, col),
-            3 => tile::<3, NV>(block, first, out, col),
-            2 => tile::<2, NV>(block, first, out, col),
-            _ => tile::<1, NV>(block, first, out, col),
+            6 => tile::<6, NV, FLIP>(block, first, out, col),
+            5 => tile::<5, NV, FLIP>(block, first, out, col),
+            4 => tile::<4, NV, FLIP>(block, first, out, col),
+            3 => tile::<3, NV, FLIP>(block, first, out, col),
+            2 => tile::<2, NV, FLIP>(block, first, out, col),
+            _ => tile::<1, NV, FLIP>(block, first, out, col),
         }
     }
 }
 
 /// `R` rows from `first` times a panel of `16 * NV` columns.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-unsafe fn tile<const R: usize, const NV: usize>(block: &Block, first: usize, out: &mut [&mut [i32]], col: usize) {
+unsafe fn tile<const R: usize, const NV: usize, const FLIP: bool>(
+    block: &Block,
+    first: usize,
+    out: &mut [&mut [i32]],
+    col: usize,
+) {
     let k = block.k;
-    let a = block.a[first * k..(first + R) * k].as_ptr();
-    let w = block.panel.codes.as_ptr();
+    let a = &block.a[first * k..(first + R) * k];
+    let rows: [*const u8; R] = std::array::from_fn(|r| a[r * k..].as_ptr());
+    let mut w = block.panel.codes.as_ptr();
     let flip = _mm512_set1_epi8(block.flip as i8);
     let mut acc = [[_mm512_setzero_si512(); NV]; R];
     for v in 0..NV {
@@ -64,32 +74,38 @@ unsafe fn tile<const R: usize, const NV: usize>(block: &Block, first: usize, out
             row[v] = start;
         }
     }
-    let mut step = |k4: usize, a4: [i32; R]| {
+    // Pointers and not indices: nothing but loads and products in the loop.
+    let mut step = |rows: &[*const u8; R], at: usize, w: *const u8| {
         let mut wide = [flip; NV];
         for (v, wide) in wide.iter_mut().enumerate() {
-            // SAFETY: the panel holds ceil(K / 4) steps of NV vectors, and k4 is
-            // one; a prefetch of any address is harmless.
+            // SAFETY: `w` is one of the panel's ceil(K / 4) steps of NV vectors; a
+            // prefetch of any address is harmless.
             unsafe {
-                let at = w.add((k4 * NV + v) * 64);
-                *wide = _mm512_loadu_si512(at.cast());
+                let w = w.add(64 * v);
+                *wide = _mm512_loadu_si512(w.cast());
                 if R <= 2 {
-                    _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD).cast());
+                    _mm_prefetch::<_MM_HINT_T0>(w.wrapping_add(AHEAD).cast());
                 }
             }
         }
         for r in 0..R {
-            let a = _mm512_xor_si512(_mm512_set1_epi32(a4[r]), flip);
+            // SAFETY: four bytes can be read from `at` on in each row.
+            let a = unsafe { _mm512_set1_epi32(rows[r].add(at).cast::<i32>().read_unaligned()) };
+            // It costs a slot that a product could have.
+            let a = if FLIP { _mm512_xor_si512(a, flip) } else { a };
             for v in 0..NV {
                 acc[r][v] = _mm512_dpbusd_epi32(acc[r][v], a, wide[v]);
             }
         }
     };
-    for k4 in 0..k / 4 {
-        // SAFETY: k4 * 4 + 4 ≤ k, and `a` is R rows of k bytes.
-        step(k4, std::array::from_fn(|r| unsafe { a.add(r * k + 4 * k4).cast::<i32>().read_unaligned() }));
+    for at in (0..k / 4 * 4).step_by(4) {
+        step(&rows, at, w);
+        // SAFETY: the panel has ceil(K / 4) steps of NV vectors.
+        w = unsafe { w.add(64 * NV) };
     }
     if k % 4 != 0 {
-        step(k / 4, std::array::from_fn(|r| block.last_four(first + r)));
+        let tails: [[u8; 4]; R] = std::array::from_fn(|r| block.last_four(first + r));
+        step(&std::array::from_fn(|r| tails[r].as_ptr()), 0, w);
     }
     for (out, acc) in out.iter_mut().zip(acc) {
         let out = &mut out[col..col + 16 * NV];

@@ -36,8 +36,9 @@ pub(super) unsafe fn panel(block: &Block, out: &mut [&mut [i32]], col: usize) {
 #[target_feature(enable = "avx2,avxvnni")]
 unsafe fn tile<const R: usize>(block: &Block, first: usize, part: usize, out: &mut [&mut [i32]], col: usize) {
     let (k, stride) = (block.k, 4 * block.panel.width);
-    let a = block.a[first * k..(first + R) * k].as_ptr();
-    let w = block.panel.codes[64 * part..].as_ptr();
+    let a = &block.a[first * k..(first + R) * k];
+    let rows: [*const u8; R] = std::array::from_fn(|r| a[r * k..].as_ptr());
+    let mut w = block.panel.codes[64 * part..].as_ptr();
     let flip = _mm256_set1_epi8(block.flip as i8);
     let mut acc = [[_mm256_setzero_si256(); 2]; R];
     for v in 0..2 {
@@ -47,29 +48,33 @@ unsafe fn tile<const R: usize>(block: &Block, first: usize, part: usize, out: &m
             row[v] = start;
         }
     }
-    let mut step = |k4: usize, a4: [i32; R]| {
-        // SAFETY: the panel holds ceil(K / 4) steps of `stride` bytes, of which 64
-        // from 64 * part are these columns'; a prefetch is harmless.
+    // Pointers and not indices: nothing but loads and products in the loop.
+    let mut step = |rows: &[*const u8; R], at: usize, w: *const u8| {
+        // SAFETY: `w` is one of the panel's ceil(K / 4) steps, of which 64 bytes are
+        // these columns'; a prefetch of any address is harmless.
         let w = unsafe {
-            let at = w.add(k4 * stride);
             if R <= 2 {
-                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD).cast());
+                _mm_prefetch::<_MM_HINT_T0>(w.wrapping_add(AHEAD).cast());
             }
-            [_mm256_loadu_si256(at.cast()), _mm256_loadu_si256(at.add(32).cast())]
+            [_mm256_loadu_si256(w.cast()), _mm256_loadu_si256(w.add(32).cast())]
         };
         for r in 0..R {
-            let a = _mm256_xor_si256(_mm256_set1_epi32(a4[r]), flip);
+            // SAFETY: four bytes can be read from `at` on in each row.
+            let a = unsafe { _mm256_set1_epi32(rows[r].add(at).cast::<i32>().read_unaligned()) };
+            let a = _mm256_xor_si256(a, flip);
             for v in 0..2 {
                 acc[r][v] = _mm256_dpbusd_avx_epi32(acc[r][v], a, w[v]);
             }
         }
     };
-    for k4 in 0..k / 4 {
-        // SAFETY: k4 * 4 + 4 ≤ k, and `a` is R rows of k bytes.
-        step(k4, std::array::from_fn(|r| unsafe { a.add(r * k + 4 * k4).cast::<i32>().read_unaligned() }));
+    for at in (0..k / 4 * 4).step_by(4) {
+        step(&rows, at, w);
+        // Past the last step of the last columns this is beyond the panel, and not read.
+        w = w.wrapping_add(stride);
     }
     if k % 4 != 0 {
-        step(k / 4, std::array::from_fn(|r| block.last_four(first + r)));
+        let tails: [[u8; 4]; R] = std::array::from_fn(|r| block.last_four(first + r));
+        step(&std::array::from_fn(|r| tails[r].as_ptr()), 0, w);
     }
     for (out, acc) in out.iter_mut().zip(acc) {
         let out = &mut out[col + 16 * part..col + 16 * part + 16];

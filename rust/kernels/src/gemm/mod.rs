@@ -85,13 +85,13 @@ pub(crate) struct Block<'a> {
 }
 
 impl Block<'_> {
-    /// The last K % 4 bytes of a row as a dword, flipped back to 0 where the row ends.
+    /// The last K % 4 bytes of a row, and what `flip` turns into 0 behind them.
     #[inline(always)]
-    fn last_four(&self, row: usize) -> i32 {
+    fn last_four(&self, row: usize) -> [u8; 4] {
         let mut four = [self.flip; 4];
         let tail = &self.a[row * self.k..(row + 1) * self.k][self.k / 4 * 4..];
         four[..tail.len()].copy_from_slice(tail);
-        i32::from_le_bytes(four)
+        four
     }
 }
 
