@@ -112,7 +112,7 @@ fn tiled_len(k: usize, n: usize) -> PyResult<usize> {
 fn tile_matrix(py: Python<'_>, b: &Bound<'_, PyAny>, k: usize, n: usize, out: &Bound<'_, PyAny>) -> PyResult<()> {
     let (b, mut out) = (Read::<i8>::new("b", b)?, Write::<u8>::new(out)?);
     let (b, out) = (b.slice()?, out.slice()?);
-    run(py, b.len() * 4, Threads::default(), |_| gemm::tile(b, k, n, n, 1, None, out))
+    run(py, b.len() * 4, Threads::default(), |ctl| gemm::tile(b, k, n, n, 1, None, out, ctl))
 }
 
 #[pyfunction]

@@ -49,6 +49,8 @@ const ROWS: usize = 96;
 const MLP_ROWS: usize = 48;
 /// Bytes of rows in a block, at most (a share of L2).
 const BLOCK_BYTES: usize = 384 << 10;
+/// Values of a weight that one task prepares.
+const BLOCK_VALUES: usize = 1 << 20;
 /// Depth of one pass of [`matmul_i64`]: a multiple of 4 within [`MAX_K_U8`].
 const PASS: usize = 65_792;
 
@@ -430,14 +432,28 @@ pub fn weight_len(k: usize, n: usize, equalized: bool) -> Result<usize> {
 /// outputs it counts as much as the columns' norms. With x_j c_j quantized and
 /// w_j / c_j in the weight's place, Σ x_j² c_j² · Σ |w_j|² / c_j², which bounds
 /// it, is least at c_j = √(|w_j| / |x_j|); without data every |x_j| is 1.
-fn equalizer(w: &[f32], n: usize, k: usize) -> Result<Vec<f32>> {
-    let mut squares = try_zeroed::<f64>(k)?;
-    for row in w.chunks_exact(k) {
-        for (sum, &w) in squares.iter_mut().zip(row) {
-            *sum += f64::from(w) * f64::from(w);
+fn equalizer(w: &[f32], n: usize, k: usize, ctl: &Ctl) -> Result<Vec<f32>> {
+    // Blocks of rows by the shape alone, summed in order: the same on any number of threads.
+    let rows = BLOCK_VALUES.div_ceil(k);
+    let mut partial = try_zeroed::<f64>(checked_product("weight", &[n.div_ceil(rows), k])?)?;
+    let sums = Parts::new(partial.chunks_exact_mut(k));
+    ctl.for_each(sums.len(), &|_, block| {
+        let sums = sums.take(block);
+        for row in w[block * rows * k..].chunks_exact(k).take(rows) {
+            for (sum, &w) in sums.iter_mut().zip(row) {
+                *sum += f64::from(w) * f64::from(w);
+            }
         }
+    })?;
+    drop(sums);
+    if n == 0 {
+        return Ok(vec![1.0; k]);
     }
-    let rms: Vec<f64> = squares.iter().map(|sum| (sum / n.max(1) as f64).sqrt()).collect();
+    let (squares, others) = partial.split_at_mut(k);
+    for block in others.chunks_exact(k) {
+        squares.iter_mut().zip(block).for_each(|(sum, more)| *sum += more);
+    }
+    let rms: Vec<f64> = squares.iter().map(|sum| (sum / n as f64).sqrt()).collect();
     let mean = rms.iter().sum::<f64>() / k as f64;
     // c² = rms / mean; 2^i is nearest to c where 2^(2i - 1) ≤ c² < 2^(2i + 1).
     let nearest = |rms: f64| (-5..5).find(|&i| rms < mean * 2f64.powi(2 * i + 1)).unwrap_or(5);
@@ -472,16 +488,22 @@ pub fn quantize_weight(
     let mut divided = Vec::new();
     let mut w = w;
     if equalized {
-        let equalizer = equalizer(w, n, k)?;
+        let equalizer = equalizer(w, n, k, ctl)?;
         for (bytes, by) in rest.chunks_exact_mut(4).zip(&equalizer) {
             bytes.copy_from_slice(&by.to_le_bytes());
         }
         divided = try_zeroed::<f32>(w.len())?;
-        for (to, from) in divided.chunks_exact_mut(k).zip(w.chunks_exact(k)) {
-            for ((to, from), by) in to.iter_mut().zip(from).zip(&equalizer) {
-                *to = from / by;
+        let rows = BLOCK_VALUES.div_ceil(k);
+        let blocks = Parts::new(divided.chunks_mut(rows * k).zip(w.chunks(rows * k)));
+        ctl.for_each(blocks.len(), &|_, block| {
+            let (to, from) = blocks.take(block);
+            for (to, from) in to.chunks_exact_mut(k).zip(from.chunks_exact(k)) {
+                for ((to, from), by) in to.iter_mut().zip(from).zip(&equalizer) {
+                    *to = from / by;
+                }
             }
-        }
+        })?;
+        drop(blocks);
         w = &divided;
     }
     quantize_rows(Floats::F32(w), k, true, k, &mut codes, &mut rows, &mut try_zeroed(n)?, isa, ctl)?;
@@ -491,7 +513,7 @@ pub fn quantize_weight(
     }
     let codes: Vec<i8> = codes.into_iter().map(|code| (code ^ 0x80) as i8).collect();
     let scales: Vec<f32> = rows.iter().map(|row| row.scale).collect();
-    tile(&codes, k, n, 1, k, Some(&scales), out)
+    tile(&codes, k, n, 1, k, Some(&scales), out, ctl)
 }
 
 /// Writes rows `indices` of a layer's weight as floats: the look-up of an

@@ -119,7 +119,7 @@ fn weight(k: usize, n: usize, seed: u64) -> Vec<u8> {
     let codes = signed(&bytes(n * k, seed));
     let scales: Vec<f32> = (0..n).map(|i| 0.001 + i as f32 * 1e-4).collect();
     let mut out = vec![0; tiled_len(k, n).unwrap()];
-    tile(&codes, k, n, 1, k, Some(&scales), &mut out).unwrap();
+    tile(&codes, k, n, 1, k, Some(&scales), &mut out, &Ctl::new(1)).unwrap();
     if seed % 2 == 1 {
         out.extend((0..k).flat_map(|i| [0.25f32, 0.5, 1.0, 2.0][i % 4].to_le_bytes()));
     }
@@ -308,7 +308,7 @@ fn activations_keep_their_error_budget() {
     let values: Vec<f32> = (-4000..=4000).map(|i| i as f32 / 300.0).collect();
     let unit = {
         let mut out = vec![0; tiled_len(1, 1).unwrap()];
-        tile(&[1], 1, 1, 1, 1, None, &mut out).unwrap();
+        tile(&[1], 1, 1, 1, 1, None, &mut out, &Ctl::new(1)).unwrap();
         out
     };
     let unit = Weight::from_bytes(&unit, 1, 1).unwrap();

@@ -1,7 +1,8 @@
 //! The layout in which kernels read 8-bit weights (FORMATS.md, "Tiled int8").
 
 use crate::error::{bail, checked_product, try_zeroed};
-use crate::{Error, Result};
+use crate::par::Parts;
+use crate::{Ctl, Error, Result};
 
 /// Columns of a panel.
 pub(crate) const PANEL: usize = 64;
@@ -173,7 +174,7 @@ impl Tiled<Vec<u8>> {
     /// [`Error::Value`] where the length is not K × N, [`Error::Memory`].
     pub fn from_kn(b: &[i8], k: usize, n: usize) -> Result<Self> {
         let mut bytes = try_zeroed(tiled_len(k, n)?)?;
-        tile(b, k, n, n, 1, None, &mut bytes)?;
+        tile(b, k, n, n, 1, None, &mut bytes, &Ctl::new(1))?;
         Ok(Tiled { bytes, k, n })
     }
 }
@@ -182,7 +183,7 @@ impl Tiled<Vec<u8>> {
 /// stride_n]`, with `scales` for the columns (None: 1), into `out`.
 ///
 /// # Errors
-/// [`Error::Value`] where the lengths do not fit.
+/// [`Error::Value`] where the lengths do not fit, [`Error::Interrupted`].
 pub fn tile(
     b: &[i8],
     k: usize,
@@ -191,6 +192,7 @@ pub fn tile(
     stride_n: usize,
     scales: Option<&[f32]>,
     out: &mut [u8],
+    ctl: &Ctl,
 ) -> Result<()> {
     if b.len() != checked_product("matrix", &[k, n])?
         || (stride_k, stride_n) != (n, 1) && (stride_k, stride_n) != (1, k)
@@ -206,8 +208,10 @@ pub fn tile(
         bail!("out: a tiled {k} by {n} matrix takes {} bytes, got {}", tiled_len(k, n)?, out.len());
     }
     let column = 4 * (k.div_ceil(4) + 2);
-    out.fill(0);
-    for (panel, bytes) in out.chunks_mut(PANEL * column).enumerate() {
+    let panels = Parts::new(out.chunks_mut(PANEL * column));
+    ctl.for_each(panels.len(), &|_, panel| {
+        let bytes = panels.take(panel);
+        bytes.fill(0);
         let first = panel * PANEL;
         let (width, cols) = (width_of(n, first), (n - first).min(PANEL));
         let (header, codes) = bytes.split_at_mut(8 * width);
@@ -227,6 +231,5 @@ pub fn tile(
             let scale = scales.map_or(1.0, |s| s[first + j]);
             scale_bytes[4 * j..4 * j + 4].copy_from_slice(&scale.to_le_bytes());
         }
-    }
-    Ok(())
+    })
 }
