@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import signal
 from collections import Counter, defaultdict
 
 import lowbit
 import pytest
 
 _RAN: dict[str, Counter[str]] = defaultdict(Counter)
+
+
+# A shell starts its background jobs with Ctrl-C ignored, and children inherit
+# that: the tests of Ctrl-C would wait for what never comes.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(params=lowbit.available_isas())

@@ -435,10 +435,10 @@ def test_input_changed_meanwhile():  # row 60: torn values at worst
 def test_a_small_call_is_quick():
     codes = some((64,), 4)
     for _ in range(5):
-        start = time.perf_counter()
+        start = time.thread_time()
         for _ in range(2000):
             lowbit.pack_codes(codes, 4)
-        each = (time.perf_counter() - start) / 2000
+        each = (time.thread_time() - start) / 2000
         if each < 3e-6:
             return
     pytest.fail(f"{each * 1e6:.2f} µs")
