@@ -102,13 +102,15 @@ impl Run<'_> {
         }
     }
 
-    /// The calling thread's part.
+    /// The calling thread's part. It asks before its first task too: the others
+    /// may leave it none.
     fn lead(&self, stop: &dyn Fn() -> bool) {
-        while let Some(task) = self.take() {
-            (self.body)(0, task);
+        loop {
             if stop() {
                 self.ended.store(true, Relaxed);
             }
+            let Some(task) = self.take() else { return };
+            (self.body)(0, task);
         }
     }
 }
