@@ -19,8 +19,8 @@ MOST_BYTES = 8_000_000
 
 #: Functions that run only where the CPU has what they use.
 DISPATCHED = re.compile(
-    # ours: rust/kernels/src/<family>/{avx2,avxvnni,avx512}.rs take an Isa, which proves the feature
-    r"14lowbit_kernels\d+[a-z_]+?\d+(?P<isa>avx2|avxvnni|avx512)"
+    # ours: <family>/{avx2,avxvnni,avx512}.rs and the on_isa! of lanes.rs take an Isa, which proves the feature
+    r"14lowbit_kernels\w*?\d(?P<isa>avx2|avxvnni|avx512)"
     # the standard library's searches for a byte choose by is_x86_feature_detected!
     r"|6memchr4arch6x86_64\d+avx2"
     # so do the conversions of float16

@@ -83,6 +83,34 @@ impl<'py> WriteFloats<'py> {
     }
 }
 
+/// Layer normalization's gamma, beta and epsilon.
+type PyNorm<'py> = (Bound<'py, PyAny>, Bound<'py, PyAny>, f32);
+
+/// What follows a layer's last sum.
+struct ReadAfter<'py> {
+    residual: Option<ReadFloats<'py>>,
+    norm: Option<(Read<'py, f32>, Read<'py, f32>, f32)>,
+}
+
+impl<'py> ReadAfter<'py> {
+    fn new(residual: Option<&Bound<'py, PyAny>>, norm: Option<PyNorm<'py>>) -> PyResult<Self> {
+        let residual = residual.map(|r| ReadFloats::new("residual", r)).transpose()?;
+        let norm = match norm {
+            Some((gamma, beta, eps)) => Some((Read::new("norm", &gamma)?, Read::new("norm", &beta)?, eps)),
+            None => None,
+        };
+        Ok(ReadAfter { residual, norm })
+    }
+
+    fn get(&self) -> PyResult<After<'_>> {
+        let norm = match &self.norm {
+            Some((gamma, beta, eps)) => Some(Norm { gamma: gamma.slice()?, beta: beta.slice()?, eps: *eps }),
+            None => None,
+        };
+        Ok(After { residual: self.residual.as_ref().map(ReadFloats::get).transpose()?, norm })
+    }
+}
+
 fn activation(name: &str) -> PyResult<Activation> {
     Ok(match name {
         "" => Activation::Identity,
@@ -243,7 +271,7 @@ fn linear(
     bias: Option<&Bound<'_, PyAny>>,
     act: &str,
     residual: Option<&Bound<'_, PyAny>>,
-    norm: Option<(Bound<'_, PyAny>, Bound<'_, PyAny>, f32)>,
+    norm: Option<PyNorm<'_>>,
     out: &Bound<'_, PyAny>,
     count: usize,
     openmp: bool,
@@ -255,15 +283,8 @@ fn linear(
     let bias = bias.map(|b| Read::<f32>::new("bias", b)).transpose()?;
     let layer =
         Layer { weight: &weight, bias: bias.as_ref().map(Read::slice).transpose()?, activation: activation(act)? };
-    let residual = residual.map(|r| ReadFloats::new("residual", r)).transpose()?;
-    let gamma_beta = norm.as_ref().map(read_norm).transpose()?;
-    let after = After {
-        residual: residual.as_ref().map(ReadFloats::get).transpose()?,
-        norm: gamma_beta
-            .as_ref()
-            .map(|(gamma, beta, eps)| PyResult::Ok(Norm { gamma: gamma.slice()?, beta: beta.slice()?, eps: *eps }))
-            .transpose()?,
-    };
+    let after = ReadAfter::new(residual, norm)?;
+    let after = after.get()?;
     let work = m.saturating_mul(k).saturating_mul(n) / 8;
 
     let (floats, codes, rows);
@@ -294,13 +315,6 @@ fn linear(
     run(py, work, threads(count, openmp), |ctl| gemm::linear(input, m, &layer, after, out, isa, ctl))
 }
 
-/// Layer normalization's gamma, beta and epsilon.
-fn read_norm<'py>(
-    norm: &(Bound<'py, PyAny>, Bound<'py, PyAny>, f32),
-) -> PyResult<(Read<'py, f32>, Read<'py, f32>, f32)> {
-    Ok((Read::new("norm", &norm.0)?, Read::new("norm", &norm.1)?, norm.2))
-}
-
 fn row_scales(scale: &[f32], zero_point: &[u8]) -> PyResult<Vec<RowScale>> {
     if scale.len() != zero_point.len() {
         return Err(PyTypeError::new_err("x: scale and zero_point differ in length"));
@@ -324,7 +338,7 @@ fn mlp(
     down_bias: Option<&Bound<'_, PyAny>>,
     n: usize,
     residual: Option<&Bound<'_, PyAny>>,
-    norm: Option<(Bound<'_, PyAny>, Bound<'_, PyAny>, f32)>,
+    norm: Option<PyNorm<'_>>,
     out: &Bound<'_, PyAny>,
     count: usize,
     openmp: bool,
@@ -344,15 +358,8 @@ fn mlp(
         bias: down_bias.as_ref().map(Read::slice).transpose()?,
         activation: Activation::Identity,
     };
-    let residual = residual.map(|r| ReadFloats::new("residual", r)).transpose()?;
-    let gamma_beta = norm.as_ref().map(read_norm).transpose()?;
-    let after = After {
-        residual: residual.as_ref().map(ReadFloats::get).transpose()?,
-        norm: gamma_beta
-            .as_ref()
-            .map(|(gamma, beta, eps)| PyResult::Ok(Norm { gamma: gamma.slice()?, beta: beta.slice()?, eps: *eps }))
-            .transpose()?,
-    };
+    let after = ReadAfter::new(residual, norm)?;
+    let after = after.get()?;
     let mut out = WriteFloats::new(out)?;
     let out = out.get()?;
     let work = m.saturating_mul(k.saturating_add(n)).saturating_mul(inner) / 8;

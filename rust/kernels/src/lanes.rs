@@ -211,6 +211,44 @@ impl Lanes for Scalar {
     }
 }
 
+/// Functions that run a definition, generic over [`Lanes`], on the vectors of an
+/// [`Isa`](crate::Isa): its arguments, then the Isa.
+macro_rules! on_isa {
+    ($(
+        $(#[$doc:meta])*
+        $vis:vis fn $name:ident$(<$t:ident: $bound:path>)?($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? = $definition:path;
+    )*) => {$(
+        $(#[$doc])*
+        #[inline]
+        $vis fn $name$(<$t: $bound>)?($($arg: $ty,)* isa: crate::Isa) $(-> $ret)? {
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx2,fma,bmi1,bmi2")]
+                fn avx2$(<$t: $bound>)?($($arg: $ty),*) $(-> $ret)? {
+                    // SAFETY: the features of this function are those that the token stands for.
+                    $definition(unsafe { crate::lanes::Avx2::new() }, $($arg),*)
+                }
+                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+                fn avx512$(<$t: $bound>)?($($arg: $ty),*) $(-> $ret)? {
+                    // SAFETY: the features of this function are those that the token stands for.
+                    $definition(unsafe { crate::lanes::Avx512::new() }, $($arg),*)
+                }
+                if isa.has_avx512() {
+                    // SAFETY: an Isa exists only where the CPU has it.
+                    return unsafe { avx512($($arg),*) };
+                }
+                if isa.has_avx2() {
+                    // SAFETY: an Isa exists only where the CPU has it.
+                    return unsafe { avx2($($arg),*) };
+                }
+            }
+            let _ = isa;
+            $definition(crate::lanes::Scalar, $($arg),*)
+        }
+    )*};
+}
+
+pub(crate) use on_isa;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use x86::{Avx2, Avx512};
 

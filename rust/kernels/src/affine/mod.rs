@@ -17,10 +17,6 @@
 //! operation on floats is one IEEE operation, extremes know no order, and sums
 //! of squares have a fixed one.
 
-#[cfg(target_arch = "x86_64")]
-mod avx2;
-#[cfg(target_arch = "x86_64")]
-mod avx512;
 mod choose;
 mod layout;
 mod scalar;
@@ -33,6 +29,7 @@ pub use choose::{Method, choose_qparams};
 pub use layout::Layout;
 
 use crate::error::{bail, try_zeroed};
+use crate::lanes::on_isa;
 use crate::par::Parts;
 use crate::{Ctl, Error, Isa, Result};
 
@@ -215,40 +212,17 @@ pub struct RowScale {
     pub zero_point: u8,
 }
 
-/// The definition's functions of the same names, on the vectors of an Isa.
-macro_rules! dispatched {
-    ($($(#[$doc:meta])* $vis:vis $name:ident($($arg:ident: $ty:ty),*) -> $ret:ty;)*) => {$(
-        $(#[$doc])*
-        #[inline]
-        $vis fn $name($($arg: $ty,)* isa: Isa) -> $ret {
-            #[cfg(target_arch = "x86_64")]
-            {
-                if isa.has_avx512() {
-                    // SAFETY: an Isa exists only where the CPU has it.
-                    return unsafe { avx512::$name($($arg),*) };
-                }
-                if isa.has_avx2() {
-                    // SAFETY: an Isa exists only where the CPU has it.
-                    return unsafe { avx2::$name($($arg),*) };
-                }
-            }
-            let _ = isa;
-            scalar::$name(crate::lanes::Scalar, $($arg),*)
-        }
-    )*};
-}
-
-dispatched! {
+on_isa! {
     /// Quantizes one row to u8 on the calling thread: the step that a product
     /// with rows of activations does first. `out` has as many elements as `x`.
-    pub(crate) quantize_row(x: Floats, symmetric: bool, out: &mut [u8]) -> RowScale;
-    extremes(x: &[f32]) -> Option<(f32, f32)>;
-    extremes_bf16(x: &[u16]) -> Option<(f32, f32)>;
-    extremes_f64(x: &[f64]) -> Option<(f64, f64)>;
-    encode(x: Floats, inv_scale: &[f32], zero_point: &[f32], bounds: (f32, f32), out: &mut [u8]) -> bool;
-    decode(codes: &[u8], scale: &[f32], zero_point: &[f32], out: FloatsMut) -> u8;
-    squares(x: &[f32], weight: Option<&[f32]>, clip: &Clip, bound: f64) -> f64;
-    squares_f64(x: &[f64], weight: Option<&[f32]>, clip: &Clip, bound: f64) -> f64;
+    pub(crate) fn quantize_row(x: Floats, symmetric: bool, out: &mut [u8]) -> RowScale = scalar::quantize_row;
+    fn extremes(x: &[f32]) -> Option<(f32, f32)> = scalar::extremes;
+    fn extremes_bf16(x: &[u16]) -> Option<(f32, f32)> = scalar::extremes_bf16;
+    fn extremes_f64(x: &[f64]) -> Option<(f64, f64)> = scalar::extremes_f64;
+    fn encode(x: Floats, inv_scale: &[f32], zero_point: &[f32], bounds: (f32, f32), out: &mut [u8]) -> bool = scalar::encode;
+    fn decode(codes: &[u8], scale: &[f32], zero_point: &[f32], out: FloatsMut) -> u8 = scalar::decode;
+    fn squares(x: &[f32], weight: Option<&[f32]>, clip: &Clip, bound: f64) -> f64 = scalar::squares;
+    fn squares_f64(x: &[f64], weight: Option<&[f32]>, clip: &Clip, bound: f64) -> f64 = scalar::squares_f64;
 }
 
 /// Elements of a task: enough work to be worth handing out.

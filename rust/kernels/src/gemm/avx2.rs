@@ -3,29 +3,38 @@
 //!
 //! The four codes of a column lie in one dword. Its bytes 0 and 2 become one
 //! vector of 16-bit values and its bytes 1 and 3 another, so that a dword lane
-//! stays one column. The rows are widened the same way once a block, and 16
-//! columns of the panel once for all rows of a block; a few rows take the
-//! panel's bytes as they come, since then bytes are what costs.
+//! stays one column. The rows are widened the same way once a block, and 32
+//! columns of the panel, 256 deep, once for all rows of a block: they stay in
+//! L1. A few rows take the panel's bytes as they come, since then bytes are
+//! what costs.
+//!
+//! What bounds the tile is not its products but the instructions a cycle, most
+//! of all where two threads share a core: 3 rows by 32 columns, with three of
+//! four column vectors as memory operands, is 28 for 12 products.
 
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 use super::Block;
-use super::epilogue::{self, Finish, Norm};
-use crate::affine::{Floats, RowScale};
-use crate::lanes::{Avx2, Element};
 
-/// Rows of a tile: with 16 columns, 8 accumulators.
-const MR: usize = 4;
+/// Rows of a tile.
+const MR: usize = 3;
+/// Columns of a tile.
+const NR: usize = 32;
+/// Steps of 4 in the depth of the columns that are widened at a time: 16 KiB.
+const STEPS: usize = 64;
+/// Elements of a cache line: a vector that lies across two costs two loads.
+const LINE: usize = 32;
+/// Rows of a tile that reads bytes: with 16 columns, 8 accumulators.
+const FEW_MR: usize = 4;
 /// Fewer rows than this do not repay widening the panel.
 const FEW: usize = 8;
 /// As in avx512.rs.
 const AHEAD: usize = 4096;
 
-/// Elements that `widened` holds for a block of `rows`, and what follows them:
-/// 16 columns of a panel.
+/// Elements that `wide` holds: a block's rows, and columns of a panel.
 pub(super) fn scratch_len(rows: usize, k: usize) -> usize {
-    let k = k.next_multiple_of(4);
-    (rows + if rows >= FEW { 16 } else { 0 }) * k
+    rows * k.next_multiple_of(4) + if rows >= FEW { NR * 4 * STEPS + LINE } else { 0 }
 }
 
 /// Widens the block's rows to `[row][K / 4][a0, a2, a1, a3]`, with `flip`.
@@ -51,8 +60,8 @@ pub(super) unsafe fn widen_rows(a: &[u8], k: usize, flip: u8, wide: &mut [i16]) 
             }
         }
         let done = a.len() / 32 * 32;
-        for (wide, a) in wide[done..].chunks_exact_mut(4).zip(a[done..].chunks(4)) {
-            let at = |i: usize| a.get(i).map_or(0, |&a| i16::from(a ^ flip));
+        for (step, wide) in wide[done..].chunks_exact_mut(4).enumerate() {
+            let at = |i: usize| a.get(done + 4 * step + i).map_or(0, |&a| i16::from(a ^ flip));
             wide.copy_from_slice(&[at(0), at(2), at(1), at(3)]);
         }
     }
@@ -64,8 +73,8 @@ pub(super) unsafe fn widen_rows(a: &[u8], k: usize, flip: u8, wide: &mut [i16]) 
 /// `col + block.panel.width` columns.
 #[target_feature(enable = "avx2")]
 pub(super) unsafe fn panel(block: &Block, wide: &mut [i16], out: &mut [&mut [i32]], col: usize) {
-    let steps = block.k.div_ceil(4);
-    let (rows, columns) = wide.split_at_mut(out.len() * 4 * steps);
+    let stride = 4 * block.k.div_ceil(4);
+    let (rows, columns) = wide.split_at_mut(out.len() * stride);
     if let [out] = out {
         let out = &mut out[col..col + block.panel.width];
         return match block.panel.width / 16 {
@@ -75,50 +84,89 @@ pub(super) unsafe fn panel(block: &Block, wide: &mut [i16], out: &mut [&mut [i32
             _ => row::<2>(block, rows, out),
         };
     }
-    for part in 0..block.panel.width / 16 {
-        let few = out.len() < FEW;
-        if !few {
-            widen_columns(block, part, columns);
+    if out.len() < FEW {
+        for part in 0..block.panel.width / 16 {
+            for (i, out) in out.chunks_mut(FEW_MR).enumerate() {
+                let a = &rows[i * FEW_MR * stride..][..out.len() * stride];
+                match out.len() {
+                    4 => few::<4>(block, a, part, out, col),
+                    3 => few::<3>(block, a, part, out, col),
+                    2 => few::<2>(block, a, part, out, col),
+                    _ => few::<1>(block, a, part, out, col),
+                }
+            }
         }
-        for (i, out) in out.chunks_mut(MR).enumerate() {
-            let a = &rows[i * MR * 4 * steps..][..out.len() * 4 * steps];
-            let weights = if few {
-                Weights::Bytes(&block.panel.codes[64 * part..], 4 * block.panel.width)
+        return;
+    }
+    let skip = columns.as_ptr().align_offset(2 * LINE).min(LINE);
+    let columns = &mut columns[skip..];
+    for first in (0..block.panel.width).step_by(NR) {
+        for from in (0..stride / 4).step_by(STEPS) {
+            let depth = from..(stride / 4).min(from + STEPS);
+            if block.panel.width - first < NR {
+                // SAFETY: the caller's promises.
+                unsafe { some_columns::<2>(block, rows, columns, depth, first, out, col) };
             } else {
-                Weights::Words(columns)
-            };
-            match out.len() {
-                4 => tile::<4>(block, a, weights, part, out, col),
-                3 => tile::<3>(block, a, weights, part, out, col),
-                2 => tile::<2>(block, a, weights, part, out, col),
-                _ => tile::<1>(block, a, weights, part, out, col),
+                // SAFETY: the caller's promises.
+                unsafe { some_columns::<4>(block, rows, columns, depth, first, out, col) };
             }
         }
     }
 }
 
-/// 16 columns, for every 4 rows of B: 64 bytes every so many, or widened to
-/// `[even, odd][16][2]`.
-#[derive(Clone, Copy)]
-enum Weights<'a> {
-    Bytes(&'a [u8], usize),
-    Words(&'a [i16]),
+/// `V` vectors of columns from `first` on, some steps of the depth: widened, and
+/// multiplied by each row.
+///
+/// # Safety
+/// Each row of `out` has the panel's columns from `col` on.
+#[target_feature(enable = "avx2")]
+unsafe fn some_columns<const V: usize>(
+    block: &Block,
+    rows: &[i16],
+    columns: &mut [i16],
+    depth: Range<usize>,
+    first: usize,
+    out: &mut [&mut [i32]],
+    col: usize,
+) {
+    let columns = &mut columns[..depth.len() * 32 * V];
+    widen_columns::<V>(block, depth.clone(), first, columns);
+    let part = Part {
+        a: &rows[4 * depth.start..],
+        stride: 4 * block.k.div_ceil(4),
+        columns,
+        steps: depth.len(),
+        start: (depth.start == 0).then_some(&block.start[first..first + 8 * V]),
+        col: col + first,
+    };
+    let (threes, rest) = out.as_chunks_mut::<MR>();
+    let (twos, one) = rest.as_chunks_mut::<2>();
+    // SAFETY: the caller's promise.
+    unsafe {
+        part.tiles::<3, V>(0, threes);
+        part.tiles::<2, V>(MR * threes.len(), twos);
+        part.tiles::<1, V>(MR * threes.len() + 2 * twos.len(), one.as_chunks_mut().0);
+    }
 }
 
+/// Widens columns to `[step][even, odd][column][2]`.
 #[target_feature(enable = "avx2")]
-fn widen_columns(block: &Block, part: usize, words: &mut [i16]) {
+fn widen_columns<const V: usize>(block: &Block, depth: Range<usize>, first: usize, words: &mut [i16]) {
     let stride = 4 * block.panel.width;
-    for (bytes, words) in block.panel.codes.chunks_exact(stride).zip(words.chunks_exact_mut(64)) {
-        let bytes = &bytes[64 * part..64 * part + 64];
-        // SAFETY: 64 bytes are read and 64 elements written.
-        unsafe {
-            let (first, second) = (split(bytes.as_ptr()), split(bytes.as_ptr().add(32)));
-            let at = words.as_mut_ptr().cast::<__m256i>();
-            _mm256_storeu_si256(at, first[0]);
-            _mm256_storeu_si256(at.add(1), second[0]);
-            _mm256_storeu_si256(at.add(2), first[1]);
-            _mm256_storeu_si256(at.add(3), second[1]);
+    let codes = &block.panel.codes[depth.start * stride..depth.end * stride];
+    assert!(4 * first + 32 * V <= stride && words.len() == 32 * V * depth.len());
+    let (mut w, mut to) = (codes.as_ptr().wrapping_add(4 * first), words.as_mut_ptr().cast::<__m256i>());
+    for _ in depth {
+        for v in 0..V {
+            // SAFETY: each step has `stride` bytes, of which 32 V from `first` on are read,
+            // and 2 V vectors of words.
+            unsafe {
+                let [low, high] = split(w.add(32 * v));
+                _mm256_storeu_si256(to.add(v), low);
+                _mm256_storeu_si256(to.add(V + v), high);
+            }
         }
+        (w, to) = (w.wrapping_add(stride), to.wrapping_add(2 * V));
     }
 }
 
@@ -166,12 +214,100 @@ fn row<const NV: usize>(block: &Block, a: &[i16], out: &mut [i32]) {
     }
 }
 
-/// `R` widened rows times the `part`-th 16 columns of the panel.
+/// Some steps of the depth of some columns, and the rows for them.
+struct Part<'a> {
+    /// Widened rows: from the first of the steps on, and from row to row.
+    a: &'a [i16],
+    stride: usize,
+    /// Widened columns of these steps.
+    columns: &'a [i16],
+    steps: usize,
+    /// What the sums start from; None: from those of the steps before, in `out`.
+    start: Option<&'a [i32]>,
+    /// Where the columns begin in a row of `out`.
+    col: usize,
+}
+
+impl Part<'_> {
+    /// Rows from `first` on, `R` at a time, times `V` vectors of columns.
+    ///
+    /// # Safety
+    /// Each row of `out` has these columns.
+    #[target_feature(enable = "avx2")]
+    unsafe fn tiles<const R: usize, const V: usize>(&self, first: usize, out: &mut [[&mut [i32]; R]]) {
+        let Some(last) = (first + R * out.len()).checked_sub(1) else { return };
+        assert!(self.a.len() >= last * self.stride + 4 * self.steps && self.columns.len() == 32 * V * self.steps);
+        assert!(self.start.is_none_or(|start| start.len() == 8 * V));
+        for (i, out) in out.iter_mut().enumerate() {
+            // SAFETY: the asserts and the caller's promise.
+            unsafe { self.tile::<R, V>(self.a.as_ptr().add((first + R * i) * self.stride), out) };
+        }
+    }
+
+    /// `R` rows, the first one at `a`, times `V` vectors of columns.
+    ///
+    /// # Safety
+    /// As [`Part::tiles`], with what it asserts.
+    #[target_feature(enable = "avx2")]
+    unsafe fn tile<const R: usize, const V: usize>(&self, a: *const i16, out: &mut [&mut [i32]; R]) {
+        // Pointers and not indices: nothing but loads and products in the loop.
+        let rows: [*const i16; R] = std::array::from_fn(|r| a.wrapping_add(r * self.stride));
+        let out: [*mut __m256i; R] = std::array::from_fn(|r| out[r].as_mut_ptr().wrapping_add(self.col).cast());
+        let mut acc = [[_mm256_setzero_si256(); V]; R];
+        for r in 0..R {
+            let from = self.start.map_or(out[r].cast_const(), |start| start.as_ptr().cast());
+            for v in 0..V {
+                // SAFETY: `start` and each row of `out` have V vectors.
+                acc[r][v] = unsafe { _mm256_loadu_si256(from.add(v)) };
+            }
+        }
+        let mut w = self.columns.as_ptr().cast::<__m256i>();
+        for at in (0..4 * self.steps).step_by(4) {
+            for half in 0..2 {
+                // SAFETY: `columns` holds V vectors for each half of a step, and a row 4
+                // elements for each step.
+                unsafe {
+                    let held = _mm256_loadu_si256(w.add(V * half));
+                    for r in 0..R {
+                        let pair = _mm256_set1_epi32(rows[r].add(at + 2 * half).cast::<i32>().read_unaligned());
+                        w = unknown(w);
+                        for v in 0..V {
+                            let w = if v == 0 { held } else { _mm256_loadu_si256(w.add(V * half + v)) };
+                            acc[r][v] = _mm256_add_epi32(acc[r][v], _mm256_madd_epi16(pair, w));
+                        }
+                    }
+                }
+            }
+            w = w.wrapping_add(2 * V);
+        }
+        for (out, acc) in out.iter().zip(acc) {
+            for (v, acc) in acc.into_iter().enumerate() {
+                // SAFETY: each row of `out` has V vectors.
+                unsafe { _mm256_storeu_si256(out.add(v), acc) };
+            }
+        }
+    }
+}
+
+/// `p`, by a way that the compiler does not see through: what is then loaded
+/// from it becomes a memory operand, where a register would have to be spilled.
+#[inline(always)]
+#[allow(clippy::pointers_in_nomem_asm_block)] // nothing is read or written
+fn unknown<T>(p: *const T) -> *const T {
+    let mut p = p;
+    // SAFETY: no instruction at all.
+    unsafe { std::arch::asm!("/* {0} */", inout(reg) p, options(nomem, nostack, preserves_flags)) };
+    p
+}
+
+/// `R` widened rows times the `part`-th 16 columns of the panel, as bytes.
 #[target_feature(enable = "avx2")]
-fn tile<const R: usize>(block: &Block, a: &[i16], weights: Weights, part: usize, out: &mut [&mut [i32]], col: usize) {
-    let steps = block.k.div_ceil(4);
-    assert!(a.len() == R * 4 * steps);
-    let rows: [*const i16; R] = std::array::from_fn(|r| a[r * 4 * steps..].as_ptr());
+fn few<const R: usize>(block: &Block, a: &[i16], part: usize, out: &mut [&mut [i32]], col: usize) {
+    let (steps, stride) = (block.k.div_ceil(4), 4 * block.panel.width);
+    let bytes = &block.panel.codes[64 * part..];
+    let row = 4 * block.k.div_ceil(4);
+    assert!(a.len() == R * row && (steps == 0 || bytes.len() >= (steps - 1) * stride + 64));
+    let rows: [*const i16; R] = std::array::from_fn(|r| a[r * row..].as_ptr());
     let mut acc = [[_mm256_setzero_si256(); 2]; R];
     for v in 0..2 {
         // SAFETY: start has 64 sums, and part < 4.
@@ -180,43 +316,25 @@ fn tile<const R: usize>(block: &Block, a: &[i16], weights: Weights, part: usize,
             row[v] = start;
         }
     }
-    // Pointers and not indices: nothing but loads and products in the loop.
-    let mut half = |at: usize, w: [__m256i; 2]| {
-        for r in 0..R {
-            // SAFETY: a row is 4 * steps elements, and `at` is even and below that.
-            let pair = unsafe { _mm256_set1_epi32(rows[r].add(at).cast::<i32>().read_unaligned()) };
-            for v in 0..2 {
-                acc[r][v] = _mm256_add_epi32(acc[r][v], _mm256_madd_epi16(pair, w[v]));
-            }
-        }
-    };
-    match weights {
-        Weights::Words(words) => {
-            assert!(words.len() >= 64 * steps);
-            let mut w = words.as_ptr().cast::<__m256i>();
-            for at in (0..4 * steps).step_by(2) {
-                // SAFETY: `words` holds two vectors for each pair of the rows.
-                unsafe {
-                    half(at, [_mm256_loadu_si256(w), _mm256_loadu_si256(w.add(1))]);
-                    w = w.add(2);
+    let mut w = bytes.as_ptr();
+    for step in 0..steps {
+        // SAFETY: `bytes` holds 64 bytes at each of the steps; a prefetch of any
+        // address is harmless.
+        let columns = unsafe {
+            _mm_prefetch::<_MM_HINT_T0>(w.wrapping_add(AHEAD).cast());
+            [split(w), split(w.add(32))]
+        };
+        for half in 0..2 {
+            for r in 0..R {
+                // SAFETY: a row holds 4 elements for each step.
+                let pair =
+                    unsafe { _mm256_set1_epi32(rows[r].add(4 * step + 2 * half).cast::<i32>().read_unaligned()) };
+                for v in 0..2 {
+                    acc[r][v] = _mm256_add_epi32(acc[r][v], _mm256_madd_epi16(pair, columns[v][half]));
                 }
             }
         }
-        Weights::Bytes(bytes, stride) => {
-            assert!(bytes.len() >= (steps.max(1) - 1) * stride + 64 || steps == 0);
-            let mut w = bytes.as_ptr();
-            for at in (0..4 * steps).step_by(4) {
-                // SAFETY: `bytes` holds 64 bytes at each of the steps; a prefetch of any
-                // address is harmless.
-                let (low, high) = unsafe {
-                    _mm_prefetch::<_MM_HINT_T0>(w.wrapping_add(AHEAD).cast());
-                    (split(w), split(w.add(32)))
-                };
-                half(at, [low[0], high[0]]);
-                half(at + 2, [low[1], high[1]]);
-                w = w.wrapping_add(stride);
-            }
-        }
+        w = w.wrapping_add(stride);
     }
     for (out, acc) in out.iter_mut().zip(acc) {
         let out = &mut out[col + 16 * part..col + 16 * part + 16];
@@ -225,40 +343,4 @@ fn tile<const R: usize>(block: &Block, a: &[i16], weights: Weights, part: usize,
             unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), acc) };
         }
     }
-}
-
-/// The epilogue on this file's vectors.
-///
-/// # Safety
-/// The CPU has AVX2.
-#[target_feature(enable = "avx2,fma,bmi1,bmi2")]
-pub(super) unsafe fn finish<T: Element>(
-    f: &Finish<T>,
-    sums: &[i32],
-    rows: &[RowScale],
-    out: &mut [&mut [T]],
-    col: usize,
-) {
-    // SAFETY: the features of this function are those that the token stands for.
-    epilogue::finish(unsafe { Avx2::new() }, f, sums, rows, out, col);
-}
-
-/// Layer normalization on this file's vectors.
-///
-/// # Safety
-/// The CPU has AVX2.
-#[target_feature(enable = "avx2,fma,bmi1,bmi2")]
-pub(super) unsafe fn normalize<T: Element>(x: &[f32], norm: &Norm, out: &mut [T]) {
-    // SAFETY: the features of this function are those that the token stands for.
-    epilogue::normalize(unsafe { Avx2::new() }, x, norm, out);
-}
-
-/// An elementwise product on this file's vectors.
-///
-/// # Safety
-/// The CPU has AVX2.
-#[target_feature(enable = "avx2,fma,bmi1,bmi2")]
-pub(super) unsafe fn multiply(x: Floats, by: &[f32], out: &mut [f32]) {
-    // SAFETY: the features of this function are those that the token stands for.
-    epilogue::multiply(unsafe { Avx2::new() }, x, by, out);
 }

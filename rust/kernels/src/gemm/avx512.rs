@@ -6,9 +6,6 @@
 use std::arch::x86_64::*;
 
 use super::Block;
-use super::epilogue::{self, Finish, Norm};
-use crate::affine::{Floats, RowScale};
-use crate::lanes::{Avx512, Element};
 
 /// Rows of a tile.
 const MR: usize = 6;
@@ -114,40 +111,4 @@ unsafe fn tile<const R: usize, const NV: usize, const FLIP: bool>(
             unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), acc) };
         }
     }
-}
-
-/// The epilogue on this file's vectors.
-///
-/// # Safety
-/// The CPU has AVX-512 F, BW, DQ and VL.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-pub(super) unsafe fn finish<T: Element>(
-    f: &Finish<T>,
-    sums: &[i32],
-    rows: &[RowScale],
-    out: &mut [&mut [T]],
-    col: usize,
-) {
-    // SAFETY: the features of this function are those that the token stands for.
-    epilogue::finish(unsafe { Avx512::new() }, f, sums, rows, out, col);
-}
-
-/// Layer normalization on this file's vectors.
-///
-/// # Safety
-/// The CPU has AVX-512 F, BW, DQ and VL.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-pub(super) unsafe fn normalize<T: Element>(x: &[f32], norm: &Norm, out: &mut [T]) {
-    // SAFETY: the features of this function are those that the token stands for.
-    epilogue::normalize(unsafe { Avx512::new() }, x, norm, out);
-}
-
-/// An elementwise product on this file's vectors.
-///
-/// # Safety
-/// The CPU has AVX-512 F, BW, DQ and VL.
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-pub(super) unsafe fn multiply(x: Floats, by: &[f32], out: &mut [f32]) {
-    // SAFETY: the features of this function are those that the token stands for.
-    epilogue::multiply(unsafe { Avx512::new() }, x, by, out);
 }

@@ -33,7 +33,7 @@ pub use tiled::{Tiled, tile, tiled_len};
 
 use crate::affine::{Floats, RowScale, quantize_row, quantize_rows};
 use crate::error::{bail, checked_product, try_zeroed};
-use crate::lanes::Element;
+use crate::lanes::{Element, on_isa};
 use crate::par::Parts;
 use crate::{Ctl, Isa, Result};
 use epilogue::Finish;
@@ -68,8 +68,7 @@ impl<'a> Lhs<'a> {
     fn bytes(self) -> (&'a [u8], u8) {
         match self {
             Lhs::U8(a) => (a, 0),
-            // SAFETY: i8 and u8 have one size and alignment, and every bit pattern is valid.
-            Lhs::I8(a) => (unsafe { std::slice::from_raw_parts(a.as_ptr().cast(), a.len()) }, 0x80),
+            Lhs::I8(a) => (bytemuck::cast_slice(a), 0x80),
         }
     }
 }
@@ -669,7 +668,7 @@ impl<'a, T: Residual> Sink<'a, T> {
             if let Some((residual, _)) = residual {
                 add(x, &residual[r * n..(r + 1) * n]);
             }
-            normalize(isa, x, norm, out);
+            normalize(x, norm, out, isa);
         }
     }
 }
@@ -732,59 +731,22 @@ impl Layer<'_> {
                 activation: self.activation,
                 residual,
             };
-            finish(isa, &f, sums, scales, out, (p - panels.start) * PANEL);
+            finish(&f, sums, scales, out, (p - panels.start) * PANEL, isa);
         }
     }
 }
 
-fn finish<T: Element>(isa: Isa, f: &Finish<T>, sums: &[i32], rows: &[RowScale], out: &mut [&mut [T]], col: usize) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        if isa.has_avx512() {
-            // SAFETY: an Isa exists only where the CPU has it.
-            return unsafe { avx512::finish(f, sums, rows, out, col) };
-        }
-        if isa.has_avx2() {
-            // SAFETY: an Isa exists only where the CPU has it.
-            return unsafe { avx2::finish(f, sums, rows, out, col) };
-        }
-    }
-    let _ = isa;
-    epilogue::finish(crate::lanes::Scalar, f, sums, rows, out, col);
-}
-
-fn normalize<T: Element>(isa: Isa, x: &[f32], norm: &Norm, out: &mut [T]) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        if isa.has_avx512() {
-            // SAFETY: an Isa exists only where the CPU has it.
-            return unsafe { avx512::normalize(x, norm, out) };
-        }
-        if isa.has_avx2() {
-            // SAFETY: an Isa exists only where the CPU has it.
-            return unsafe { avx2::normalize(x, norm, out) };
-        }
-    }
-    let _ = isa;
-    epilogue::normalize(crate::lanes::Scalar, x, norm, out);
-}
-
-/// out = x · by, elementwise.
-fn multiply(isa: Isa, x: Floats, by: &[f32], out: &mut [f32]) {
-    assert!(x.len() == by.len() && by.len() == out.len());
-    #[cfg(target_arch = "x86_64")]
-    {
-        if isa.has_avx512() {
-            // SAFETY: an Isa exists only where the CPU has it.
-            return unsafe { avx512::multiply(x, by, out) };
-        }
-        if isa.has_avx2() {
-            // SAFETY: an Isa exists only where the CPU has it.
-            return unsafe { avx2::multiply(x, by, out) };
-        }
-    }
-    let _ = isa;
-    epilogue::multiply(crate::lanes::Scalar, x, by, out);
+on_isa! {
+    fn finish<T: Element>(
+        f: &Finish<T>,
+        sums: &[i32],
+        rows: &[RowScale],
+        out: &mut [&mut [T]],
+        col: usize,
+    ) = epilogue::finish;
+    fn normalize<T: Element>(x: &[f32], norm: &Norm, out: &mut [T]) = epilogue::normalize;
+    /// out = x · by, elementwise, all of one length.
+    fn multiply(x: Floats, by: &[f32], out: &mut [f32]) = epilogue::multiply;
 }
 
 /// x += y
@@ -836,7 +798,7 @@ impl Scratch {
         for (r, codes) in self.codes.chunks_exact_mut(k).take(rows).enumerate() {
             let mut x = x.part(r * k..(r + 1) * k);
             if !by.is_empty() {
-                multiply(isa, x, by, &mut self.equalized);
+                multiply(x, by, &mut self.equalized, isa);
                 x = Floats::F32(&self.equalized);
             }
             self.scales.push(quantize_row(x, false, codes, isa));
