@@ -32,9 +32,14 @@ const FEW: usize = 8;
 /// As in avx512.rs.
 const AHEAD: usize = 4096;
 
+/// Elements of a widened row: an even number of steps of 4, the last ones 0.
+fn padded(k: usize) -> usize {
+    k.next_multiple_of(8)
+}
+
 /// Elements that `wide` holds: a block's rows, and columns of a panel.
 pub(super) fn scratch_len(rows: usize, k: usize) -> usize {
-    rows * k.next_multiple_of(4) + if rows >= FEW { NR * 4 * STEPS + LINE } else { 0 }
+    rows * padded(k) + if rows >= FEW { NR * 4 * STEPS + LINE } else { 0 }
 }
 
 /// Widens the block's rows to `[row][K / 4][a0, a2, a1, a3]`, with `flip`.
@@ -43,7 +48,7 @@ pub(super) fn scratch_len(rows: usize, k: usize) -> usize {
 /// The CPU has AVX2; `wide` holds [`scratch_len`] elements.
 #[target_feature(enable = "avx2")]
 pub(super) unsafe fn widen_rows(a: &[u8], k: usize, flip: u8, wide: &mut [i16]) {
-    let padded = k.next_multiple_of(4);
+    let padded = padded(k);
     let (flips, low) = (_mm256_set1_epi8(flip as i8), _mm256_set1_epi16(0xff));
     for (a, wide) in a.chunks_exact(k).zip(wide.chunks_exact_mut(padded)) {
         let mut rest = wide.chunks_exact_mut(32);
@@ -73,7 +78,7 @@ pub(super) unsafe fn widen_rows(a: &[u8], k: usize, flip: u8, wide: &mut [i16]) 
 /// `col + block.panel.width` columns.
 #[target_feature(enable = "avx2")]
 pub(super) unsafe fn panel(block: &Block, wide: &mut [i16], out: &mut [&mut [i32]], col: usize) {
-    let stride = 4 * block.k.div_ceil(4);
+    let stride = padded(block.k);
     let (rows, columns) = wide.split_at_mut(out.len() * stride);
     if let [out] = out {
         let out = &mut out[col..col + block.panel.width];
@@ -133,7 +138,7 @@ unsafe fn some_columns<const V: usize>(
     widen_columns::<V>(block, depth.clone(), first, columns);
     let part = Part {
         a: &rows[4 * depth.start..],
-        stride: 4 * block.k.div_ceil(4),
+        stride: padded(block.k),
         columns,
         steps: depth.len(),
         start: (depth.start == 0).then_some(&block.start[first..first + 8 * V]),
@@ -152,9 +157,10 @@ unsafe fn some_columns<const V: usize>(
 /// Widens columns to `[step][even, odd][column][2]`.
 #[target_feature(enable = "avx2")]
 fn widen_columns<const V: usize>(block: &Block, depth: Range<usize>, first: usize, words: &mut [i16]) {
-    let stride = 4 * block.panel.width;
+    // The last step may be padding: rows are 0 there, and words may be what they were.
+    let (stride, depth) = (4 * block.panel.width, depth.start..depth.end.min(block.k.div_ceil(4)));
     let codes = &block.panel.codes[depth.start * stride..depth.end * stride];
-    assert!(4 * first + 32 * V <= stride && words.len() == 32 * V * depth.len());
+    assert!(4 * first + 32 * V <= stride && words.len() >= 32 * V * depth.len());
     let (mut w, mut to) = (codes.as_ptr().wrapping_add(4 * first), words.as_mut_ptr().cast::<__m256i>());
     for _ in depth {
         for v in 0..V {
@@ -237,7 +243,7 @@ impl Part<'_> {
     unsafe fn tiles<const R: usize, const V: usize>(&self, first: usize, out: &mut [[&mut [i32]; R]]) {
         let Some(last) = (first + R * out.len()).checked_sub(1) else { return };
         assert!(self.a.len() >= last * self.stride + 4 * self.steps && self.columns.len() == 32 * V * self.steps);
-        assert!(self.start.is_none_or(|start| start.len() == 8 * V));
+        assert!(self.steps > 0 && self.steps % 2 == 0 && self.start.is_none_or(|start| start.len() == 8 * V));
         for (i, out) in out.iter_mut().enumerate() {
             // SAFETY: the asserts and the caller's promise.
             unsafe { self.tile::<R, V>(self.a.as_ptr().add((first + R * i) * self.stride), out) };
@@ -261,24 +267,22 @@ impl Part<'_> {
                 acc[r][v] = unsafe { _mm256_loadu_si256(from.add(v)) };
             }
         }
-        let mut w = self.columns.as_ptr().cast::<__m256i>();
-        for at in (0..4 * self.steps).step_by(4) {
-            for half in 0..2 {
-                // SAFETY: `columns` holds V vectors for each half of a step, and a row 4
-                // elements for each step.
-                unsafe {
-                    let held = _mm256_loadu_si256(w.add(V * half));
+        let w = self.columns.as_ptr().cast::<__m256i>();
+        // SAFETY: `columns` holds 2 V vectors for each step, an even number, and a row 4 elements.
+        unsafe {
+            if let (Ok(rows), Ok(acc)) = (<[_; 3]>::try_from(&rows[..]), acc.as_flattened_mut().try_into()) {
+                three_by_four(rows, w, self.steps, acc);
+            } else {
+                for half in 0..2 * self.steps {
                     for r in 0..R {
-                        let pair = _mm256_set1_epi32(rows[r].add(at + 2 * half).cast::<i32>().read_unaligned());
-                        w = unknown(w);
+                        let pair = _mm256_set1_epi32(rows[r].add(2 * half).cast::<i32>().read_unaligned());
                         for v in 0..V {
-                            let w = if v == 0 { held } else { _mm256_loadu_si256(w.add(V * half + v)) };
+                            let w = _mm256_loadu_si256(w.add(V * half + v));
                             acc[r][v] = _mm256_add_epi32(acc[r][v], _mm256_madd_epi16(pair, w));
                         }
                     }
                 }
             }
-            w = w.wrapping_add(2 * V);
         }
         for (out, acc) in out.iter().zip(acc) {
             for (v, acc) in acc.into_iter().enumerate() {
@@ -289,15 +293,95 @@ impl Part<'_> {
     }
 }
 
-/// `p`, by a way that the compiler does not see through: what is then loaded
-/// from it becomes a memory operand, where a register would have to be spilled.
-#[inline(always)]
-#[allow(clippy::pointers_in_nomem_asm_block)] // nothing is read or written
-fn unknown<T>(p: *const T) -> *const T {
-    let mut p = p;
-    // SAFETY: no instruction at all.
-    unsafe { std::arch::asm!("/* {0} */", inout(reg) p, options(nomem, nostack, preserves_flags)) };
-    p
+/// The loop of the full tile, in assembly: compilers hold more vectors in registers
+/// than there are, and spill sums.
+///
+/// # Safety
+/// The CPU has AVX2; there are `steps` times 4 elements in each row and 8 vectors
+/// from `w` on; `steps` is even.
+#[target_feature(enable = "avx2")]
+unsafe fn three_by_four(rows: [*const i16; 3], w: *const __m256i, steps: usize, acc: &mut [__m256i; 12]) {
+    /// A row times the four vectors of a half step, the first of them in ymm12.
+    macro_rules! row {
+        ($row:literal, $at:literal, $w1:literal, $w2:literal, $w3:literal, $c0:literal, $c1:literal, $c2:literal, $c3:literal) => {
+            concat!(
+                "vpbroadcastd ymm13, [{",
+                $row,
+                "} + ",
+                $at,
+                "]\n",
+                "vpmaddwd ymm14, ymm13, ymm12\n",
+                "vpmaddwd ymm15, ymm13, [{w} + ",
+                $w1,
+                "]\n",
+                "vpaddd ",
+                $c0,
+                ", ",
+                $c0,
+                ", ymm14\n",
+                "vpaddd ",
+                $c1,
+                ", ",
+                $c1,
+                ", ymm15\n",
+                "vpmaddwd ymm14, ymm13, [{w} + ",
+                $w2,
+                "]\n",
+                "vpmaddwd ymm15, ymm13, [{w} + ",
+                $w3,
+                "]\n",
+                "vpaddd ",
+                $c2,
+                ", ",
+                $c2,
+                ", ymm14\n",
+                "vpaddd ",
+                $c3,
+                ", ",
+                $c3,
+                ", ymm15\n",
+            )
+        };
+    }
+    macro_rules! half {
+        ($at:literal, $w0:literal, $w1:literal, $w2:literal, $w3:literal) => {
+            concat!(
+                "vmovdqu ymm12, [{w} + ",
+                $w0,
+                "]\n",
+                row!("a0", $at, $w1, $w2, $w3, "ymm0", "ymm1", "ymm2", "ymm3"),
+                row!("a1", $at, $w1, $w2, $w3, "ymm4", "ymm5", "ymm6", "ymm7"),
+                row!("a2", $at, $w1, $w2, $w3, "ymm8", "ymm9", "ymm10", "ymm11"),
+            )
+        };
+    }
+    let [s0, s1, s2, s3, s4, s5, s6, s7, s8, s9, s10, s11] = acc;
+    // SAFETY: the caller's promises; what is written is declared.
+    unsafe {
+        std::arch::asm!(
+            "2:",
+            half!("0", "0", "32", "64", "96"),
+            half!("4", "128", "160", "192", "224"),
+            half!("8", "256", "288", "320", "352"),
+            half!("12", "384", "416", "448", "480"),
+            "add {a0}, 16",
+            "add {a1}, 16",
+            "add {a2}, 16",
+            "add {w}, 512",
+            "sub {pairs}, 1",
+            "jnz 2b",
+            a0 = inout(reg) rows[0] => _,
+            a1 = inout(reg) rows[1] => _,
+            a2 = inout(reg) rows[2] => _,
+            w = inout(reg) w => _,
+            pairs = inout(reg) steps / 2 => _,
+            inout("ymm0") *s0, inout("ymm1") *s1, inout("ymm2") *s2, inout("ymm3") *s3,
+            inout("ymm4") *s4, inout("ymm5") *s5, inout("ymm6") *s6, inout("ymm7") *s7,
+            inout("ymm8") *s8, inout("ymm9") *s9, inout("ymm10") *s10, inout("ymm11") *s11,
+            out("ymm12") _, out("ymm13") _, out("ymm14") _, out("ymm15") _,
+            options(nostack, readonly),
+        );
+    }
 }
 
 /// `R` widened rows times the `part`-th 16 columns of the panel, as bytes.
@@ -305,7 +389,7 @@ fn unknown<T>(p: *const T) -> *const T {
 fn few<const R: usize>(block: &Block, a: &[i16], part: usize, out: &mut [&mut [i32]], col: usize) {
     let (steps, stride) = (block.k.div_ceil(4), 4 * block.panel.width);
     let bytes = &block.panel.codes[64 * part..];
-    let row = 4 * block.k.div_ceil(4);
+    let row = padded(block.k);
     assert!(a.len() == R * row && (steps == 0 || bytes.len() >= (steps - 1) * stride + 64));
     let rows: [*const i16; R] = std::array::from_fn(|r| a[r * row..].as_ptr());
     let mut acc = [[_mm256_setzero_si256(); 2]; R];
