@@ -64,6 +64,9 @@ def main() -> None:
     args = parser.parse_args()
     settle(args.threads)
     print(f"G codes/s on {args.threads} threads, medians of {args.rounds} rounds; share of the copy [quartiles]")
+    few = np.arange(64, dtype=np.uint8) % 16
+    call = interleave({"call": lambda: lowbit.pack_codes(few, 4)}, args.rounds, clock=clock_for(1)).seconds("call")
+    print(f"a call with 64 codes of 4 bits: {call.median * 1e6:.2f} µs [{call.low * 1e6:.2f} {call.high * 1e6:.2f}]")
     with lowbit.threads(args.threads):
         for size in args.size:
             for isa in args.isa:

@@ -430,15 +430,3 @@ def test_input_changed_meanwhile():  # row 60: torn values at worst
         while not job.done():
             assert lowbit.pack_codes(codes, 3).shape == (codes.size * 3 // 8,)
         job.result()
-
-
-def test_a_small_call_is_quick():
-    codes = some((64,), 4)
-    for _ in range(5):
-        start = time.thread_time()
-        for _ in range(2000):
-            lowbit.pack_codes(codes, 4)
-        each = (time.thread_time() - start) / 2000
-        if each < 3e-6:
-            return
-    pytest.fail(f"{each * 1e6:.2f} µs")
