@@ -297,61 +297,35 @@ impl Part<'_> {
 /// than there are, and spill sums.
 ///
 /// # Safety
-/// The CPU has AVX2; there are `steps` times 4 elements in each row and 8 vectors
-/// from `w` on; `steps` is even.
+/// The CPU has AVX2; `steps` is even and not 0; each row has 4 elements, and `w`
+/// 8 vectors, for each of them.
 #[target_feature(enable = "avx2")]
 unsafe fn three_by_four(rows: [*const i16; 3], w: *const __m256i, steps: usize, acc: &mut [__m256i; 12]) {
     /// A row times the four vectors of a half step, the first of them in ymm12.
+    #[rustfmt::skip]
     macro_rules! row {
-        ($row:literal, $at:literal, $w1:literal, $w2:literal, $w3:literal, $c0:literal, $c1:literal, $c2:literal, $c3:literal) => {
+        ($row:literal, $half:literal, $c0:literal, $c1:literal, $c2:literal, $c3:literal) => {
             concat!(
-                "vpbroadcastd ymm13, [{",
-                $row,
-                "} + ",
-                $at,
-                "]\n",
+                "vpbroadcastd ymm13, [{", $row, "} + 4*", $half, "]\n",
                 "vpmaddwd ymm14, ymm13, ymm12\n",
-                "vpmaddwd ymm15, ymm13, [{w} + ",
-                $w1,
-                "]\n",
-                "vpaddd ",
-                $c0,
-                ", ",
-                $c0,
-                ", ymm14\n",
-                "vpaddd ",
-                $c1,
-                ", ",
-                $c1,
-                ", ymm15\n",
-                "vpmaddwd ymm14, ymm13, [{w} + ",
-                $w2,
-                "]\n",
-                "vpmaddwd ymm15, ymm13, [{w} + ",
-                $w3,
-                "]\n",
-                "vpaddd ",
-                $c2,
-                ", ",
-                $c2,
-                ", ymm14\n",
-                "vpaddd ",
-                $c3,
-                ", ",
-                $c3,
-                ", ymm15\n",
+                "vpmaddwd ymm15, ymm13, [{w} + 128*", $half, " + 32]\n",
+                "vpaddd ", $c0, ", ", $c0, ", ymm14\n",
+                "vpaddd ", $c1, ", ", $c1, ", ymm15\n",
+                "vpmaddwd ymm14, ymm13, [{w} + 128*", $half, " + 64]\n",
+                "vpmaddwd ymm15, ymm13, [{w} + 128*", $half, " + 96]\n",
+                "vpaddd ", $c2, ", ", $c2, ", ymm14\n",
+                "vpaddd ", $c3, ", ", $c3, ", ymm15\n",
             )
         };
     }
+    #[rustfmt::skip]
     macro_rules! half {
-        ($at:literal, $w0:literal, $w1:literal, $w2:literal, $w3:literal) => {
+        ($half:literal) => {
             concat!(
-                "vmovdqu ymm12, [{w} + ",
-                $w0,
-                "]\n",
-                row!("a0", $at, $w1, $w2, $w3, "ymm0", "ymm1", "ymm2", "ymm3"),
-                row!("a1", $at, $w1, $w2, $w3, "ymm4", "ymm5", "ymm6", "ymm7"),
-                row!("a2", $at, $w1, $w2, $w3, "ymm8", "ymm9", "ymm10", "ymm11"),
+                "vmovdqu ymm12, [{w} + 128*", $half, "]\n",
+                row!("a0", $half, "ymm0", "ymm1", "ymm2", "ymm3"),
+                row!("a1", $half, "ymm4", "ymm5", "ymm6", "ymm7"),
+                row!("a2", $half, "ymm8", "ymm9", "ymm10", "ymm11"),
             )
         };
     }
@@ -360,10 +334,10 @@ unsafe fn three_by_four(rows: [*const i16; 3], w: *const __m256i, steps: usize, 
     unsafe {
         std::arch::asm!(
             "2:",
-            half!("0", "0", "32", "64", "96"),
-            half!("4", "128", "160", "192", "224"),
-            half!("8", "256", "288", "320", "352"),
-            half!("12", "384", "416", "448", "480"),
+            half!("0"),
+            half!("1"),
+            half!("2"),
+            half!("3"),
             "add {a0}, 16",
             "add {a1}, 16",
             "add {a2}, 16",

@@ -106,6 +106,7 @@ fn each<L: Lanes, T: Element>(
 /// out = x · by, elementwise, of float32 or bfloat16.
 #[inline(always)]
 pub(super) fn multiply<L: Lanes>(l: L, x: Floats, by: &[f32], out: &mut [f32]) {
+    assert!(x.len() == by.len() && by.len() == out.len());
     match x {
         Floats::F32(x) => products(l, x, by, out),
         Floats::Bf16(x) => products(l, x, by, out),
