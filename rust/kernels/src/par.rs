@@ -6,16 +6,18 @@
 //! result: tasks write disjoint outputs.
 //!
 //! There are two pools. The private Rayon pool is made on first use, and again
-//! in a forked child, where the parent's threads do not exist. Between torch's
+//! in a forked child ([`prepare_for_forks`]). Between torch's
 //! operators it would fight torch's OpenMP workers, which spin for a while
 //! after each operator; so [`adopt_openmp`] lets the torch adapter hand over
 //! the OpenMP library that torch has loaded, and parallel loops then run on
 //! the same workers.
 
-use std::collections::HashMap;
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::{Error, Result};
 
@@ -135,45 +137,62 @@ impl<T> Parts<T> {
 
 // ---------------------------------------------------------------- Rayon
 
-/// The pool with `helpers` threads, made on first use and kept for the
-/// process; `None` where the OS refuses threads. Keyed by process id: a forked
-/// child makes its own, and the parent's handle is leaked there, since its
-/// threads do not exist.
-fn pool(helpers: usize) -> Option<Arc<rayon::ThreadPool>> {
-    type Pools = HashMap<(u32, usize), Option<Arc<rayon::ThreadPool>>>;
-    // A fork may happen while another thread holds the lock, so each process
-    // has a lock of its own, found through one atomic pointer.
-    struct Owned {
-        pid: u32,
-        pools: Mutex<Pools>,
-    }
-    static CURRENT: AtomicPtr<Owned> = AtomicPtr::new(std::ptr::null_mut());
-    let pid = std::process::id();
-    let owned = loop {
-        let seen = CURRENT.load(std::sync::atomic::Ordering::Acquire);
-        // SAFETY: a non-null pointer came from `Box::leak` below and is never freed.
-        if let Some(owned) = unsafe { seen.as_ref() }
-            && owned.pid == pid
-        {
-            break owned;
-        }
-        let fresh = Box::leak(Box::new(Owned { pid, pools: Mutex::default() }));
-        let order = std::sync::atomic::Ordering::AcqRel;
-        let _ = CURRENT.compare_exchange(seen, fresh, order, Relaxed);
-    };
-    let mut pools = owned.pools.lock().unwrap_or_else(PoisonError::into_inner);
-    pools
-        .entry((pid, helpers))
-        .or_insert_with(|| {
-            let build =
-                rayon::ThreadPoolBuilder::new().num_threads(helpers).thread_name(|i| format!("lowbit-{i}")).build();
-            if build.is_err() {
-                REFUSED.store(true, Relaxed);
-            }
-            build.ok().map(Arc::new)
-        })
-        .clone()
+type Pools = BTreeMap<usize, Option<Arc<rayon::ThreadPool>>>;
+
+static POOLS: Mutex<Pools> = Mutex::new(Pools::new());
+
+fn pools() -> MutexGuard<'static, Pools> {
+    POOLS.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+/// The pool with `helpers` threads, made on first use and kept for the
+/// process; `None` where the OS refuses threads.
+fn pool(helpers: usize) -> Option<Arc<rayon::ThreadPool>> {
+    let made = || {
+        let build = rayon::ThreadPoolBuilder::new().num_threads(helpers).thread_name(|i| format!("lowbit-{i}")).build();
+        match build {
+            // What Rayon sets up on its threads' first job is set up before the lock is given back.
+            Ok(pool) => {
+                pool.broadcast(|_| ());
+                Some(Arc::new(pool))
+            }
+            Err(_) => {
+                REFUSED.store(true, Relaxed);
+                None
+            }
+        }
+    };
+    pools().entry(helpers).or_insert_with(made).clone()
+}
+
+/// Makes forks of this process safe: one that comes while another thread makes
+/// a pool waits for it, and the child, which has none of its parent's threads,
+/// starts without pools. To be called once, before the first parallel call.
+#[cfg(unix)]
+pub fn prepare_for_forks() {
+    thread_local! {
+        static HELD: Cell<Option<MutexGuard<'static, Pools>>> = const { Cell::new(None) };
+    }
+    extern "C" fn before() {
+        HELD.set(Some(pools()));
+    }
+    extern "C" fn in_parent() {
+        HELD.take();
+    }
+    extern "C" fn in_child() {
+        // Forgotten, not dropped: a pool ends by asking its threads to.
+        if let Some(mut pools) = HELD.take() {
+            mem::forget(mem::take(&mut *pools));
+        }
+    }
+    // SAFETY: the three are functions of this library, which is never unloaded.
+    // It fails for want of memory alone; forks are then as safe as without it.
+    unsafe { libc::pthread_atfork(Some(before), Some(in_parent), Some(in_child)) };
+}
+
+/// This platform does not fork.
+#[cfg(not(unix))]
+pub fn prepare_for_forks() {}
 
 static REFUSED: AtomicBool = AtomicBool::new(false);
 
@@ -217,7 +236,7 @@ pub fn adopt_openmp(path: &std::ffi::CStr) -> bool {
         return false;
     }
     // SAFETY: this is the signature that the OpenMP ABI gives GOMP_parallel.
-    let parallel = unsafe { std::mem::transmute::<*mut libc::c_void, GompParallel>(address) };
+    let parallel = unsafe { mem::transmute::<*mut libc::c_void, GompParallel>(address) };
     OPENMP.get_or_init(|| OpenMp { parallel, pid: std::process::id() });
     true
 }
