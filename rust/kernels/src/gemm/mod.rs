@@ -46,7 +46,7 @@ pub const MAX_K_I8: usize = 131_071;
 /// Rows of a block: enough to use a panel from L2 many times over.
 const ROWS: usize = 96;
 /// Rows of a block of [`mlp`], whose inner floats must stay in L2.
-const MLP_ROWS: usize = 48;
+const MLP_ROWS: usize = 96;
 /// Bytes of rows in a block, at most (a share of L2).
 const BLOCK_BYTES: usize = 384 << 10;
 /// Values of a weight that one task prepares.
@@ -83,6 +83,8 @@ pub(crate) struct Block<'a> {
     panel: Panel<'a>,
     /// What each column's sum starts from.
     start: &'a [i32; PANEL],
+    /// Of each 32 columns of the panel; empty where nobody looked.
+    excess: &'a [Option<Excess>],
 }
 
 impl Block<'_> {
@@ -96,46 +98,90 @@ impl Block<'_> {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
+use avx2::Excess;
+/// No instruction set here sums in 16 bits.
+#[cfg(not(target_arch = "x86_64"))]
+type Excess = std::convert::Infallible;
+
+/// Whether this instruction set is AVX2 alone, which wants scratch.
+fn has_scratch(isa: Isa) -> bool {
+    isa.has_avx2() && !isa.has_avx512() && !isa.is_avxvnni()
+}
+
+/// The columns of a product, with what is found out about them once a call.
+struct Columns<'a> {
+    tiled: Tiled<&'a [u8]>,
+    excess: Vec<Option<Excess>>,
+}
+
+impl<'a> Columns<'a> {
+    /// For a product with `m` rows.
+    fn new(isa: Isa, m: usize, tiled: Tiled<&'a [u8]>, ctl: &Ctl) -> Result<Self> {
+        let mut excess = Vec::new();
+        #[cfg(target_arch = "x86_64")]
+        if has_scratch(isa) && m >= avx2::BYTES {
+            excess.resize_with(2 * tiled.panels(), || None);
+            let panels = Parts::new(excess.as_chunks_mut().0);
+            ctl.for_each(panels.len(), &|_, p| {
+                // SAFETY: the Isa is this CPU's.
+                *panels.take(p) = [0, 1].map(|half| unsafe { Excess::of(&tiled.panel(p), half) });
+            })?;
+        }
+        let _ = (isa, m, ctl);
+        Ok(Columns { tiled, excess })
+    }
+
+    fn panel(&self, p: usize) -> (Panel<'_>, &[Option<Excess>]) {
+        (self.tiled.panel(p), self.excess.get(2 * p..2 * p + 2).unwrap_or_default())
+    }
+}
+
 /// One block of rows as the kernels want them.
 struct Rows<'a> {
     a: &'a [u8],
     k: usize,
     flip: u8,
-    /// AVX2's 16-bit rows and panel columns; empty for the others.
-    wide: &'a mut [i16],
-}
-
-/// Whether this instruction set widens to 16 bits.
-fn widens(isa: Isa) -> bool {
-    isa.has_avx2() && !isa.has_avx512() && !isa.is_avxvnni()
+    /// AVX2's forms of the rows and of some columns; empty for the others.
+    scratch: &'a mut [i32],
+    #[cfg(target_arch = "x86_64")]
+    made: avx2::Made,
 }
 
 impl<'a> Rows<'a> {
     fn scratch_len(isa: Isa, rows: usize, k: usize) -> usize {
         #[cfg(target_arch = "x86_64")]
-        if widens(isa) {
+        if has_scratch(isa) {
             return avx2::scratch_len(rows, k);
         }
         let _ = (isa, rows, k);
         0
     }
 
-    fn new(isa: Isa, a: &'a [u8], k: usize, flip: u8, wide: &'a mut [i16]) -> Self {
-        #[cfg(target_arch = "x86_64")]
-        if widens(isa) {
-            assert!(wide.len() >= avx2::scratch_len(a.len() / k.max(1), k));
-            // SAFETY: the Isa is this CPU's, and the length was just checked.
-            unsafe { avx2::widen_rows(a, k, flip, wide) };
+    fn new(isa: Isa, a: &'a [u8], k: usize, flip: u8, scratch: &'a mut [i32]) -> Self {
+        assert!(scratch.len() >= Rows::scratch_len(isa, a.len() / k.max(1), k));
+        Rows {
+            a,
+            k,
+            flip,
+            scratch,
+            #[cfg(target_arch = "x86_64")]
+            made: avx2::Made::default(),
         }
-        let _ = isa;
-        Rows { a, k, flip, wide }
     }
 
     /// The rows times a panel, into columns from `col` of each row of `out`.
-    fn times(&mut self, isa: Isa, panel: Panel, start: &[i32; PANEL], out: &mut [&mut [i32]], col: usize) {
+    fn times(
+        &mut self,
+        isa: Isa,
+        (panel, excess): (Panel, &[Option<Excess>]),
+        start: &[i32; PANEL],
+        out: &mut [&mut [i32]],
+        col: usize,
+    ) {
         assert!(out.len() * self.k == self.a.len() && panel.codes.len() == self.k.div_ceil(4) * 4 * panel.width);
         assert!(out.iter().all(|row| row.len() >= col + panel.width));
-        let block = Block { a: self.a, k: self.k, flip: self.flip, panel, start };
+        let block = Block { a: self.a, k: self.k, flip: self.flip, panel, start, excess };
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the Isa is this CPU's; the asserts above are the callees' conditions,
         // and `new` checked the scratch.
@@ -147,7 +193,7 @@ impl<'a> Rows<'a> {
                 return avxvnni::panel(&block, out, col);
             }
             if isa.has_avx2() {
-                return avx2::panel(&block, self.wide, out, col);
+                return avx2::panel(&block, self.scratch, &mut self.made, out, col);
             }
         }
         let _ = isa;
@@ -250,23 +296,24 @@ pub fn matmul_i32<B: AsRef<[u8]> + Sync>(
     if k == 0 || out.is_empty() {
         return Ok(());
     }
+    let columns = Columns::new(isa, m, b.view(), ctl)?;
     let cut = Cut::new(m, k, b.panels(), ctl.threads(), ROWS);
     let scratch = per_thread(ctl, || {
-        Ok((try_zeroed::<i16>(Rows::scratch_len(isa, cut.rows, k))?, try_zeroed::<i32>(cut.rows * PANEL)?))
+        Ok((try_zeroed::<i32>(Rows::scratch_len(isa, cut.rows, k))?, try_zeroed::<i32>(cut.rows * PANEL)?))
     })?;
     let tasks = Parts::new(cut_output(out, n, &cut));
     ctl.for_each(tasks.len(), &|slot, task| {
         let (first, panel, mut out) = tasks.take(task);
-        let (wide, sums) = &mut *lock(&scratch[slot]);
-        let mut rows = Rows::new(isa, &a[first * k..(first + out.len()) * k], k, flip, wide);
+        let (rows, sums) = &mut *lock(&scratch[slot]);
+        let mut rows = Rows::new(isa, &a[first * k..(first + out.len()) * k], k, flip, rows);
         for p in panel..b.panels().min(panel + cut.panels) {
-            let (panel, col) = (b.panel(p), (p - panel) * PANEL);
-            let start = start_of(&panel, flip);
+            let (with, col) = (columns.panel(p), (p - panel) * PANEL);
+            let (panel, start) = (with.0, start_of(&with.0, flip));
             if panel.cols == panel.width {
-                rows.times(isa, panel, &start, &mut out, col);
+                rows.times(isa, with, &start, &mut out, col);
             } else {
                 let mut padded: Vec<_> = sums.chunks_exact_mut(PANEL).take(out.len()).collect();
-                rows.times(isa, panel, &start, &mut padded, 0);
+                rows.times(isa, with, &start, &mut padded, 0);
                 for (out, sums) in out.iter_mut().zip(padded) {
                     out[col..col + panel.cols].copy_from_slice(&sums[..panel.cols]);
                 }
@@ -316,7 +363,7 @@ pub fn matmul_i64<B: AsRef<[u8]> + Sync>(
 
 /// Scratch of a product deeper than int32 allows.
 struct Wide {
-    wide: Vec<i16>,
+    rows: Vec<i32>,
     a: Vec<u8>,
     ones: Vec<u8>,
     sums: Vec<i32>,
@@ -327,7 +374,7 @@ impl Wide {
         let mut ones = try_zeroed(PASS)?;
         ones.fill(1);
         Ok(Wide {
-            wide: try_zeroed(Rows::scratch_len(isa, rows, PASS))?,
+            rows: try_zeroed(Rows::scratch_len(isa, rows, PASS))?,
             a: try_zeroed(rows * PASS)?,
             ones,
             sums: try_zeroed(rows * PANEL)?,
@@ -340,10 +387,10 @@ impl Wide {
             let depth = PASS.min(k - from);
             let part =
                 Panel { codes: &panel.codes[from * panel.width..][..depth.div_ceil(4) * 4 * panel.width], ..panel };
-            let mut product = |a: &[u8], flip: u8, wide: &mut [i16], add: &mut dyn FnMut(usize, usize, i64)| {
-                let mut rows = Rows::new(isa, a, depth, flip, wide);
+            let mut product = |a: &[u8], flip: u8, scratch: &mut [i32], add: &mut dyn FnMut(usize, usize, i64)| {
+                let mut rows = Rows::new(isa, a, depth, flip, scratch);
                 let mut out: Vec<_> = self.sums.chunks_exact_mut(PANEL).take(a.len() / depth).collect();
-                rows.times(isa, part, &[0; PANEL], &mut out, 0);
+                rows.times(isa, (part, &[]), &[0; PANEL], &mut out, 0);
                 for (r, row) in out.iter().enumerate() {
                     (0..panel.width).for_each(|j| add(r, j, i64::from(row[j])));
                 }
@@ -351,10 +398,10 @@ impl Wide {
             for (r, row) in self.a[..sums.len() * depth].chunks_exact_mut(depth).enumerate() {
                 row.copy_from_slice(&a[r * k + from..r * k + from + depth]);
             }
-            product(&self.a[..sums.len() * depth], flip, &mut self.wide, &mut |r, j, sum| sums[r][j] += sum);
+            product(&self.a[..sums.len() * depth], flip, &mut self.rows, &mut |r, j, sum| sums[r][j] += sum);
             if flip != 0 {
                 // The rows were read 128 too high; a row of ones sums the columns.
-                product(&self.ones[..depth], 0, &mut self.wide, &mut |_, j, sum| {
+                product(&self.ones[..depth], 0, &mut self.rows, &mut |_, j, sum| {
                     sums.iter_mut().for_each(|row| row[j] -= i64::from(flip) * sum);
                 });
             }
@@ -649,6 +696,7 @@ impl<'a, T: Residual> Sink<'a, T> {
         &self,
         isa: Isa,
         layer: &Layer,
+        columns: &Columns,
         rows: &mut Rows,
         scales: &[RowScale],
         panels: Range<usize>,
@@ -660,10 +708,10 @@ impl<'a, T: Residual> Sink<'a, T> {
         let n = layer.weight.n();
         let residual = self.residual.map(|r| (&r[first * n..], n));
         let Some(norm) = &self.norm else {
-            return layer.rows(isa, rows, scales, panels, sums, residual, out);
+            return layer.rows(isa, columns, rows, scales, panels, sums, residual, out);
         };
         let mut whole: Vec<_> = floats.chunks_exact_mut(n).take(out.len()).collect();
-        layer.rows(isa, rows, scales, panels, sums, None, &mut whole);
+        layer.rows(isa, columns, rows, scales, panels, sums, None, &mut whole);
         for (r, (x, out)) in whole.into_iter().zip(out).enumerate() {
             if let Some((residual, _)) = residual {
                 add(x, &residual[r * n..(r + 1) * n]);
@@ -703,6 +751,7 @@ impl Layer<'_> {
     fn rows<T: Element>(
         &self,
         isa: Isa,
+        columns: &Columns,
         rows: &mut Rows,
         scales: &[RowScale],
         panels: Range<usize>,
@@ -712,9 +761,9 @@ impl Layer<'_> {
     ) {
         let sums = &mut sums[..scales.len() * PANEL];
         for p in panels.clone() {
-            let panel = self.weight.tiled.panel(p);
+            let with @ (panel, _) = columns.panel(p);
             let mut parts: Vec<_> = sums.chunks_exact_mut(PANEL).collect();
-            rows.times(isa, panel, &[0; PANEL], &mut parts, 0);
+            rows.times(isa, with, &[0; PANEL], &mut parts, 0);
             let (col_sum, scale) = panel.header();
             let bias = self.bias.map(|bias| {
                 let mut padded = [0.0; PANEL];
@@ -764,7 +813,7 @@ struct Scratch {
     equalized: Vec<f32>,
     codes: Vec<u8>,
     scales: Vec<RowScale>,
-    wide: Vec<i16>,
+    rows: Vec<i32>,
     sums: Vec<i32>,
 }
 
@@ -774,7 +823,7 @@ impl Scratch {
             equalized: try_zeroed(k)?,
             codes: try_zeroed(checked_product("scratch", &[rows, k])?)?,
             scales: Vec::with_capacity(rows),
-            wide: try_zeroed(Rows::scratch_len(isa, rows, k))?,
+            rows: try_zeroed(Rows::scratch_len(isa, rows, k))?,
             sums: try_zeroed(rows * PANEL)?,
         })
     }
@@ -786,7 +835,7 @@ impl Scratch {
             Input::Floats(x) => self.quantize(isa, x.part(first * k..(first + rows) * k), weight),
             Input::Codes(codes, scales) => {
                 let codes = &codes[first * k..(first + rows) * k];
-                (Rows::new(isa, codes, k, 0, &mut self.wide), &scales[first..first + rows], &mut self.sums)
+                (Rows::new(isa, codes, k, 0, &mut self.rows), &scales[first..first + rows], &mut self.sums)
             }
         }
     }
@@ -803,7 +852,7 @@ impl Scratch {
             }
             self.scales.push(quantize_row(x, false, codes, isa));
         }
-        (Rows::new(isa, &self.codes[..rows * k], k, 0, &mut self.wide), &self.scales, &mut self.sums)
+        (Rows::new(isa, &self.codes[..rows * k], k, 0, &mut self.rows), &self.scales, &mut self.sums)
     }
 }
 
@@ -861,6 +910,7 @@ fn layer_into<T: Residual>(
 ) -> Result<()> {
     let (n, k) = (layer.weight.n(), layer.weight.k());
     let sink = Sink::new(after)?;
+    let columns = Columns::new(isa, m, layer.weight.tiled, ctl)?;
     let mut cut = Cut::new(m, k, layer.weight.tiled.panels(), ctl.threads(), ROWS);
     let mut floats = 0;
     if sink.norm.is_some() {
@@ -875,7 +925,7 @@ fn layer_into<T: Residual>(
         let (scratch, floats) = &mut *lock(&scratch[slot]);
         let (mut rows, scales, sums) = scratch.rows(isa, x, first, out.len(), layer.weight);
         let panels = panel..layer.weight.tiled.panels().min(panel + cut.panels);
-        sink.run(isa, layer, &mut rows, scales, panels, sums, floats, first, &mut out);
+        sink.run(isa, layer, &columns, &mut rows, scales, panels, sums, floats, first, &mut out);
     })
 }
 
@@ -892,6 +942,7 @@ fn layer_into_codes(
     if row_scales.len() != m {
         bail!("out: expected {m} row scales, got {}", row_scales.len());
     }
+    let columns = Columns::new(isa, m, layer.weight.tiled, ctl)?;
     let block = block_rows(m, k, ctl);
     let scratch = per_thread(ctl, || {
         Ok((Scratch::new(isa, block, k)?, try_zeroed::<f32>(checked_product("scratch", &[block, n])?)?))
@@ -902,7 +953,7 @@ fn layer_into_codes(
         let (scratch, floats) = &mut *lock(&scratch[slot]);
         let (mut rows, scales, sums) = scratch.rows(isa, x, task * block, row_scales.len(), layer.weight);
         let mut out: Vec<_> = floats.chunks_exact_mut(n).take(row_scales.len()).collect();
-        layer.rows(isa, &mut rows, scales, 0..layer.weight.tiled.panels(), sums, None, &mut out);
+        layer.rows(isa, &columns, &mut rows, scales, 0..layer.weight.tiled.panels(), sums, None, &mut out);
         for ((codes, row), floats) in codes.chunks_exact_mut(n).zip(row_scales).zip(out) {
             *row = quantize_row(Floats::F32(floats), false, codes, isa);
         }
@@ -965,6 +1016,8 @@ fn mlp_into<T: Residual>(
 ) -> Result<()> {
     let (k, inner, n) = (up.weight.k(), up.weight.n(), down.weight.n());
     let sink = Sink::new(after)?;
+    let up_columns = Columns::new(isa, m, up.weight.tiled, ctl)?;
+    let down_columns = Columns::new(isa, m, down.weight.tiled, ctl)?;
     let block = block_rows(m, k.max(inner), ctl);
     let scratch = per_thread(ctl, || {
         let floats = try_zeroed::<f32>(checked_product("scratch", &[block, inner.max(n)])?)?;
@@ -977,11 +1030,22 @@ fn mlp_into<T: Residual>(
         let (first, count) = (task * block, out.len());
         let (mut rows, scales, sums) = scratch.quantize(isa, x.part(first * k..(first + count) * k), up.weight);
         let mut hidden: Vec<_> = floats.chunks_exact_mut(inner).take(count).collect();
-        up.rows(isa, &mut rows, scales, 0..up.weight.tiled.panels(), sums, None, &mut hidden);
+        up.rows(isa, &up_columns, &mut rows, scales, 0..up.weight.tiled.panels(), sums, None, &mut hidden);
         let hidden = Floats::F32(&floats[..count * inner]);
         let (mut rows, scales, sums) = between.quantize(isa, hidden, down.weight);
         // The codes are made, so the floats are free again.
-        sink.run(isa, down, &mut rows, scales, 0..down.weight.tiled.panels(), sums, floats, first, &mut out);
+        sink.run(
+            isa,
+            down,
+            &down_columns,
+            &mut rows,
+            scales,
+            0..down.weight.tiled.panels(),
+            sums,
+            floats,
+            first,
+            &mut out,
+        );
     })
 }
 

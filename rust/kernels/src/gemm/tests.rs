@@ -14,16 +14,27 @@ fn naive(a: Lhs, b: &[i8], m: usize, n: usize, k: usize) -> Vec<i64> {
     (0..m * n).map(|i| cell(i / n, i % n)).collect()
 }
 
-/// Bytes that reach the extremes often.
-fn bytes(len: usize, seed: u64) -> Vec<u8> {
+fn random(seed: u64) -> impl FnMut() -> u64 {
     let mut x = seed | 1;
-    let mut next = || {
+    move || {
         x ^= x << 13;
         x ^= x >> 7;
         x ^= x << 17;
         x
-    };
+    }
+}
+
+/// Bytes that reach the extremes often.
+fn bytes(len: usize, seed: u64) -> Vec<u8> {
+    let mut next = random(seed);
     (0..len).map(|_| [0, 255, 127, 128, next() as u8, next() as u8][(next() % 6) as usize]).collect()
+}
+
+/// Codes as in a trained layer: most of them small, one in `rare` a large one.
+fn trained(len: usize, seed: u64, rare: u64) -> Vec<i8> {
+    let mut next = random(seed);
+    let large = |x: u64| [127, -128, 126, -127, 64, 65, -64, -65][(x % 8) as usize];
+    (0..len).map(|_| if next() % rare == 0 { large(next()) } else { next() as i8 / 2 }).collect()
 }
 
 fn signed(bytes: &[u8]) -> Vec<i8> {
@@ -70,6 +81,60 @@ fn products_equal_the_definition_on_every_isa_and_thread_count() {
             })
             .unwrap();
         println!("gemm: {} products on {}", cases.get(), isa.name());
+    }
+}
+
+#[test]
+fn many_rows_times_trained_weights_equal_the_definition() {
+    let deep = prop_oneof![24usize..80, (0usize..3, 0usize..5).prop_map(|(i, d)| [128, 512, 1024][i] + d - 2)];
+    let rows = prop_oneof![Just(127usize), 128usize..150, 190usize..300];
+    let rare = prop_oneof![Just(8u64), 20u64..200, Just(u64::MAX)];
+    for &isa in Isa::available() {
+        let cases = std::cell::Cell::new(0);
+        let mut runner = TestRunner::new(Config { failure_persistence: None, ..Config::with_cases(60) });
+        runner
+            .run(&(rows.clone(), 1usize..140, deep.clone(), any::<u64>(), rare.clone(), any::<bool>()), |case| {
+                let (m, n, k, seed, rare, sign) = case;
+                let (a, b) = (bytes(m * k, seed), trained(n * k, !seed, rare));
+                let a_signed = signed(&a);
+                let lhs = if sign { Lhs::I8(&a_signed) } else { Lhs::U8(&a) };
+                let tiled = Tiled::from_kn(&b, k, n).unwrap();
+                let expected = naive(lhs, &b, m, n, k);
+                for threads in [1, 2, 7] {
+                    let mut got = vec![0i32; m * n];
+                    matmul_i32(lhs, m, &tiled, &mut got, isa, &Ctl::new(threads)).unwrap();
+                    let same = got.iter().map(|&x| i64::from(x)).eq(expected.iter().copied());
+                    prop_assert!(same, "{m}x{n}x{k}, one large code in {rare}, {threads} threads");
+                    cases.set(cases.get() + 1);
+                }
+                Ok(())
+            })
+            .unwrap();
+        println!("gemm: {} products with trained weights on {}", cases.get(), isa.name());
+    }
+}
+
+/// The sums of two products in 16 bits where they are largest, and one past it.
+#[test]
+fn pairs_that_just_fit_and_just_do_not() {
+    let pairs = [[127, 1], [127, 2], [1, 127], [127, 127], [-128, 0], [-128, -1], [0, -128], [-128, -128], [-128, 127]];
+    let (m, n, k) = (130, pairs.len() * 8, 64);
+    for &isa in Isa::available() {
+        for pad in [0, 255u8] {
+            let a: Vec<u8> = (0..m * k).map(|i| if i % 3 == 0 { pad } else { 255 }).collect();
+            // Each pair in one column of eight, at every depth; the others have it once.
+            let pair = |i: usize, j: usize| if j % 8 == 0 || i / 2 == j % 32 { pairs[j / 8][i % 2] } else { 0 };
+            let b: Vec<i8> = (0..n * k).map(|i| pair(i / n, i % n)).collect();
+            let sparse: Vec<i8> =
+                (0..n * k).map(|i| if i / n / 2 == i % n % 32 { pair(i / n, i % n) } else { 0 }).collect();
+            for b in [b, sparse] {
+                let mut got = vec![0i32; m * n];
+                let tiled = Tiled::from_kn(&b, k, n).unwrap();
+                matmul_i32(Lhs::U8(&a), m, &tiled, &mut got, isa, &Ctl::new(1)).unwrap();
+                let expected = naive(Lhs::U8(&a), &b, m, n, k);
+                assert!(got.iter().map(|&x| i64::from(x)).eq(expected), "{}", isa.name());
+            }
+        }
     }
 }
 

@@ -96,6 +96,10 @@ impl<B: AsRef<[u8]>> Tiled<B> {
         self.bytes.as_ref()
     }
 
+    pub(crate) fn view(&self) -> Tiled<&[u8]> {
+        Tiled { bytes: self.bytes(), k: self.k, n: self.n }
+    }
+
     pub(crate) fn panels(&self) -> usize {
         self.n.div_ceil(PANEL)
     }
