@@ -3,6 +3,7 @@
     python benches/bench_minilm.py                      the table of all peers
     python benches/bench_minilm.py --quick              the peers that build in seconds, 5 rounds
     python benches/bench_minilm.py --avx2               held to AVX2
+    python benches/bench_minilm.py --speedup            two threads against one
     pytest benches/bench_minilm.py --benchmark-only     times alone
 
 Speed: 64 texts of 64 tokens through the transformer, the mean and the norm; one
@@ -189,6 +190,43 @@ def test_minilm(benchmark, batch, who):
     np.testing.assert_allclose(np.linalg.norm(embedding, axis=1), 1, atol=1e-2)
 
 
+# --- two threads ---
+
+
+def speedup(rounds: int) -> list[list[object]]:
+    """How much faster two threads are than one, for lowbit, for fp32 and for a loop on
+    registers alone; the last column is a candidate's speed-up by the loop's in the same round."""
+    import limits
+    import lowbit
+    import torch
+
+    ids, mask = full_batch()
+    encoders = {name: CANDIDATES[name]() for name in ("lowbit int8", FP32)}
+    layers = (m for m in minilm.encoder_module().modules() if isinstance(m, torch.nn.Linear))
+    linear = 2 * sum(layer.weight.numel() for layer in layers)
+    loop = limits.peak_for(lowbit.isa())
+
+    def call(name: str, threads: int) -> Callable[[], object]:
+        if name == loop.instruction:
+            return loop.work(linear * ids.size, threads)
+
+        def run() -> object:
+            torch.set_num_threads(threads)
+            lowbit.set_num_threads(threads)
+            return encoders[name].run(ids, mask)
+
+        return run
+
+    names = [loop.instruction, *encoders]
+    timing = interleave({f"{name} {n}": call(name, n) for n in (1, 2) for name in names}, rounds)
+    gains = {n: np.array(timing.rounds[f"{n} 1"]) / np.array(timing.rounds[f"{n} 2"]) for n in names}
+    rows = []
+    for name, gain in gains.items():
+        share = Spread.of(list(gain / gains[loop.instruction]))
+        rows.append([name, *(timing.seconds(f"{name} {n}").median for n in (1, 2)), Spread.of(list(gain)), share])
+    return [[name, f"{one:.3f}", f"{two:.3f}", *spreads] for name, one, two, *spreads in rows]
+
+
 # --- command line ---
 
 
@@ -200,13 +238,18 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", metavar="NAME", help="candidates with one of these in the name")
     parser.add_argument("--quick", action="store_true", help="without export or compiler, 5 rounds")
     parser.add_argument("--avx2", action="store_true", help="hold lowbit, torch and oneDNN to AVX2")
+    parser.add_argument("--speedup", action="store_true", help="two threads against one, and nothing else")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    settle(args.threads, avx2=args.avx2)
+    settle(2 if args.speedup else args.threads, avx2=args.avx2)
     warnings.filterwarnings("ignore")
     import lowbit
     import torch
 
+    if args.speedup:
+        print(f"{cpu_name()}, {lowbit.isa()}; medians of {args.rounds} rounds by the clock on the wall\n")
+        print(table(["", "1 thread, s", "2 threads, s", "speed-up", "of the loop's"], speedup(args.rounds)))
+        return
     torch.set_num_threads(args.threads)
     lowbit.set_num_threads(args.threads)
     names = list(QUICK) if args.quick else list(CANDIDATES)

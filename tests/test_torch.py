@@ -24,7 +24,7 @@ from lowbit.torch import (  # noqa: E402
     ops,
     quantize_,
 )
-from lowbit.torch.modules import PassThrough, ResidualNorm  # noqa: E402
+from lowbit.torch.modules import FeedForward, PassThrough, ResidualNorm  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
@@ -414,19 +414,74 @@ def test_a_model_that_cannot_be_traced_is_fused_through_its_children():
     assert close(model(x), expected)
 
 
-def test_a_function_in_the_way_of_two_layers_is_not_mistaken_for_a_module():
-    class Functional(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b = nn.Linear(64, 128), nn.Linear(128, 8)
+class Functional(nn.Module):
+    def __init__(self, activation=functional.gelu, dropout=0.0) -> None:
+        super().__init__()
+        self.a, self.b, self.activation, self.dropout = nn.Linear(64, 128), nn.Linear(128, 8), activation, dropout
 
-        def forward(self, x):
-            return self.b(functional.gelu(self.a(x)))
+    def forward(self, x):
+        return self.b(functional.dropout(self.activation(self.a(x)), self.dropout, self.training))
 
-    model = nn.Sequential(Functional()).eval()
+
+FUNCTIONS = [
+    functional.relu,
+    torch.relu,
+    lambda x: x.relu(),
+    functional.gelu,
+    lambda x: functional.gelu(x, approximate="tanh"),
+    functional.silu,
+]
+
+
+@pytest.mark.parametrize("activation", FUNCTIONS)
+def test_an_activation_written_as_a_function_is_fused(activation):
+    model = nn.Sequential(Functional(activation, 0.9)).eval()
     x = torch.randn(3, 64)
+    expected, keys = model(x), list(model.state_dict())
+    apart = copy.deepcopy(model)
+    assert quantize_(model, INT8).fused == ("0",)
+    quantize_(apart, INT8, fuse=False)
+    assert type(model[0]) is FeedForward
+    assert close(model(x), apart(x), 1e-5)
+    assert close(copy.deepcopy(model)(x), model(x), 0)
+    assert [k.replace("tiled", "weight") for k in model.state_dict()] == keys
+    assert model[0].dropout == 0.9
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = model[0].nothing
+    assert not close(model.train()(x), expected, 0.1)  # nine in ten dropped
+    dequantize_(model.eval())
+    assert type(model[0]) is Functional
+    assert close(model(x), expected)
+
+
+class Dropping(Functional):
+    """Drops in use too."""
+
+    def forward(self, x):
+        return self.b(functional.dropout(functional.gelu(self.a(x)), 0.5, True))
+
+
+class Kept(Functional):
+    """Something else reads what lies between."""
+
+    def forward(self, x):
+        y = functional.gelu(self.a(x))
+        return self.b(y) + y.sum()
+
+
+class Twice(Functional):
+    def forward(self, x):
+        return self.b(functional.gelu(functional.gelu(self.a(x))))
+
+
+@pytest.mark.parametrize("kind", [Dropping, Kept, Twice])
+def test_what_is_more_than_a_feed_forward_is_not_fused(kind):
+    model = nn.Sequential(kind()).eval()
+    x = torch.randn(3, 64)
+    torch.manual_seed(0)
     expected = model(x)
-    quantize_(model, INT8)
+    assert quantize_(model, INT8).fused == ()
+    torch.manual_seed(0)
     assert close(model(x), expected)
 
 

@@ -3,7 +3,8 @@
 A chain is Linear, activation module, Linear, where each output has the next one
 as its only reader. The last layer then runs all three; the first two hand their
 input on. A module that does nothing but ``norm(dropout(linear(x)) + residual)``
-becomes one operator too, joined to the chain that ends in its linear layer.
+becomes one operator too, joined to the chain that ends in its linear layer; and
+so does one that is such a chain with the activation written as a function.
 
 Only what `torch.fx` shows is fused. A module whose code cannot be traced is
 looked at through its children, and through its order if it is a Sequential.
@@ -19,7 +20,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
-from lowbit.torch.modules import PassThrough, QuantEmbedding, QuantLinear, ResidualNorm
+from lowbit.torch.modules import FeedForward, PassThrough, QuantEmbedding, QuantLinear, ResidualNorm, Whole
 
 _FUNCTIONS: dict[Any, str] = {
     functional.relu: "relu",
@@ -39,7 +40,9 @@ def fuse_(model: nn.Module) -> list[str]:
     fused = [names[id(last)] for last in done if last is not None]
     for name, module in list(model.named_modules()):
         traced = graphs.of(module)
-        found = None if traced is None or not name else _residual_norm(module, traced)
+        if traced is None or not name:
+            continue
+        found = _residual_norm(module, traced) or _feed_forward(module, traced)
         if found is not None:
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, found)
@@ -55,7 +58,7 @@ def unfuse_(model: nn.Module) -> None:
             module._up, module._deferred = None, False
         elif isinstance(module, PassThrough):
             setattr(model.get_submodule(parent), child, module.activation)
-        elif isinstance(module, ResidualNorm):
+        elif isinstance(module, Whole):
             setattr(model.get_submodule(parent), child, module.restored())
 
 
@@ -65,7 +68,7 @@ class _Tracer(fx.Tracer):
         self.opaque = opaque
 
     def is_leaf_module(self, m: nn.Module, qualname: str) -> bool:
-        known = isinstance(m, (QuantLinear, QuantEmbedding, PassThrough, ResidualNorm))
+        known = isinstance(m, (QuantLinear, QuantEmbedding, PassThrough, Whole))
         return known or id(m) in self.opaque or super().is_leaf_module(m, qualname)
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
@@ -248,3 +251,31 @@ def _residual_norm(module: nn.Module, graph: fx.Graph) -> ResidualNorm | None:
     if x is not inputs[0] or any("." in str(n.target) for n in (linear, last)):
         return None
     return ResidualNorm(module, str(linear.target), str(last.target), dropout, (str(x.target), str(residual.target)))
+
+
+def _feed_forward(module: nn.Module, graph: fx.Graph) -> FeedForward | None:
+    """`module` as a FeedForward, if it is nothing but one."""
+    inputs = [n for n in graph.nodes if n.op == "placeholder"]
+    if len(inputs) != 1:
+        return None
+    line = [inputs[0]]  # each the only reader of the one before
+    while (after := _only_reader(line[-1])) is not None:
+        line.append(after)
+    steps = [n for n in line[1:-1] if not _idle(module, n)]
+    if len(line) != len(graph.nodes) or line[-1].args != (line[-2],) or len(steps) != 3:
+        return None
+    up, then, down = steps
+    first, activation, last = _module(module, up), _function(then), _module(module, down)
+    if not isinstance(first, QuantLinear) or activation is None or not isinstance(last, QuantLinear):
+        return None
+    apart = first is not last and not any("." in str(n.target) for n in (up, down))
+    if not apart or not _plain(module, first, last) or last.in_features != first.out_features:
+        return None
+    return FeedForward(module, str(up.target), activation, str(down.target))
+
+
+def _idle(parent: nn.Module, node: fx.Node) -> bool:
+    """Whether this is a dropout that does nothing outside training."""
+    if node.op == "call_function" and node.target is functional.dropout:
+        return node.kwargs.get("training") is False
+    return isinstance(_module(parent, node), nn.Dropout)

@@ -10,7 +10,7 @@ from torch import nn
 from lowbit.config import Config
 from lowbit.torch import ops
 
-__all__ = ["PassThrough", "QuantEmbedding", "QuantLinear", "ResidualNorm"]
+__all__ = ["FeedForward", "PassThrough", "QuantEmbedding", "QuantLinear", "ResidualNorm", "Whole"]
 
 
 class QuantLinear(nn.Module):
@@ -71,16 +71,18 @@ class QuantLinear(nn.Module):
 
     def _with_up(self, x: torch.Tensor, *after: Any) -> torch.Tensor:
         assert self._up is not None
-        up, activation = self._up
-        if x.shape[-1] != up.in_features:
-            raise ValueError(f"x: expected (..., {up.in_features}), got {tuple(x.shape)}")
-        return ops.mlp(
-            x, up.tiled, up.bias, up.out_features, activation, self.tiled, self.bias, self.out_features, *after
-        )
+        return _mlp(x, *self._up, self, *after)
 
     def extra_repr(self) -> str:
         fused = f", after {self._up[1]}" if self._up else ", deferred" if self._deferred else ""
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, {self.config}{fused}"
+
+
+def _mlp(x: torch.Tensor, up: QuantLinear, activation: str, down: QuantLinear, *after: Any) -> torch.Tensor:
+    """Both layers with the activation between, as one operator."""
+    if x.shape[-1] != up.in_features:
+        raise ValueError(f"x: expected (..., {up.in_features}), got {tuple(x.shape)}")
+    return ops.mlp(x, up.tiled, up.bias, up.out_features, activation, down.tiled, down.bias, down.out_features, *after)
 
 
 class PassThrough(nn.Module):
@@ -95,21 +97,59 @@ class PassThrough(nn.Module):
         return self.activation(x) if self._before[0].training else x
 
 
-class ResidualNorm(nn.Module):
-    """``norm(dropout(dense(x)) + residual)`` as one operator.
+class Whole(nn.Module):
+    """Stands for a module that runs as one operator. The names of its children
+    stay, and whatever else the module had is still found."""
 
-    Stands for a module that does just this (BERT's output blocks) and keeps the
-    names of its children; in training mode, or where a gradient is asked for,
-    it runs them one by one.
-    """
-
-    def __init__(self, origin: nn.Module, dense: str, norm: str, dropout: str | None, names: tuple[str, str]) -> None:
+    def __init__(self, origin: nn.Module) -> None:
         super().__init__()
         for name, child in origin.named_children():
             self.add_module(name, child)
         self.train(origin.training)
-        self._dense, self._norm, self._dropout, self._names = dense, norm, dropout, names
         self._origin = (origin,)  # in a tuple: its children are registered here
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if "_origin" not in self.__dict__:  # a copy in the making
+                raise
+            return getattr(self._origin[0], name)
+
+    def restored(self) -> nn.Module:
+        """The module that this one stands for, with the children as they are now."""
+        origin = self._origin[0]
+        for name, child in self.named_children():
+            setattr(origin, name, child)
+        return origin.train(self.training)
+
+
+class FeedForward(Whole):
+    """``down(activation(up(x)))``, the activation a function: one operator but in
+    training mode, where the module's own code runs."""
+
+    def __init__(self, origin: nn.Module, up: str, activation: str, down: str) -> None:
+        super().__init__(origin)
+        self._up, self._activation, self._down = up, activation, down
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            return self.restored().forward(x)  # type: ignore[no-any-return]
+        up, down = self._modules[self._up], self._modules[self._down]
+        assert isinstance(up, QuantLinear)
+        assert isinstance(down, QuantLinear)
+        return _mlp(x, up, self._activation, down)
+
+
+class ResidualNorm(Whole):
+    """``norm(dropout(dense(x)) + residual)`` as one operator: BERT's output blocks.
+
+    In training mode, or where a gradient is asked for, its children run one by one.
+    """
+
+    def __init__(self, origin: nn.Module, dense: str, norm: str, dropout: str | None, names: tuple[str, str]) -> None:
+        super().__init__(origin)
+        self._dense, self._norm, self._dropout, self._names = dense, norm, dropout, names
 
     def forward(self, *args: torch.Tensor, **kwargs: torch.Tensor) -> torch.Tensor:
         x, residual = (*args, *(kwargs[name] for name in self._names[len(args) :]))
@@ -127,13 +167,6 @@ class ResidualNorm(nn.Module):
         if dense._up is not None:
             return dense._with_up(x, *after)
         return ops.linear(x, dense.tiled, dense.bias, dense.out_features, *after)
-
-    def restored(self) -> nn.Module:
-        """The module that this one stands for, with the children as they are now."""
-        origin = self._origin[0]
-        for name, child in self.named_children():
-            setattr(origin, name, child)
-        return origin.train(self.training)
 
 
 class QuantEmbedding(nn.Module):

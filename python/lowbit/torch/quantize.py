@@ -108,7 +108,9 @@ def quantize_(
     fuse : bool
         Run linear layer, activation, linear layer as one operator where the
         model's graph shows that nothing else sees what lies between, and a
-        residual with its layer normalization as part of the layer before.
+        residual with its layer normalization as part of the layer before. An
+        activation that is a function call is fused where a submodule is just
+        these three.
     progress : bool or callable, optional
         True draws a line on a terminal; a callable gets (done, total, name).
 
