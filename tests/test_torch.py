@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 
 import numpy as np
 import pytest
@@ -297,7 +298,30 @@ def test_views_of_any_strides():
     quantize_(model, INT8)
     x = torch.randn(64, 10)
     assert torch.equal(model(x.t()), model(x.t().contiguous()))
-    assert torch.equal(model(torch.randn(1, 64).expand(5, 64))[0:1].isfinite(), torch.ones(1, 24, dtype=torch.bool))
+    row = torch.randn(1, 64)
+    assert torch.equal(model(row.expand(5, 64)), model(row.repeat(5, 1)))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak from /proc")
+@pytest.mark.parametrize("equalize", [True, False])
+def test_the_peak_is_the_model_and_one_layer(equalize):
+    code = f"""
+    import torch, lowbit
+    from torch import nn
+    from lowbit.torch import quantize_
+    def mib(what):
+        line = next(line for line in open("/proc/self/status") if line.startswith(what))
+        return int(line.split()[1]) / 1024
+    quantize_(nn.Sequential(nn.Linear(64, 64)), lowbit.Int8())
+    model = nn.Sequential(*[nn.Linear(4096, 2048, bias=False) for _ in range(8)])  # 32 MiB each
+    open("/proc/self/clear_refs", "w").write("5")  # the peak starts from here
+    before = mib("VmRSS")
+    quantize_(model, lowbit.Int8(equalize={equalize}), fuse=False)
+    print(mib("VmHWM") - before)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert float(done.stdout) <= 40  # a layer's 32 MiB, and what allocators round up
 
 
 # ------------------------------------------------------------------ rules

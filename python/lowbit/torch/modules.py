@@ -57,6 +57,10 @@ class QuantLinear(nn.Module):
         """The weight that the codes stand for, (N, K)."""
         return ops.dequantize(self.tiled, self.in_features, self.out_features).to(self.dtype)
 
+    def rows(self, indices: torch.Tensor) -> torch.Tensor:
+        """Rows of that weight, float32."""
+        return ops.embedding_tiled(indices, self.tiled, self.in_features, self.out_features)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self._deferred and not self.training:
             return x
@@ -205,12 +209,14 @@ class QuantEmbedding(nn.Module):
             return ops.dequantize(self.tiled, self.embedding_dim, self.num_embeddings).to(self.dtype)
         return ((self.codes.float() - 128) * self.scale[:, None]).to(self.dtype)
 
-    def forward(self, indices: torch.Tensor) -> torch.Tensor:
+    def rows(self, indices: torch.Tensor) -> torch.Tensor:
+        """Rows of that weight, float32."""
         if "tiled" in self._buffers:
-            rows = ops.embedding_tiled(indices, self.tiled, self.embedding_dim, self.num_embeddings)
-        else:
-            rows = ops.embedding(indices, self.codes, self.scale)
-        return rows if self.dtype == torch.float32 else rows.to(self.dtype)
+            return ops.embedding_tiled(indices, self.tiled, self.embedding_dim, self.num_embeddings)
+        return ops.embedding(indices, self.codes, self.scale)
+
+    def forward(self, indices: torch.Tensor) -> torch.Tensor:
+        return self.rows(indices).to(self.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.num_embeddings}, {self.embedding_dim}, {self.config}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -141,43 +142,32 @@ def quantize_(
     if isinstance(model, (nn.Linear, nn.Embedding)):
         raise ValueError(f"model: a bare {type(model).__name__} cannot be swapped in place; wrap it in nn.Sequential")
     _check_config("config", config)
-    layers = list(_layers(model))
-    decided = _decide([name for name, _ in layers], config, _check_rules(rules))
-    reasons = {name: _reason(module, decided[name]) for name, module in layers}
-    todo = [(name, module) for name, module in layers if reasons[name] is None]
-    for name, module in todo:
-        _check_finite(name, module)
+    names = [name for name, _ in _layers(model)]
+    decided = _decide(names, config, _check_rules(rules))
+    reports, todo, kinds = _plan(model, decided)
     before = _state_bytes(model)
     tell = _teller(progress)
 
-    reports = {}
-    shared: dict[int, list[nn.Module]] = {}
-    for _, module in todo:
-        shared.setdefault(id(module.weight), []).append(module)
     swapped: dict[int, nn.Module] = {}
     tiled: dict[int, torch.Tensor] = {}
-    for done, (name, module) in enumerate(todo):
-        tell(done, len(todo), name)
+    todo.reverse()
+    total = len(todo)
+    while todo:
+        name, module = todo.pop()
+        tell(total - len(todo) - 1, total, name)
         chosen = decided[name]
         assert chosen is not None
-        kinds = {type(m) for m in shared[id(module.weight)]}
         if id(module) not in swapped:
-            swapped[id(module)] = _quantized(module, chosen, kinds, tiled)
+            swapped[id(module)] = _quantized(module, chosen, kinds[id(module.weight)], tiled)
             _inherit(swapped[id(module)], module)
         new = swapped[id(module)]
         reports[name] = _report(name, module, new, chosen)
         _replace(model, name, new)
-    tell(len(todo), len(todo), "")
-    del shared, tiled
+        del module  # its weight goes before the next layer's codes come
+    tell(total, total, "")
 
-    for name, module in layers:
-        reason = reasons[name]
-        if reason is not None:
-            size = _tensor_bytes(module)
-            reports[name] = LayerReport(name, type(module).__name__, None, size, size, reason=reason)
     fused = tuple(fusion.fuse_(model)) if fuse else ()
-    ordered = tuple(reports[name] for name, _ in layers)
-    return Report(ordered, before, _state_bytes(model), fused)
+    return Report(tuple(reports[name] for name in names), before, _state_bytes(model), fused)
 
 
 def dequantize_(model: nn.Module) -> nn.Module:
@@ -305,6 +295,25 @@ def _check_finite(name: str, module: nn.Module) -> None:
             raise ValueError(f"model: {name}.{what} holds NaN or an infinity; nothing was changed")
 
 
+def _plan(
+    model: nn.Module, decided: dict[str, Config | None]
+) -> tuple[dict[str, LayerReport], list[tuple[str, nn.Module]], dict[int, set[type[nn.Module]]]]:
+    """The reports of layers that are left alone, the others, and the kinds of layer
+    that share a weight, by its id."""
+    reports, todo = {}, []
+    kinds: dict[int, set[type[nn.Module]]] = {}
+    for name, module in _layers(model):
+        reason = _reason(module, decided[name])
+        if reason is not None:
+            size = _tensor_bytes(module)
+            reports[name] = LayerReport(name, type(module).__name__, None, size, size, reason=reason)
+        else:
+            _check_finite(name, module)
+            todo.append((name, module))
+            kinds.setdefault(id(module.weight), set()).add(type(module))
+    return reports, todo, kinds
+
+
 # ------------------------------------------------------------------ swapping
 
 
@@ -376,9 +385,12 @@ def _report(name: str, old: nn.Module, new: nn.Module, config: Config) -> LayerR
     weight = old.weight
     assert isinstance(weight, torch.Tensor)
     assert isinstance(new, (QuantLinear, QuantEmbedding))
-    weight = weight.detach().float()
-    norm = float(weight.norm())
-    error = float((new.dequantize().float() - weight).norm()) / norm if norm else 0.0
+    norm = error = 0.0
+    for rows in torch.arange(weight.shape[0]).split(max(1, (1 << 18) // weight.shape[1])):
+        part = weight.detach()[int(rows[0]) : int(rows[-1]) + 1].float()
+        norm += float(part.square().sum(dtype=torch.float64))
+        error += float((new.rows(rows) - part).square().sum(dtype=torch.float64))
+    error = math.sqrt(error / norm) if norm else 0.0
     kernel = f"int8 {'gemm' if isinstance(new, QuantLinear) else 'look-up'}, {lowbit.isa()}"
     return LayerReport(
         name, type(old).__name__, type(config).__name__, _tensor_bytes(old), _tensor_bytes(new), error, kernel

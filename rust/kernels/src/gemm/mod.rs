@@ -31,7 +31,7 @@ use std::sync::{Mutex, PoisonError};
 pub use epilogue::{Activation, Norm};
 pub use tiled::{Tiled, tile, tiled_len};
 
-use crate::affine::{Floats, RowScale, quantize_row, quantize_rows};
+use crate::affine::{Floats, RowScale, quantize_row};
 use crate::error::{bail, checked_product, try_zeroed};
 use crate::lanes::{Element, on_isa};
 use crate::par::Parts;
@@ -528,38 +528,39 @@ pub fn quantize_weight(
     if out.len() != weight_len(k, n, equalized)? {
         bail!("out: expected {} bytes, got {}", weight_len(k, n, equalized)?, out.len());
     }
-    let mut codes = try_zeroed::<u8>(w.len())?;
-    let mut rows = try_zeroed::<RowScale>(n)?;
     let (out, rest) = out.split_at_mut(tiled_len(k, n)?);
-    let mut divided = Vec::new();
-    let mut w = w;
+    let mut dividers = Vec::new();
     if equalized {
         let equalizer = equalizer(w, n, k, ctl)?;
         for (bytes, by) in rest.chunks_exact_mut(4).zip(&equalizer) {
             bytes.copy_from_slice(&by.to_le_bytes());
         }
-        divided = try_zeroed::<f32>(w.len())?;
-        let rows = BLOCK_VALUES.div_ceil(k);
-        let blocks = Parts::new(divided.chunks_mut(rows * k).zip(w.chunks(rows * k)));
-        ctl.for_each(blocks.len(), &|_, block| {
-            let (to, from) = blocks.take(block);
-            for (to, from) in to.chunks_exact_mut(k).zip(from.chunks_exact(k)) {
-                for ((to, from), by) in to.iter_mut().zip(from).zip(&equalizer) {
-                    *to = from / by;
-                }
-            }
-        })?;
-        drop(blocks);
-        w = &divided;
+        dividers = equalizer.into_iter().map(f32::recip).collect(); // exact: powers of two
     }
-    quantize_rows(Floats::F32(w), k, true, k, &mut codes, &mut rows, &mut try_zeroed(n)?, isa, ctl)?;
-    drop(divided);
+    let mut codes = try_zeroed::<u8>(w.len())?;
+    let mut rows = try_zeroed::<RowScale>(n)?;
+    let scratch = per_thread(ctl, || try_zeroed::<f32>(dividers.len()))?;
+    let block = BLOCK_VALUES.div_ceil(k);
+    let blocks = Parts::new(codes.chunks_mut(block * k).zip(rows.chunks_mut(block)).zip(w.chunks(block * k)));
+    ctl.for_each(blocks.len(), &|slot, block| {
+        let ((codes, rows), w) = blocks.take(block);
+        let divided = &mut *lock(&scratch[slot]);
+        for ((codes, row), w) in codes.chunks_exact_mut(k).zip(rows).zip(w.chunks_exact(k)) {
+            let mut w = Floats::F32(w);
+            if equalized {
+                multiply(w, &dividers, divided, isa);
+                w = Floats::F32(divided);
+            }
+            *row = quantize_row(w, true, codes, isa);
+            codes.iter_mut().for_each(|code| *code ^= 0x80);
+        }
+    })?;
+    drop(blocks);
     if let Some(row) = rows.iter().position(|row| row.scale.is_nan()) {
         bail!("weight: row {row} holds NaN or an infinity");
     }
-    let codes: Vec<i8> = codes.into_iter().map(|code| (code ^ 0x80) as i8).collect();
     let scales: Vec<f32> = rows.iter().map(|row| row.scale).collect();
-    tile(&codes, k, n, 1, k, Some(&scales), out, ctl)
+    tile(bytemuck::cast_slice(&codes), k, n, 1, k, Some(&scales), out, ctl)
 }
 
 /// Writes rows `indices` of a layer's weight as floats: the look-up of an
