@@ -220,11 +220,9 @@ def speedup(rounds: int) -> list[list[object]]:
     names = [loop.instruction, *encoders]
     timing = interleave({f"{name} {n}": call(name, n) for n in (1, 2) for name in names}, rounds)
     gains = {n: np.array(timing.rounds[f"{n} 1"]) / np.array(timing.rounds[f"{n} 2"]) for n in names}
-    rows = []
-    for name, gain in gains.items():
-        share = Spread.of(list(gain / gains[loop.instruction]))
-        rows.append([name, *(timing.seconds(f"{name} {n}").median for n in (1, 2)), Spread.of(list(gain)), share])
-    return [[name, f"{one:.3f}", f"{two:.3f}", *spreads] for name, one, two, *spreads in rows]
+    seconds = {n: [f"{timing.seconds(f'{n} {threads}').median:.3f}" for threads in (1, 2)] for n in names}
+    shares = {n: Spread.of(list(gains[n] / gains[loop.instruction])) for n in names}
+    return [[n, *seconds[n], Spread.of(list(gains[n])), shares[n]] for n in names]
 
 
 # --- command line ---

@@ -468,6 +468,8 @@ def test_an_activation_written_as_a_function_is_fused(activation):
     assert type(model[0]) is FeedForward
     assert close(model(x), apart(x), 1e-5)
     assert close(copy.deepcopy(model)(x), model(x), 0)
+    assert close(torch.compile(model, fullgraph=True, backend="aot_eager")(x), model(x), 0)
+    assert close(torch.export.export(model, (x,)).module()(x), model(x), 0)
     assert [k.replace("tiled", "weight") for k in model.state_dict()] == keys
     assert model[0].dropout == 0.9
     with pytest.raises(AttributeError, match="nothing"):

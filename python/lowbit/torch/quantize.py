@@ -386,8 +386,9 @@ def _report(name: str, old: nn.Module, new: nn.Module, config: Config) -> LayerR
     assert isinstance(weight, torch.Tensor)
     assert isinstance(new, (QuantLinear, QuantEmbedding))
     norm = error = 0.0
-    for rows in torch.arange(weight.shape[0]).split(max(1, (1 << 18) // weight.shape[1])):
-        part = weight.detach()[int(rows[0]) : int(rows[-1]) + 1].float()
+    size = max(1, (1 << 18) // weight.shape[1])
+    for rows, part in zip(torch.arange(weight.shape[0]).split(size), weight.detach().split(size), strict=True):
+        part = part.float()
         norm += float(part.square().sum(dtype=torch.float64))
         error += float((new.rows(rows) - part).square().sum(dtype=torch.float64))
     error = math.sqrt(error / norm) if norm else 0.0

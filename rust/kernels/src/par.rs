@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, Once, OnceLock, PoisonError};
 
 use crate::{Error, Result};
 
@@ -167,7 +167,7 @@ fn pool(helpers: usize) -> Option<Arc<rayon::ThreadPool>> {
 
 /// Makes forks of this process safe: one that comes while another thread makes
 /// a pool waits for it, and the child, which has none of its parent's threads,
-/// starts without pools. To be called once, before the first parallel call.
+/// starts without pools. To be called before the first parallel call.
 #[cfg(unix)]
 pub fn prepare_for_forks() {
     thread_local! {
@@ -185,9 +185,12 @@ pub fn prepare_for_forks() {
             mem::forget(mem::take(&mut *pools));
         }
     }
+    static ONCE: Once = Once::new(); // the lock would be taken twice
     // SAFETY: the three are functions of this library, which is never unloaded.
     // It fails for want of memory alone; forks are then as safe as without it.
-    unsafe { libc::pthread_atfork(Some(before), Some(in_parent), Some(in_child)) };
+    ONCE.call_once(|| unsafe {
+        libc::pthread_atfork(Some(before), Some(in_parent), Some(in_child));
+    });
 }
 
 /// This platform does not fork.

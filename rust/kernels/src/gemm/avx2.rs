@@ -14,8 +14,8 @@
 //! the panel's bytes as they come, since then bytes are what costs.
 //!
 //! What bounds the tile is the instructions a cycle, most of all where two threads
-//! share a core: 3 rows by 32 columns, whose vectors are memory operands, is 39 for
-//! 12 products of 32 in bytes, and 27 for 12 of 16 in words.
+//! share a core: 3 rows by 32 columns, with three of four column vectors as memory
+//! operands, is 40 for 12 products of 32 in bytes, and 28 for 12 of 16 in words.
 
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -90,18 +90,15 @@ struct Taken {
 
 impl Excess {
     /// That of half a panel; None where it is better to multiply words.
-    ///
-    /// # Safety
-    /// The CPU has AVX2.
     #[target_feature(enable = "avx2")]
-    pub(super) unsafe fn of(panel: &Panel, half: usize) -> Option<Excess> {
+    pub(super) fn of(panel: &Panel, half: usize) -> Option<Excess> {
         let width = panel.width.checked_sub(NR * half)?.min(NR);
         let steps = panel.codes.len() / (4 * panel.width);
         if width == 0 || steps < 8 {
             return None;
         }
-        let mut left = Vec::with_capacity(NR * steps / 8);
-        let mut excess = Vec::with_capacity(NR * steps / 8);
+        let mut left = Vec::with_capacity(width * steps / 8);
+        let mut excess = Vec::with_capacity(width * steps / 8);
         let mut ends = [0; NR];
         for (step, codes) in panel.codes.chunks_exact(4 * panel.width).enumerate() {
             let codes = &codes[4 * NR * half..][..4 * width];
@@ -131,7 +128,7 @@ impl Excess {
                 ends[column] += 1;
             }
             // One step of a column in eight, or fewer; known early where there are many.
-            if excess.len() > NR * (step + 8) / 8 {
+            if excess.len() > width * (step + 8) / 8 {
                 return None;
             }
         }
@@ -181,7 +178,7 @@ fn rows_as_words(a: &[u8], k: usize, flip: u8, words: &mut [i32]) {
 }
 
 /// The block's rows, with `flip`, as `[row][K]`; and their codes 1 and 3 of every
-/// four as words, `[K / 4][row][2]`, rows to a multiple of 8.
+/// four as words, `[K / 4][row][2]`, rows to a multiple of 8. K is at least 32.
 #[target_feature(enable = "avx2")]
 fn rows_as_bytes(a: &[u8], k: usize, flip: u8, bytes: &mut [i32], odd: &mut [i32]) {
     let steps = padded(k) / 4;
@@ -192,10 +189,10 @@ fn rows_as_bytes(a: &[u8], k: usize, flip: u8, bytes: &mut [i32], odd: &mut [i32
     }
     let stride = odd.len() / steps;
     for (group, rows) in bytes.chunks(8 * steps).enumerate() {
-        for step in (0..steps).step_by(8).map(|step| step.min(steps.saturating_sub(8))) {
+        for step in (0..steps).step_by(8).map(|step| step.min(steps - 8)) {
             let mut dwords = [_mm256_setzero_si256(); 8];
             for (to, row) in dwords.iter_mut().zip(rows.chunks_exact(steps)) {
-                // SAFETY: a row is at least 8 steps long (`Part::as_bytes` asks).
+                // SAFETY: the slice is 8 dwords.
                 let four = unsafe { _mm256_loadu_si256(row[step..step + 8].as_ptr().cast()) };
                 *to = _mm256_and_si256(_mm256_srli_epi16(four, 8), _mm256_set1_epi16(0xff));
             }
@@ -249,63 +246,44 @@ pub(super) unsafe fn panel(block: &Block, scratch: &mut [i32], made: &mut Made, 
     let skip = rest.as_ptr().align_offset(4 * LINE).min(LINE);
     let columns = &mut rest[skip..];
     for first in (0..block.panel.width).step_by(NR) {
-        let excess = block.excess.get(first / NR).and_then(Option::as_ref).filter(|_| steps >= 8);
-        if let Some(excess) = excess {
+        let excess = block.excess.get(first / NR).and_then(Option::as_ref);
+        let rows = if excess.is_some() {
             if !std::mem::replace(&mut made.bytes, true) {
                 rows_as_bytes(block.a, block.k, block.flip, bytes, odd);
             }
-            // SAFETY: the caller's promises.
-            unsafe {
-                some_columns::<true>(block, bytes, columns, Some(excess), first, out, col);
-                for eight in (0..NR.min(block.panel.width - first)).step_by(8) {
-                    add_excess(excess, odd, eight, out, col + first + eight);
-                }
-            }
+            &*bytes
         } else {
             if !std::mem::replace(&mut made.words, true) {
                 rows_as_words(block.a, block.k, block.flip, words);
             }
+            &*words
+        };
+        for from in (0..rows.len() / out.len()).step_by(DEPTH) {
+            let depth = from..(rows.len() / out.len()).min(from + DEPTH);
             // SAFETY: the caller's promises.
-            unsafe { some_columns::<false>(block, words, columns, None, first, out, col) };
+            unsafe {
+                if block.panel.width - first < NR {
+                    some_columns::<2>(block, rows, columns, excess, depth, first, out, col);
+                } else {
+                    some_columns::<4>(block, rows, columns, excess, depth, first, out, col);
+                }
+            }
         }
-    }
-}
-
-/// Columns from `first` on, at most 32: copied, in bytes or in words, and multiplied
-/// by each row, without the excess.
-///
-/// # Safety
-/// Each row of `out` has the panel's columns from `col` on.
-#[target_feature(enable = "avx2")]
-unsafe fn some_columns<const BYTES: bool>(
-    block: &Block,
-    rows: &[i32],
-    columns: &mut [i32],
-    excess: Option<&Excess>,
-    first: usize,
-    out: &mut [&mut [i32]],
-    col: usize,
-) {
-    let dwords = rows.len() / out.len();
-    for from in (0..dwords).step_by(DEPTH) {
-        let depth = from..dwords.min(from + DEPTH);
-        // SAFETY: the caller's promises.
-        unsafe {
-            if block.panel.width - first < NR {
-                part::<BYTES, 2>(block, rows, columns, excess, depth, first, out, col);
-            } else {
-                part::<BYTES, 4>(block, rows, columns, excess, depth, first, out, col);
+        if let Some(excess) = excess {
+            for eight in (0..NR.min(block.panel.width - first)).step_by(8) {
+                add_excess(excess, odd, eight, out, col + first + eight);
             }
         }
     }
 }
 
-/// `V` vectors of columns, some of the depth.
+/// `V` vectors of columns from `first` on, some of the depth: copied, as bytes without
+/// the excess or as words, and multiplied by each row in the same form.
 ///
 /// # Safety
-/// As [`some_columns`].
+/// Each row of `out` has the panel's columns from `col` on.
 #[target_feature(enable = "avx2")]
-unsafe fn part<const BYTES: bool, const V: usize>(
+unsafe fn some_columns<const V: usize>(
     block: &Block,
     rows: &[i32],
     columns: &mut [i32],
@@ -316,12 +294,12 @@ unsafe fn part<const BYTES: bool, const V: usize>(
     col: usize,
 ) {
     let columns = &mut columns[..depth.len() * 8 * V];
-    if BYTES {
-        columns_as_bytes::<V>(block, excess, depth.clone(), first, columns);
-    } else {
-        columns_as_words::<V>(block, depth.start / 2..depth.end / 2, first, columns);
+    match excess {
+        Some(excess) => columns_as_bytes::<V>(block, excess, depth.clone(), first, columns),
+        None => columns_as_words::<V>(block, depth.start / 2..depth.end / 2, first, columns),
     }
-    let part = Part::<BYTES> {
+    let part = Part {
+        bytes: excess.is_some(),
         a: &rows[depth.start..],
         stride: rows.len() / out.len(),
         columns,
@@ -343,7 +321,7 @@ unsafe fn part<const BYTES: bool, const V: usize>(
 #[target_feature(enable = "avx2")]
 fn columns_as_bytes<const V: usize>(
     block: &Block,
-    excess: Option<&Excess>,
+    excess: &Excess,
     depth: Range<usize>,
     first: usize,
     bytes: &mut [i32],
@@ -355,7 +333,6 @@ fn columns_as_bytes<const V: usize>(
     for (to, codes) in to.zip(codes) {
         to.copy_from_slice(&codes[4 * first..][..32 * V]);
     }
-    let Some(excess) = excess else { return };
     let depth = 8 * V * depth.start..8 * V * depth.end;
     let [from, to] = [depth.start, depth.end].map(|end| excess.left.partition_point(|left| left.at < end));
     for left in &excess.left[from..to] {
@@ -517,7 +494,9 @@ fn row<const NV: usize>(block: &Block, a: &[i16], out: &mut [i32]) {
 }
 
 /// Some of the depth of some columns, and the rows for it.
-struct Part<'a, const BYTES: bool> {
+struct Part<'a> {
+    /// Bytes, or words.
+    bytes: bool,
     /// From the first of the depth on, and from row to row.
     a: &'a [i32],
     stride: usize,
@@ -530,7 +509,7 @@ struct Part<'a, const BYTES: bool> {
     col: usize,
 }
 
-impl<const BYTES: bool> Part<'_, BYTES> {
+impl Part<'_> {
     /// Rows from `first` on, `R` at a time, times `V` vectors of columns.
     ///
     /// # Safety
@@ -570,7 +549,7 @@ impl<const BYTES: bool> Part<'_, BYTES> {
         // SAFETY: `columns` holds V vectors for each dword, a multiple of 4, of each row.
         unsafe {
             if let (Ok(rows), Ok(acc)) = (<[_; 3]>::try_from(&rows[..]), acc.as_flattened_mut().try_into()) {
-                if BYTES {
+                if self.bytes {
                     three_by_four_bytes(rows, w, self.dwords, acc);
                 } else {
                     three_by_four_words(rows, w, self.dwords, acc);
@@ -581,7 +560,7 @@ impl<const BYTES: bool> Part<'_, BYTES> {
                         let a = _mm256_set1_epi32(*rows[r].add(i));
                         for v in 0..V {
                             let w = _mm256_loadu_si256(w.add(V * i + v));
-                            let products = if BYTES {
+                            let products = if self.bytes {
                                 _mm256_madd_epi16(_mm256_maddubs_epi16(a, w), _mm256_set1_epi16(1))
                             } else {
                                 _mm256_madd_epi16(a, w)
@@ -602,22 +581,35 @@ impl<const BYTES: bool> Part<'_, BYTES> {
 }
 
 /// Defines the loop of the full tile in assembly: compilers hold more vectors in
-/// registers than there are, and spill sums. ymm12 holds ones of 16 bits until `$first` needs it.
+/// registers than there are, and spill sums. ymm12 holds ones of 16 bits, ymm15 the
+/// first of four vectors; the others are memory operands.
 macro_rules! three_by_four {
-    ($name:ident, $first:ident, $row:ident) => {
+    ($name:ident, $times:ident) => {
         /// # Safety
         /// The CPU has AVX2; `dwords` is a multiple of 4 and not 0; each row has as
         /// many, and `w` 4 vectors for each.
         #[target_feature(enable = "avx2")]
         unsafe fn $name(rows: [*const i32; 3], w: *const __m256i, dwords: usize, acc: &mut [__m256i; 12]) {
             #[rustfmt::skip]
+            macro_rules! row {
+                ($row:literal, $i:literal, $c0:literal, $c1:literal, $c2:literal, $c3:literal) => {
+                    concat!(
+                        "vpbroadcastd ymm13, [{", $row, "} + {at} + 4*", $i, "]\n",
+                        $times!("ymm15", $c0),
+                        $times!(concat!("[{w} + 128*", $i, " + 32]"), $c1),
+                        $times!(concat!("[{w} + 128*", $i, " + 64]"), $c2),
+                        $times!(concat!("[{w} + 128*", $i, " + 96]"), $c3),
+                    )
+                };
+            }
+            #[rustfmt::skip]
             macro_rules! dword {
                 ($i:literal) => {
                     concat!(
-                        $first!($i),
-                        $row!("a0", $i, "ymm0", "ymm1", "ymm2", "ymm3"),
-                        $row!("a1", $i, "ymm4", "ymm5", "ymm6", "ymm7"),
-                        $row!("a2", $i, "ymm8", "ymm9", "ymm10", "ymm11"),
+                        "vmovdqu ymm15, [{w} + 128*", $i, "]\n",
+                        row!("a0", $i, "ymm0", "ymm1", "ymm2", "ymm3"),
+                        row!("a1", $i, "ymm4", "ymm5", "ymm6", "ymm7"),
+                        row!("a2", $i, "ymm8", "ymm9", "ymm10", "ymm11"),
                     )
                 };
             }
@@ -652,62 +644,27 @@ macro_rules! three_by_four {
     };
 }
 
-/// The first of four vectors of words, in ymm12.
-macro_rules! first_words {
-    ($i:literal) => {
-        concat!("vmovdqu ymm12, [{w} + 128*", $i, "]\nvmovdqu ymm15, [{w} + 128*", $i, " + 32]\n")
+/// A row's words, in ymm13, times a vector of them.
+macro_rules! times_words {
+    ($w:expr, $sum:literal) => {
+        concat!("vpmaddwd ymm14, ymm13, ", $w, "\n", "vpaddd ", $sum, ", ", $sum, ", ymm14\n")
     };
 }
 
-/// Of bytes, all four are memory operands.
-macro_rules! first_bytes {
-    ($i:literal) => {
-        ""
-    };
-}
-
-/// A row times four vectors of words.
+/// A row's bytes, in ymm13, times a vector of them.
 #[rustfmt::skip]
-macro_rules! row_of_words {
-    ($row:literal, $i:literal, $c0:literal, $c1:literal, $c2:literal, $c3:literal) => {
+macro_rules! times_bytes {
+    ($w:expr, $sum:literal) => {
         concat!(
-            "vpbroadcastd ymm13, [{", $row, "} + {at} + 4*", $i, "]\n",
-            "vpmaddwd ymm14, ymm13, ymm12\n",
-            "vpaddd ", $c0, ", ", $c0, ", ymm14\n",
-            "vpmaddwd ymm14, ymm13, ymm15\n",
-            "vpaddd ", $c1, ", ", $c1, ", ymm14\n",
-            "vpmaddwd ymm14, ymm13, [{w} + 128*", $i, " + 64]\n",
-            "vpaddd ", $c2, ", ", $c2, ", ymm14\n",
-            "vpmaddwd ymm14, ymm13, [{w} + 128*", $i, " + 96]\n",
-            "vpaddd ", $c3, ", ", $c3, ", ymm14\n",
+            "vpmaddubsw ymm14, ymm13, ", $w, "\n",
+            "vpmaddwd ymm14, ymm14, ymm12\n",
+            "vpaddd ", $sum, ", ", $sum, ", ymm14\n",
         )
     };
 }
 
-/// A row times four vectors of bytes.
-#[rustfmt::skip]
-macro_rules! row_of_bytes {
-    ($row:literal, $i:literal, $c0:literal, $c1:literal, $c2:literal, $c3:literal) => {
-        concat!(
-            "vpbroadcastd ymm13, [{", $row, "} + {at} + 4*", $i, "]\n",
-            "vpmaddubsw ymm14, ymm13, [{w} + 128*", $i, "]\n",
-            "vpmaddubsw ymm15, ymm13, [{w} + 128*", $i, " + 32]\n",
-            "vpmaddwd ymm14, ymm14, ymm12\n",
-            "vpmaddwd ymm15, ymm15, ymm12\n",
-            "vpaddd ", $c0, ", ", $c0, ", ymm14\n",
-            "vpaddd ", $c1, ", ", $c1, ", ymm15\n",
-            "vpmaddubsw ymm14, ymm13, [{w} + 128*", $i, " + 64]\n",
-            "vpmaddubsw ymm15, ymm13, [{w} + 128*", $i, " + 96]\n",
-            "vpmaddwd ymm14, ymm14, ymm12\n",
-            "vpmaddwd ymm15, ymm15, ymm12\n",
-            "vpaddd ", $c2, ", ", $c2, ", ymm14\n",
-            "vpaddd ", $c3, ", ", $c3, ", ymm15\n",
-        )
-    };
-}
-
-three_by_four!(three_by_four_words, first_words, row_of_words);
-three_by_four!(three_by_four_bytes, first_bytes, row_of_bytes);
+three_by_four!(three_by_four_words, times_words);
+three_by_four!(three_by_four_bytes, times_bytes);
 
 /// `R` widened rows times the `part`-th 16 columns of the panel, as bytes.
 #[target_feature(enable = "avx2")]

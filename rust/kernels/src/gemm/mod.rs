@@ -118,16 +118,21 @@ struct Columns<'a> {
 impl<'a> Columns<'a> {
     /// For a product with `m` rows.
     fn new(isa: Isa, m: usize, tiled: Tiled<&'a [u8]>, ctl: &Ctl) -> Result<Self> {
-        let mut excess = Vec::new();
+        let excess = Vec::new();
         #[cfg(target_arch = "x86_64")]
-        if has_scratch(isa) && m >= avx2::BYTES {
-            excess.resize_with(2 * tiled.panels(), || None);
-            let panels = Parts::new(excess.as_chunks_mut().0);
+        let excess = if has_scratch(isa) && m >= avx2::BYTES {
+            let mut found = excess;
+            found.resize_with(2 * tiled.panels(), || None);
+            let panels = Parts::new(found.as_chunks_mut().0);
             ctl.for_each(panels.len(), &|_, p| {
                 // SAFETY: the Isa is this CPU's.
                 *panels.take(p) = [0, 1].map(|half| unsafe { Excess::of(&tiled.panel(p), half) });
             })?;
-        }
+            drop(panels);
+            found
+        } else {
+            excess
+        };
         let _ = (isa, m, ctl);
         Ok(Columns { tiled, excess })
     }
@@ -307,8 +312,8 @@ pub fn matmul_i32<B: AsRef<[u8]> + Sync>(
         let (rows, sums) = &mut *lock(&scratch[slot]);
         let mut rows = Rows::new(isa, &a[first * k..(first + out.len()) * k], k, flip, rows);
         for p in panel..b.panels().min(panel + cut.panels) {
-            let (with, col) = (columns.panel(p), (p - panel) * PANEL);
-            let (panel, start) = (with.0, start_of(&with.0, flip));
+            let (with @ (panel, _), col) = (columns.panel(p), (p - panel) * PANEL);
+            let start = start_of(&panel, flip);
             if panel.cols == panel.width {
                 rows.times(isa, with, &start, &mut out, col);
             } else {
@@ -546,12 +551,7 @@ pub fn quantize_weight(
         let ((codes, rows), w) = blocks.take(block);
         let divided = &mut *lock(&scratch[slot]);
         for ((codes, row), w) in codes.chunks_exact_mut(k).zip(rows).zip(w.chunks_exact(k)) {
-            let mut w = Floats::F32(w);
-            if equalized {
-                multiply(w, &dividers, divided, isa);
-                w = Floats::F32(divided);
-            }
-            *row = quantize_row(w, true, codes, isa);
+            *row = quantize_row(scaled(Floats::F32(w), &dividers, divided, isa), true, codes, isa);
             codes.iter_mut().for_each(|code| *code ^= 0x80);
         }
     })?;
@@ -799,6 +799,15 @@ on_isa! {
     fn multiply(x: Floats, by: &[f32], out: &mut [f32]) = epilogue::multiply;
 }
 
+/// x · by, in `to`; x where there is nothing to multiply by.
+fn scaled<'a>(x: Floats<'a>, by: &[f32], to: &'a mut [f32], isa: Isa) -> Floats<'a> {
+    if by.is_empty() {
+        return x;
+    }
+    multiply(x, by, to, isa);
+    Floats::F32(to)
+}
+
 /// x += y
 fn add<T: Element>(x: &mut [f32], y: &[T]) {
     for (x, y) in x.iter_mut().zip(y.chunks_exact(1)) {
@@ -846,11 +855,7 @@ impl Scratch {
         let rows = x.len() / k;
         self.scales.clear();
         for (r, codes) in self.codes.chunks_exact_mut(k).take(rows).enumerate() {
-            let mut x = x.part(r * k..(r + 1) * k);
-            if !by.is_empty() {
-                multiply(x, by, &mut self.equalized, isa);
-                x = Floats::F32(&self.equalized);
-            }
+            let x = scaled(x.part(r * k..(r + 1) * k), by, &mut self.equalized, isa);
             self.scales.push(quantize_row(x, false, codes, isa));
         }
         (Rows::new(isa, &self.codes[..rows * k], k, 0, &mut self.rows), &self.scales, &mut self.sums)
