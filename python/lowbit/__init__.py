@@ -6,8 +6,9 @@ functions in plain NumPy; ``lowbit.torch`` quantizes PyTorch models.
 
 from lowbit._core import InternalError, __version__
 from lowbit.affine import choose_qparams, dequantize, quantize, quantize_rows
-from lowbit.config import Int8
+from lowbit.config import Int8, Uniform
 from lowbit.gemm import (
+    GroupedWeight,
     QuantizedWeight,
     TiledMatrix,
     linear,
@@ -21,6 +22,7 @@ from lowbit.system import available_isas, get_num_threads, isa, set_num_threads,
 from lowbit.types import PerAxis, PerGroup, PerTensor, QParams, RowCodes
 
 __all__ = [
+    "GroupedWeight",
     "Int8",
     "InternalError",
     "PerAxis",
@@ -30,6 +32,7 @@ __all__ = [
     "QuantizedWeight",
     "RowCodes",
     "TiledMatrix",
+    "Uniform",
     "__version__",
     "available_isas",
     "choose_qparams",

@@ -84,6 +84,27 @@ def weight_len(k: int, n: int, equalized: bool) -> int: ...
 def quantize_weight(
     w: NDArray[np.float32], n: int, k: int, equalized: bool, out: NDArray[np.uint8], isa: str | None
 ) -> None: ...
+def groups_len(k: int, n: int, nbits: int, group_size: int, symmetric: bool) -> int: ...
+def quantize_weight_groups(
+    w: NDArray[np.float32],
+    n: int,
+    k: int,
+    nbits: int,
+    group_size: int,
+    symmetric: bool,
+    importance: NDArray[np.float32] | None,
+    out: NDArray[np.uint8],
+    isa: str | None,
+) -> None: ...
+def untile_groups(
+    weight: NDArray[np.uint8],
+    k: int,
+    n: int,
+    codes: NDArray[np.uint8],
+    multipliers: NDArray[np.uint8],
+    zeros: NDArray[np.uint8],
+    scale: NDArray[np.float32],
+) -> None: ...
 def untile(weight: NDArray[np.uint8], k: int, n: int, codes: NDArray[np.int8], scale: NDArray[np.float32]) -> None: ...
 def lookup(
     indices: NDArray[np.int64] | None, weight: NDArray[np.uint8], k: int, n: int, out: NDArray[np.float32]

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
-__all__ = ["Config", "Int8", "from_json"]
+__all__ = ["Config", "Int8", "Uniform", "from_json"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,42 @@ class Int8(Config):
     def __post_init__(self) -> None:
         if not isinstance(self.equalize, bool):
             raise TypeError(f"equalize: expected a bool, got {self.equalize!r}")
+
+
+@dataclass(frozen=True)
+class Uniform(Config):
+    """Two to six bits: weights in groups along each output row.
+
+    A group has an 8-bit scale, a multiple of one float32 per row, and a zero point
+    of as many bits as a code. Scale and zero point are searched together for the
+    least squared error, in the form in which they are stored. 4 bits in groups of
+    32 are 4.375 bits a weight. Activations are rounded to 8 bits per row, with a
+    zero point, within the call.
+
+    Parameters
+    ----------
+    nbits : int
+        2 to 6.
+    group_size : int
+        A multiple of 8; the last group of a row may be shorter.
+    symmetric : bool
+        No zero points: a code of ``2**(nbits - 1)`` is 0.
+    """
+
+    nbits: int
+    group_size: int = 32
+    symmetric: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value in (("nbits", self.nbits), ("group_size", self.group_size)):
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise TypeError(f"{name}: expected an int, got {value!r}")
+        if not 2 <= self.nbits <= 6:
+            raise ValueError(f"nbits: expected 2 to 6, got {self.nbits}; 8 bits are lowbit.Int8()")
+        if self.group_size < 8 or self.group_size % 8 or self.group_size >= 1 << 32:
+            raise ValueError(f"group_size: expected a multiple of 8 below 2**32, got {self.group_size}")
+        if not isinstance(self.symmetric, bool):
+            raise TypeError(f"symmetric: expected a bool, got {self.symmetric!r}")
 
 
 def from_json(text: str) -> Config:

@@ -10,13 +10,13 @@ import numpy as np
 
 from lowbit import _core
 from lowbit._check import as_array, check_out
-from lowbit.config import Config, Int8
+from lowbit.config import Config, Int8, Uniform
 from lowbit.types import RowCodes
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["QuantizedWeight", "TiledMatrix", "linear", "matmul_int8", "mlp", "quantize_weight", "tile_matrix"]
+__all__ = ["GroupedWeight", "QuantizedWeight", "TiledMatrix", "linear", "matmul_int8", "mlp", "quantize_weight", "tile_matrix"]
 
 Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
 
@@ -91,6 +91,68 @@ class QuantizedWeight(TiledMatrix):
         scale = np.empty(self.n, np.float32)
         _core.untile(self.tiled, self.k, self.n, codes, scale)
         return codes, scale
+
+
+@dataclass(frozen=True, eq=False)
+class GroupedWeight:
+    """A layer's weight (N, K) of 2 to 6 bits in groups (:class:`lowbit.Uniform`).
+
+    ``tiled`` is uint8, laid out as FORMATS.md says under "Tiled groups": the same
+    bytes on every machine.
+    """
+
+    tiled: NDArray[np.uint8]
+    k: int
+    n: int
+    config: Uniform
+
+    def __post_init__(self) -> None:
+        takes = _core.groups_len(self.k, self.n, *_form(self.config))
+        if self.tiled.size != takes:
+            raise ValueError(f"tiled: {self.n} rows of {self.k} take {takes} bytes, got {self.tiled.size}")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(K, N)."""
+        return self.k, self.n
+
+    def codes(self) -> NDArray[np.uint8]:
+        """The codes in row order, uint8 (N, K)."""
+        return self._untile()[0]
+
+    def scale(self) -> NDArray[np.float32]:
+        """The groups' scales, float32 (N, groups): multipliers times the rows' scales."""
+        _, multipliers, _, scale = self._untile()
+        return multipliers * scale[:, None]
+
+    def zero_point(self) -> NDArray[np.uint8]:
+        """The groups' zero points, uint8 (N, groups)."""
+        return self._untile()[2]
+
+    def dequantize(self) -> NDArray[np.float32]:
+        """The weight that this stands for, float32 (N, K): ``(code - zero point) *
+        multiplier``, an integer, times the row's scale."""
+        weight = np.empty((self.n, self.k), np.float32)
+        _core.lookup(None, self.tiled, self.k, self.n, weight)
+        return weight
+
+    def equalizer(self) -> None:
+        """None: inputs are rounded as they come."""
+
+    def _untile(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8], NDArray[np.float32]]:
+        groups = -(-self.k // self.config.group_size)
+        codes = np.empty((self.n, self.k), np.uint8)
+        multipliers, zeros = np.empty((2, self.n, groups), np.uint8)
+        scale = np.empty(self.n, np.float32)
+        _core.untile_groups(self.tiled, self.k, self.n, codes, multipliers, zeros, scale)
+        return codes, multipliers, zeros, scale
+
+
+Weight = QuantizedWeight | GroupedWeight
+
+
+def _form(config: Uniform) -> tuple[int, int, bool]:
+    return config.nbits, config.group_size, config.symmetric
 
 
 def _aligned(size: int) -> NDArray[np.uint8]:
@@ -180,7 +242,9 @@ def matmul_int8(
     return out
 
 
-def quantize_weight(w: ArrayLike, config: Config | None = None, *, isa: str | None = None) -> QuantizedWeight:
+def quantize_weight(
+    w: ArrayLike, config: Config | None = None, *, importance: ArrayLike | None = None, isa: str | None = None
+) -> QuantizedWeight | GroupedWeight:
     """Quantizes and tiles a layer's weight.
 
     Parameters
@@ -188,8 +252,15 @@ def quantize_weight(w: ArrayLike, config: Config | None = None, *, isa: str | No
     w : array_like of float32, bfloat16, float16 or float64, (N, K)
         N outputs, K inputs, as `torch.nn.Linear` has it; at least one input.
     config : Config, optional
-        How; :class:`lowbit.Int8` by default.
+        How: :class:`lowbit.Int8` by default, or :class:`lowbit.Uniform`.
+    importance : array_like of floats, (K,), optional
+        How much the squared error of each input's weights counts where scales are
+        searched (Uniform): the inputs' mean squares, say.
     isa : str, optional
+
+    Returns
+    -------
+    QuantizedWeight, or GroupedWeight for Uniform
 
     Raises
     ------
@@ -202,16 +273,28 @@ def quantize_weight(w: ArrayLike, config: Config | None = None, *, isa: str | No
     >>> w = lowbit.quantize_weight(np.array([[-1.27, 0.5]], np.float32), lowbit.Int8(equalize=False))
     >>> w.codes()
     array([[-127,   50]], dtype=int8)
+    >>> lowbit.quantize_weight(np.arange(16, dtype=np.float32)[None], lowbit.Uniform(4, 8)).dequantize()
+    array([[ 0.,  1.,  2.,  3.,  4.,  5.,  6.,  7.,  8.,  9., 10., 11., 12.,
+            13., 14., 15.]], dtype=float32)
     """
     config = Int8() if config is None else config
-    if not isinstance(config, Int8):
-        raise TypeError(f"config: expected lowbit.Int8(), got {config!r}")
+    if not isinstance(config, (Int8, Uniform)):
+        raise TypeError(f"config: expected lowbit.Int8() or lowbit.Uniform(...), got {config!r}")
     w = as_array("w", w, _FLOATS, min_ndim=2)
     if w.ndim != 2 or w.shape[1] == 0:
         raise ValueError(f"w: expected 2-D (N, K) with K of at least 1, got shape {w.shape}")
     n, k = w.shape
+    w = w.astype(np.float32, copy=False)
+    if isinstance(config, Uniform):
+        if importance is not None:
+            importance = _vector("importance", importance, k)
+        tiled = _aligned(_core.groups_len(k, n, *_form(config)))
+        _core.quantize_weight_groups(w, n, k, *_form(config), importance, tiled, isa)
+        return GroupedWeight(tiled, k, n, config)
+    if importance is not None:
+        raise ValueError("importance: expected None with Int8, whose scales are not searched")
     tiled = _aligned(_core.weight_len(k, n, config.equalize))
-    _core.quantize_weight(w.astype(np.float32, copy=False), n, k, config.equalize, tiled, isa)
+    _core.quantize_weight(w, n, k, config.equalize, tiled, isa)
     return QuantizedWeight(tiled, k, n, config)
 
 
@@ -238,12 +321,14 @@ def _rows_in(x: ArrayLike | RowCodes, k: int, equalized: bool) -> tuple[Any, tup
 
 
 def _bias(name: str, bias: ArrayLike | None, n: int) -> NDArray[np.float32] | None:
-    if bias is None:
-        return None
-    bias = as_array(name, bias, _FLOATS)
-    if bias.shape != (n,):
-        raise ValueError(f"{name}: expected shape ({n},), got {bias.shape}")
-    return bias.astype(np.float32, copy=False)
+    return None if bias is None else _vector(name, bias, n)
+
+
+def _vector(name: str, values: ArrayLike, n: int) -> NDArray[np.float32]:
+    values = as_array(name, values, _FLOATS)
+    if values.shape != (n,):
+        raise ValueError(f"{name}: expected shape ({n},), got {values.shape}")
+    return values.astype(np.float32, copy=False)
 
 
 def _activation(name: Activation | None) -> str:
@@ -267,9 +352,9 @@ def _norm(
     return weight, bias, float(eps)
 
 
-def _weight(name: str, weight: QuantizedWeight) -> QuantizedWeight:
-    if not isinstance(weight, QuantizedWeight):
-        raise TypeError(f"{name}: expected a QuantizedWeight, got {type(weight).__name__}")
+def _weight(name: str, weight: Weight) -> Weight:
+    if not isinstance(weight, (QuantizedWeight, GroupedWeight)):
+        raise TypeError(f"{name}: expected a QuantizedWeight or a GroupedWeight, got {type(weight).__name__}")
     return weight
 
 
@@ -296,7 +381,7 @@ def _floats_out(
 
 def linear(
     x: ArrayLike | RowCodes,
-    weight: QuantizedWeight,
+    weight: Weight,
     bias: ArrayLike | None = None,
     *,
     activation: Activation | None = None,
@@ -317,7 +402,7 @@ def linear(
     Parameters
     ----------
     x : array_like of float32, bfloat16, float16 or float64, (..., K), or RowCodes
-    weight : QuantizedWeight, (N, K)
+    weight : QuantizedWeight or GroupedWeight, (N, K)
     bias : array_like of floats, (N,), optional
     activation : {"relu", "gelu", "gelu_tanh", "silu"}, optional
         GELU exact or by tanh. Error: 5e-7 · max(1, |input|).
@@ -373,9 +458,9 @@ def linear(
 
 def mlp(
     x: ArrayLike,
-    up: QuantizedWeight,
+    up: Weight,
     up_bias: ArrayLike | None,
-    down: QuantizedWeight,
+    down: Weight,
     down_bias: ArrayLike | None = None,
     *,
     activation: Activation | None,
@@ -392,7 +477,7 @@ def mlp(
     Parameters
     ----------
     x : array_like of float32, bfloat16, float16 or float64, (..., K)
-    up, down : QuantizedWeight, (H, K) and (N, H)
+    up, down : QuantizedWeight or GroupedWeight, (H, K) and (N, H)
     up_bias, down_bias : array_like of floats, (H,) and (N,), optional
     activation : {"relu", "gelu", "gelu_tanh", "silu"} or None
     residual, norm, out : optional

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import lowbit
-from lowbit.config import Config, Int8
+from lowbit.config import Config, Int8, Uniform
 from lowbit.torch import fusion
 from lowbit.torch.modules import QuantEmbedding, QuantLinear
 
@@ -230,8 +230,8 @@ def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _check_config(name: str, config: Any) -> None:
-    if config is not None and not isinstance(config, Int8):
-        raise TypeError(f"{name}: expected lowbit.Int8() or None, got {config!r}")
+    if config is not None and not isinstance(config, (Int8, Uniform)):
+        raise TypeError(f"{name}: expected lowbit.Int8(), lowbit.Uniform(...) or None, got {config!r}")
 
 
 def _check_rules(rules: Sequence[Rule] | None) -> list[tuple[re.Pattern[str], Config | None]]:
@@ -324,7 +324,7 @@ def _quantized(
     weight = module.weight
     assert isinstance(weight, torch.Tensor)
     n, k = weight.shape
-    if isinstance(module, nn.Embedding) and nn.Linear not in kinds:
+    if isinstance(module, nn.Embedding) and nn.Linear not in kinds and isinstance(config, Int8):
         if id(weight) not in tiled:
             rows = lowbit.quantize_rows(_numpy_floats(weight), symmetric=True)
             tiled[id(weight)] = torch.from_numpy(rows.codes)
@@ -392,7 +392,8 @@ def _report(name: str, old: nn.Module, new: nn.Module, config: Config) -> LayerR
         norm += float(part.square().sum(dtype=torch.float64))
         error += float((new.rows(rows) - part).square().sum(dtype=torch.float64))
     error = math.sqrt(error / norm) if norm else 0.0
-    kernel = f"int8 {'gemm' if isinstance(new, QuantLinear) else 'look-up'}, {lowbit.isa()}"
+    bits = f"{config.nbits}-bit" if isinstance(config, Uniform) else "int8"
+    kernel = f"{bits} {'gemm' if isinstance(new, QuantLinear) else 'look-up'}, {lowbit.isa()}"
     return LayerReport(
         name, type(old).__name__, type(config).__name__, _tensor_bytes(old), _tensor_bytes(new), error, kernel
     )

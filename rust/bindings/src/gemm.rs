@@ -1,7 +1,9 @@
 //! Products and layers.
 
 use lowbit_kernels::affine::{Floats, RowScale};
-use lowbit_kernels::gemm::{self, Activation, After, Input, Layer, Lhs, Norm, Output, Tiled, Weight};
+use lowbit_kernels::gemm::{
+    self, Activation, After, Codes, Grouped, Groups, Input, Layer, Lhs, Norm, Output, PartsMut, Tiled, Weight,
+};
 use numpy::{PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyReadwriteArrayDyn};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -165,6 +167,59 @@ fn quantize_weight(
     run(py, w.len() * 8, Threads::default(), |ctl| gemm::quantize_weight(w, n, k, equalized, out, isa, ctl))
 }
 
+#[pyfunction]
+fn groups_len(k: usize, n: usize, nbits: u32, group_size: usize, symmetric: bool) -> PyResult<usize> {
+    Groups::new(nbits, group_size, symmetric).and_then(|groups| groups.len(k, n)).map_err(to_py)
+}
+
+/// Quantizes a weight (N, K) to groups and tiles it into `out`.
+#[pyfunction]
+#[pyo3(signature = (w, n, k, nbits, group_size, symmetric, importance, out, isa))]
+fn quantize_weight_groups(
+    py: Python<'_>,
+    w: &Bound<'_, PyAny>,
+    n: usize,
+    k: usize,
+    nbits: u32,
+    group_size: usize,
+    symmetric: bool,
+    importance: Option<&Bound<'_, PyAny>>,
+    out: &Bound<'_, PyAny>,
+    isa: Option<&str>,
+) -> PyResult<()> {
+    let isa = self::isa(isa)?;
+    let groups = Groups::new(nbits, group_size, symmetric).map_err(to_py)?;
+    let importance = importance.map(|w| Read::<f32>::new("importance", w)).transpose()?;
+    let importance = importance.as_ref().map(Read::slice).transpose()?;
+    let (w, mut out) = (Read::<f32>::new("w", w)?, Write::<u8>::new(out)?);
+    let (w, out) = (w.slice()?, out.slice()?);
+    run(py, w.len().saturating_mul(256), Threads::default(), |ctl| {
+        gemm::quantize_weight_groups(w, n, k, groups, importance, out, isa, ctl)
+    })
+}
+
+/// Of a weight in groups: codes (N, K), multipliers and zero points (N, groups), scales (N).
+#[pyfunction]
+fn untile_groups(
+    py: Python<'_>,
+    weight: &Bound<'_, PyAny>,
+    k: usize,
+    n: usize,
+    codes: &Bound<'_, PyAny>,
+    multipliers: &Bound<'_, PyAny>,
+    zeros: &Bound<'_, PyAny>,
+    scale: &Bound<'_, PyAny>,
+) -> PyResult<()> {
+    let weight = Read::<u8>::new("weight", weight)?;
+    let grouped = Grouped::from_bytes(weight.slice()?, k, n).map_err(to_py)?;
+    let (mut codes, mut multipliers) = (Write::<u8>::new(codes)?, Write::<u8>::new(multipliers)?);
+    let (mut zeros, mut scale) = (Write::<u8>::new(zeros)?, Write::<f32>::new(scale)?);
+    let (codes, multipliers) = (codes.slice()?, multipliers.slice()?);
+    let (zeros, scale) = (zeros.slice()?, scale.slice()?);
+    let parts = PartsMut { codes, multipliers, zeros, scale };
+    run(py, n.saturating_mul(k).saturating_mul(16), Threads::default(), |_| grouped.untile(parts))
+}
+
 /// A weight's scales (N) and codes (N, K).
 #[pyfunction]
 fn untile(
@@ -179,9 +234,12 @@ fn untile(
         (Read::<u8>::new("weight", weight)?, Write::<i8>::new(codes)?, Write::<f32>::new(scale)?);
     let weight = Weight::from_bytes(weight.slice()?, k, n).map_err(to_py)?;
     let (codes, scale) = (codes.slice()?, scale.slice()?);
+    let Codes::Int8(tiled) = weight.codes() else {
+        return Err(PyValueError::new_err("weight: expected int8, got groups"));
+    };
     run(py, codes.len() * 4, Threads::default(), |_| {
-        scale.copy_from_slice(&weight.tiled().scales());
-        weight.tiled().untile_nk(codes)
+        scale.copy_from_slice(&tiled.scales());
+        tiled.untile_nk(codes)
     })
 }
 
@@ -372,6 +430,9 @@ pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(tile_matrix, m)?)?;
     m.add_function(wrap_pyfunction!(quantize_weight, m)?)?;
     m.add_function(wrap_pyfunction!(untile, m)?)?;
+    m.add_function(wrap_pyfunction!(groups_len, m)?)?;
+    m.add_function(wrap_pyfunction!(quantize_weight_groups, m)?)?;
+    m.add_function(wrap_pyfunction!(untile_groups, m)?)?;
     m.add_function(wrap_pyfunction!(lookup, m)?)?;
     m.add_function(wrap_pyfunction!(lookup_rows, m)?)?;
     m.add_function(wrap_pyfunction!(matmul, m)?)?;

@@ -10,6 +10,7 @@
 //! | [`choose_qparams`] | f32, f64, f16, bf16 | f32 scale and i32 zero point of each group |
 //! | [`quantize`] | f32, f64, f16, bf16, scales | u8 codes |
 //! | [`dequantize`] | u8 codes, scales | f32, f64, f16, bf16 |
+//! | [`quantize_groups`] | rows of f32 | codes of 2 to 6 bits, u8 multipliers and zero points of groups, f32 scales |
 //! | [`quantize_rows`] | rows of the same | u8 codes, f32 scale, u8 zero point, i32 sums |
 //!
 //! float64 is multiplied in float64; float16 and bfloat16 as float32. Every
@@ -18,6 +19,7 @@
 //! of squares have a fixed one.
 
 mod choose;
+mod groups;
 mod layout;
 mod scalar;
 #[cfg(test)]
@@ -26,6 +28,7 @@ mod tests;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::Relaxed};
 
 pub use choose::{Method, choose_qparams};
+pub use groups::{GroupedRows, quantize_groups};
 pub use layout::Layout;
 
 use crate::error::{bail, try_zeroed};

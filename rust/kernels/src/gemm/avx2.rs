@@ -20,8 +20,9 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::Block;
+use super::groups::{GroupPanel, SUPER};
 use super::tiled::Panel;
+use super::{Block, GroupBlock};
 
 /// Rows of a tile.
 const MR: usize = 3;
@@ -307,14 +308,8 @@ unsafe fn some_columns<const V: usize>(
         start: (depth.start == 0).then_some(&block.start[first..first + 8 * V]),
         col: col + first,
     };
-    let (threes, rest) = out.as_chunks_mut::<MR>();
-    let (twos, one) = rest.as_chunks_mut::<2>();
     // SAFETY: the caller's promise.
-    unsafe {
-        part.tiles::<3, V>(0, threes);
-        part.tiles::<2, V>(MR * threes.len(), twos);
-        part.tiles::<1, V>(MR * threes.len() + 2 * twos.len(), one.as_chunks_mut().0);
-    }
+    unsafe { part.all::<V>(out) };
 }
 
 /// Copies columns to `[step][column][4]`, without the excess.
@@ -510,6 +505,22 @@ struct Part<'a> {
 }
 
 impl Part<'_> {
+    /// All rows times `V` vectors of columns.
+    ///
+    /// # Safety
+    /// Each row of `out` has these columns.
+    #[target_feature(enable = "avx2")]
+    unsafe fn all<const V: usize>(&self, out: &mut [&mut [i32]]) {
+        let (threes, rest) = out.as_chunks_mut::<MR>();
+        let (twos, one) = rest.as_chunks_mut::<2>();
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.tiles::<3, V>(0, threes);
+            self.tiles::<2, V>(MR * threes.len(), twos);
+            self.tiles::<1, V>(MR * threes.len() + 2 * twos.len(), one.as_chunks_mut().0);
+        }
+    }
+
     /// Rows from `first` on, `R` at a time, times `V` vectors of columns.
     ///
     /// # Safety
@@ -708,5 +719,446 @@ fn few<const R: usize>(block: &Block, a: &[i16], part: usize, out: &mut [&mut [i
             // SAFETY: the chunk holds 8 sums.
             unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), acc) };
         }
+    }
+}
+
+// ------------------------------------------------------------------ groups
+
+/// Depth of the columns that are unpacked at a time: DEPTH quads of a column.
+const CHUNK: usize = 4 * DEPTH;
+/// Quads whose products sum in 16 bits, u8 times codes of four bits less 8: 8 · 2 ·
+/// 255 · 8 < 2^15.
+const SEGMENT: usize = SUPER / 4;
+
+/// Dwords of a chunk's pairs of segments, a multiple of 4 (as [`Part`] wants it).
+fn pairs_of_chunk(group_size: usize) -> usize {
+    if group_size.is_multiple_of(SUPER) { CHUNK / SUPER / 2 } else { CHUNK / 8 / 2 }
+}
+
+/// Dwords of scratch of [`groups`]: rows in bytes, their sums over segments, and of
+/// the columns the codes, multipliers, and what the zero points come to.
+pub(super) fn groups_scratch_len(rows: usize, k: usize, group_size: usize) -> usize {
+    let pairs = pairs_of_chunk(group_size);
+    let row = k.next_multiple_of(SUPER) / 4 + k.div_ceil(CHUNK) * pairs;
+    row * rows + NR * (DEPTH + 3 * pairs) + LINE
+}
+
+/// Cuts a depth into segments that end with a superstep or a group: quads each.
+#[inline]
+fn segments(depth: Range<usize>, group_size: usize) -> impl Iterator<Item = Range<usize>> {
+    let mut at = depth.start;
+    std::iter::from_fn(move || {
+        let end = (at / SUPER + 1) * SUPER;
+        let end = end.min((at / group_size + 1) * group_size).min(depth.end);
+        (at < end).then(|| std::mem::replace(&mut at, end)..end)
+    })
+}
+
+/// The block's rows to a multiple of a superstep, and their sums over segments as
+/// 16-bit values, each chunk's padded to [`pairs_of_chunk`].
+fn rows_for_groups(block: &GroupBlock, bytes: &mut [i32], sums: &mut [i32]) {
+    let (k, group_size) = (block.panel.k, block.panel.groups.group_size());
+    let (padded, pairs) = (k.next_multiple_of(SUPER), pairs_of_chunk(group_size));
+    let bytes: &mut [u8] = bytemuck::cast_slice_mut(bytes);
+    let sums: &mut [i16] = bytemuck::cast_slice_mut(sums);
+    sums.fill(0);
+    let rows = block.a.chunks_exact(k).zip(bytes.chunks_exact_mut(padded));
+    for ((a, row), sums) in rows.zip(sums.chunks_exact_mut(2 * pairs * k.div_ceil(CHUNK))) {
+        row[..k].copy_from_slice(a);
+        row[k..].fill(0);
+        for (i, sums) in sums.chunks_exact_mut(2 * pairs).enumerate() {
+            let depth = i * CHUNK..k.min((i + 1) * CHUNK);
+            for (sum, segment) in sums.iter_mut().zip(segments(depth, group_size)) {
+                *sum = a[segment].iter().fold(0u16, |sum, &a| sum.wrapping_add(a.into())) as i16;
+            }
+        }
+    }
+}
+
+/// `scalar::groups`.
+///
+/// A code less half its range is a signed byte of at most four bits, so that 32 of
+/// a column's products with u8 sum in 16 bits. These are multiplied with the group's
+/// multiplier as they are summed in 32 bits. The zero points' part is a product of
+/// its own, of the rows' sums over groups. Codes above four bits are two such bytes.
+///
+/// # Safety
+/// The CPU has AVX2; `scratch` holds [`groups_scratch_len`] dwords, and `made` tells
+/// whether the rows are in it; `out` has as many rows as `block`, each of at least
+/// `col + block.panel.width` columns; the depth begins with a chunk.
+#[target_feature(enable = "avx2,bmi2")]
+pub(super) unsafe fn groups(
+    block: &GroupBlock,
+    scratch: &mut [i32],
+    made: &mut bool,
+    out: &mut [&mut [i32]],
+    col: usize,
+) {
+    let k = block.panel.k;
+    let pairs = pairs_of_chunk(block.panel.groups.group_size());
+    let (bytes, rest) = scratch.split_at_mut(k.next_multiple_of(SUPER) / 4 * out.len());
+    let (sums, rest) = rest.split_at_mut(k.div_ceil(CHUNK) * pairs * out.len());
+    if !std::mem::replace(made, true) {
+        rows_for_groups(block, bytes, sums);
+    }
+    let skip = rest.as_ptr().align_offset(4 * LINE).min(LINE);
+    let columns = &mut rest[skip..];
+    assert!(block.depth.start.is_multiple_of(CHUNK) && block.depth.end <= k);
+    for first in (0..block.panel.width).step_by(NR) {
+        for from in block.depth.clone().step_by(CHUNK) {
+            let depth = from..block.depth.end.min(from + CHUNK);
+            // SAFETY: the caller's promises.
+            unsafe {
+                if block.panel.width - first < NR {
+                    chunk_of_groups::<2>(block, bytes, sums, columns, depth, first, out, col);
+                } else {
+                    chunk_of_groups::<4>(block, bytes, sums, columns, depth, first, out, col);
+                }
+            }
+        }
+    }
+}
+
+/// `V` vectors of columns from `first` on, one chunk of the depth.
+///
+/// # Safety
+/// Each row of `out` has the panel's columns from `col` on.
+#[target_feature(enable = "avx2,bmi2")]
+unsafe fn chunk_of_groups<const V: usize>(
+    block: &GroupBlock,
+    bytes: &[i32],
+    sums: &[i32],
+    scratch: &mut [i32],
+    depth: Range<usize>,
+    first: usize,
+    out: &mut [&mut [i32]],
+    col: usize,
+) {
+    let (panel, m) = (block.panel, out.len());
+    let pairs = pairs_of_chunk(panel.groups.group_size());
+    let (columns, rest) = scratch.split_at_mut(NR * DEPTH);
+    let (multipliers, zeros) = rest.split_at_mut(2 * NR * pairs);
+    let quads = depth.len().next_multiple_of(SUPER) / 4;
+    let columns = &mut columns[..8 * V * quads];
+    group_parameters::<V>(panel, depth.clone(), first, multipliers, zeros);
+
+    let part = Part {
+        bytes: false,
+        a: &sums[depth.start / CHUNK * pairs..],
+        stride: sums.len() / m,
+        columns: &zeros[..8 * V * pairs],
+        dwords: pairs,
+        start: (depth.start == block.depth.start).then_some(&[0; NR][..8 * V]),
+        col: col + first,
+    };
+    // SAFETY: the caller's promise.
+    unsafe { part.all::<V>(out) };
+    for plane in 0..if panel.groups.nbits() > 4 { 2 } else { 1 } {
+        group_codes::<V>(panel, depth.clone(), first, plane, columns);
+        if plane == 1 {
+            multipliers[..2 * 8 * V * pairs].iter_mut().for_each(|two| *two <<= 4);
+        }
+        let part = GroupPart {
+            a: &bytes[depth.start / 4..],
+            stride: bytes.len() / m,
+            columns,
+            multipliers,
+            depth: depth.clone(),
+            group_size: panel.groups.group_size(),
+            col: col + first,
+        };
+        let (threes, rest) = out.as_chunks_mut::<MR>();
+        let (twos, one) = rest.as_chunks_mut::<2>();
+        // SAFETY: the caller's promise.
+        unsafe {
+            part.tiles::<3, V>(0, threes);
+            part.tiles::<2, V>(MR * threes.len(), twos);
+            part.tiles::<1, V>(MR * threes.len() + 2 * twos.len(), one.as_chunks_mut().0);
+        }
+    }
+}
+
+/// What a chunk's codes have taken from them before they are multiplied: of four bits
+/// and fewer half their range, of more 8 from their lowest four.
+fn offset(nbits: u32) -> u8 {
+    1 << (nbits.min(4) - 1)
+}
+
+/// The multipliers, each twice, `[segment][column][2]`, and `multiplier · (offset -
+/// zero point)`, `[segment / 2][column][2]`.
+#[target_feature(enable = "avx2,bmi2")]
+fn group_parameters<const V: usize>(
+    panel: &GroupPanel,
+    depth: Range<usize>,
+    first: usize,
+    multipliers: &mut [i32],
+    zeros: &mut [i32],
+) {
+    let (groups, nbits) = (panel.groups, panel.groups.nbits() as usize);
+    let mask = u64::from(groups.qmax()) * 0x0101_0101_0101_0101;
+    let middle = u64::from(groups.middle()) * 0x0101_0101_0101_0101;
+    let offset = _mm256_set1_epi32(offset(groups.nbits()).into());
+    zeros.fill(0);
+    assert!(first + 8 * V <= panel.width);
+    for (i, segment) in segments(depth, groups.group_size()).enumerate() {
+        let group = segment.start / groups.group_size();
+        for v in 0..V {
+            let at = group * panel.width + first + 8 * v;
+            let eight = &panel.multipliers[at..at + 8];
+            let zero = if groups.symmetric() {
+                middle
+            } else {
+                // The codes follow: there are eight bytes.
+                let bytes = panel.zeros[at * nbits / 8..].first_chunk().map_or(0, |&b| u64::from_le_bytes(b));
+                _pdep_u64(bytes, mask)
+            };
+            let to = &mut multipliers[8 * (V * i + v)..][..8];
+            let zeros = &mut zeros[8 * (V * (i / 2) + v)..][..8];
+            // SAFETY: `eight` is 8 bytes, `to` and `zeros` 8 dwords.
+            unsafe {
+                let by = _mm256_cvtepu8_epi32(_mm_loadl_epi64(eight.as_ptr().cast()));
+                let zero = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(zero as i64));
+                let both = _mm256_or_si256(by, _mm256_slli_epi32(by, 16));
+                _mm256_storeu_si256(to.as_mut_ptr().cast(), both);
+                // Both within 16 bits, the product too: 255 · 63.
+                let part = _mm256_mullo_epi16(by, _mm256_sub_epi32(offset, zero));
+                let part = if i % 2 == 0 {
+                    _mm256_and_si256(part, _mm256_set1_epi32(0xffff))
+                } else {
+                    _mm256_or_si256(_mm256_slli_epi32(part, 16), _mm256_loadu_si256(zeros.as_ptr().cast()))
+                };
+                _mm256_storeu_si256(zeros.as_mut_ptr().cast(), part);
+            }
+        }
+    }
+}
+
+/// Unpacks one plane of a chunk's codes, `[quad][column][4]`: the lowest four bits less
+/// [`offset`], or what is above them.
+#[target_feature(enable = "avx2")]
+fn group_codes<const V: usize>(panel: &GroupPanel, depth: Range<usize>, first: usize, plane: usize, to: &mut [i32]) {
+    let (nbits, row) = (panel.groups.nbits(), 4 * panel.width);
+    let less = _mm256_set1_epi8(if plane == 0 { offset(nbits) as i8 } else { 0 });
+    let supersteps = depth.start / SUPER..depth.end.div_ceil(SUPER);
+    let size = row * nbits as usize;
+    let codes = panel.codes[supersteps.start * size..supersteps.end * size].chunks_exact(size);
+    assert!(first + 8 * V <= panel.width && to.len() == 8 * V * SEGMENT * supersteps.len());
+    for (codes, to) in codes.zip(to.chunks_exact_mut(8 * V * SEGMENT)) {
+        for (step, to) in to.chunks_exact_mut(8 * V).enumerate() {
+            // Bits of this plane: four, or two and one.
+            let places = match (nbits, plane) {
+                (4.., 0) => [Some((step / 2, 4 * (step % 2), 15, 0)), None],
+                (3, _) => [Some((step / 4, 2 * (step % 4), 3, 0)), Some((2, step, 1, 2))],
+                (2, _) => [Some((step / 4, 2 * (step % 4), 3, 0)), None],
+                (5, _) => [Some((4, step, 1, 0)), None],
+                _ => [Some((4 + step / 4, 2 * (step % 4), 3, 0)), None],
+            };
+            let mut sum = [_mm256_setzero_si256(); V];
+            for (vector, shift, mask, up) in places.into_iter().flatten() {
+                let from = &codes[vector * row + 4 * first..][..32 * V];
+                let (shift, up) = (_mm_cvtsi32_si128(shift as i32), _mm_cvtsi32_si128(up));
+                for (sum, from) in sum.iter_mut().zip(from.chunks_exact(32)) {
+                    // SAFETY: the chunk is 32 bytes.
+                    let bits = unsafe { _mm256_loadu_si256(from.as_ptr().cast()) };
+                    let bits = _mm256_and_si256(_mm256_srl_epi16(bits, shift), _mm256_set1_epi8(mask));
+                    *sum = _mm256_or_si256(*sum, _mm256_sll_epi16(bits, up));
+                }
+            }
+            for (sum, to) in sum.into_iter().zip(to.chunks_exact_mut(8)) {
+                // SAFETY: the chunk is 8 dwords.
+                unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), _mm256_sub_epi8(sum, less)) };
+            }
+        }
+    }
+}
+
+/// One plane of a chunk of some columns, and the rows for it.
+struct GroupPart<'a> {
+    /// From the chunk's first on, and from row to row.
+    a: &'a [i32],
+    stride: usize,
+    columns: &'a [i32],
+    multipliers: &'a [i32],
+    depth: Range<usize>,
+    group_size: usize,
+    /// Where the columns begin in a row of `out`, whose sums go on.
+    col: usize,
+}
+
+impl GroupPart<'_> {
+    /// As [`Part::tiles`].
+    ///
+    /// # Safety
+    /// Each row of `out` has these columns.
+    #[target_feature(enable = "avx2")]
+    unsafe fn tiles<const R: usize, const V: usize>(&self, first: usize, out: &mut [[&mut [i32]; R]]) {
+        if out.is_empty() {
+            return;
+        }
+        let (last, quads) = (first + R * out.len() - 1, self.columns.len() / (8 * V));
+        assert!(self.a.len() >= last * self.stride + quads && quads >= self.depth.len().div_ceil(4));
+        let whole = self.group_size.is_multiple_of(SUPER);
+        let segments_here = if whole { quads / SEGMENT } else { segments(self.depth.clone(), self.group_size).count() };
+        assert!(quads.is_multiple_of(SEGMENT) && quads > 0 && self.multipliers.len() >= 8 * V * segments_here);
+        for (i, out) in out.iter_mut().enumerate() {
+            let a = self.a.as_ptr().wrapping_add((first + R * i) * self.stride);
+            let rows: [*const i32; R] = std::array::from_fn(|r| a.wrapping_add(r * self.stride));
+            let out: [*mut __m256i; R] = std::array::from_fn(|r| out[r].as_mut_ptr().wrapping_add(self.col).cast());
+            let (w, by) = (self.columns.as_ptr().cast(), self.multipliers.as_ptr().cast());
+            // SAFETY: by the asserts and the caller's promise, each row has `quads`
+            // dwords, each output V vectors; columns and multipliers V a dword or segment.
+            unsafe {
+                if let (true, 4, Ok(rows), Ok(out)) = (whole, V, rows[..].try_into(), out[..].try_into()) {
+                    three_by_four_groups(rows, w, by, quads, out);
+                } else {
+                    self.tile::<R, V>(rows, w, by, out);
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`GroupPart::tiles`] says.
+    #[target_feature(enable = "avx2")]
+    unsafe fn tile<const R: usize, const V: usize>(
+        &self,
+        rows: [*const i32; R],
+        mut w: *const __m256i,
+        mut by: *const __m256i,
+        out: [*mut __m256i; R],
+    ) {
+        let mut at = 0;
+        for segment in segments(self.depth.clone(), self.group_size) {
+            let mut sums = [[_mm256_setzero_si256(); V]; R];
+            // The last quad of the depth may be padded, with rows of 0.
+            for _ in 0..segment.len().div_ceil(4) {
+                for r in 0..R {
+                    // SAFETY: the caller's promise.
+                    let a = unsafe { _mm256_set1_epi32(rows[r].wrapping_add(at).read()) };
+                    for v in 0..V {
+                        // SAFETY: the caller's promise.
+                        let w = unsafe { _mm256_loadu_si256(w.wrapping_add(v)) };
+                        sums[r][v] = _mm256_add_epi16(sums[r][v], _mm256_maddubs_epi16(a, w));
+                    }
+                }
+                at += 1;
+                w = w.wrapping_add(V);
+            }
+            for v in 0..V {
+                // SAFETY: the caller's promise.
+                unsafe {
+                    let by = _mm256_loadu_si256(by.wrapping_add(v));
+                    for r in 0..R {
+                        let out = out[r].wrapping_add(v);
+                        let sum = _mm256_add_epi32(_mm256_loadu_si256(out), _mm256_madd_epi16(sums[r][v], by));
+                        _mm256_storeu_si256(out, sum);
+                    }
+                }
+            }
+            by = by.wrapping_add(V);
+        }
+    }
+}
+
+/// The loop of the full tile over segments of 8 quads, in assembly as
+/// `three_by_four` is: ymm12 and ymm15 hold two of four column vectors.
+///
+/// # Safety
+/// The CPU has AVX2; `quads` is a multiple of 8 and not 0; each row has as many, `w` 4
+/// vectors for each, `by` 4 for each segment, and each of `out` 4.
+#[target_feature(enable = "avx2")]
+unsafe fn three_by_four_groups(
+    rows: [*const i32; 3],
+    w: *const __m256i,
+    by: *const __m256i,
+    quads: usize,
+    out: [*mut __m256i; 3],
+) {
+    #[rustfmt::skip]
+    macro_rules! product {
+        (first, $w:expr, $sum:literal) => {
+            concat!("vpmaddubsw ", $sum, ", ymm13, ", $w, "\n")
+        };
+        (more, $w:expr, $sum:literal) => {
+            concat!("vpmaddubsw ymm14, ymm13, ", $w, "\n", "vpaddw ", $sum, ", ", $sum, ", ymm14\n")
+        };
+    }
+    #[rustfmt::skip]
+    macro_rules! row {
+        ($kind:ident, $row:literal, $i:literal, $c0:literal, $c1:literal, $c2:literal, $c3:literal) => {
+            concat!(
+                "vpbroadcastd ymm13, [{", $row, "} + {at} + 4*", $i, "]\n",
+                product!($kind, "ymm12", $c0),
+                product!($kind, "ymm15", $c1),
+                product!($kind, concat!("[{w} + 128*", $i, " + 64]"), $c2),
+                product!($kind, concat!("[{w} + 128*", $i, " + 96]"), $c3),
+            )
+        };
+    }
+    #[rustfmt::skip]
+    macro_rules! quad {
+        ($kind:ident, $i:literal) => {
+            concat!(
+                "vmovdqu ymm12, [{w} + 128*", $i, "]\n",
+                "vmovdqu ymm15, [{w} + 128*", $i, " + 32]\n",
+                row!($kind, "a0", $i, "ymm0", "ymm1", "ymm2", "ymm3"),
+                row!($kind, "a1", $i, "ymm4", "ymm5", "ymm6", "ymm7"),
+                row!($kind, "a2", $i, "ymm8", "ymm9", "ymm10", "ymm11"),
+            )
+        };
+    }
+    #[rustfmt::skip]
+    macro_rules! flush {
+        ($v:literal, $c0:literal, $c1:literal, $c2:literal) => {
+            concat!(
+                "vmovdqu ymm15, [{by} + 32*", $v, "]\n",
+                "vpmaddwd ", $c0, ", ", $c0, ", ymm15\n",
+                "vpmaddwd ", $c1, ", ", $c1, ", ymm15\n",
+                "vpmaddwd ", $c2, ", ", $c2, ", ymm15\n",
+                "vpaddd ", $c0, ", ", $c0, ", [{o0} + 32*", $v, "]\n",
+                "vpaddd ", $c1, ", ", $c1, ", [{o1} + 32*", $v, "]\n",
+                "vpaddd ", $c2, ", ", $c2, ", [{o2} + 32*", $v, "]\n",
+                "vmovdqu [{o0} + 32*", $v, "], ", $c0, "\n",
+                "vmovdqu [{o1} + 32*", $v, "], ", $c1, "\n",
+                "vmovdqu [{o2} + 32*", $v, "], ", $c2, "\n",
+            )
+        };
+    }
+    let ends = rows.map(|row| row.wrapping_add(quads));
+    // SAFETY: the caller's promises; what is written is declared.
+    unsafe {
+        std::arch::asm!(
+            "2:",
+            quad!(first, "0"),
+            quad!(more, "1"),
+            quad!(more, "2"),
+            quad!(more, "3"),
+            quad!(more, "4"),
+            quad!(more, "5"),
+            quad!(more, "6"),
+            quad!(more, "7"),
+            flush!("0", "ymm0", "ymm4", "ymm8"),
+            flush!("1", "ymm1", "ymm5", "ymm9"),
+            flush!("2", "ymm2", "ymm6", "ymm10"),
+            flush!("3", "ymm3", "ymm7", "ymm11"),
+            "add {w}, 1024",
+            "add {by}, 128",
+            "add {at}, 32",
+            "jnz 2b",
+            a0 = in(reg) ends[0],
+            a1 = in(reg) ends[1],
+            a2 = in(reg) ends[2],
+            o0 = in(reg) out[0],
+            o1 = in(reg) out[1],
+            o2 = in(reg) out[2],
+            w = inout(reg) w => _,
+            by = inout(reg) by => _,
+            at = inout(reg) (4 * quads).wrapping_neg() => _,
+            out("ymm0") _, out("ymm1") _, out("ymm2") _, out("ymm3") _,
+            out("ymm4") _, out("ymm5") _, out("ymm6") _, out("ymm7") _,
+            out("ymm8") _, out("ymm9") _, out("ymm10") _, out("ymm11") _,
+            out("ymm12") _, out("ymm13") _, out("ymm14") _, out("ymm15") _,
+            options(nostack),
+        );
     }
 }

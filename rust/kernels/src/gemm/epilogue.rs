@@ -32,6 +32,8 @@ pub(super) struct Finish<'a, T> {
     /// The panel's columns, with padding and without.
     pub width: usize,
     pub cols: usize,
+    /// Whether the sums are centred and rounded already: float32, by their bits.
+    pub rounded: bool,
     /// Zero where the panel is narrower.
     pub col_sum: [i32; PANEL],
     pub scale: [f32; PANEL],
@@ -80,7 +82,12 @@ fn each<L: Lanes, T: Element>(
         for j in (0..f.width).step_by(L::N) {
             let at = j..j + L::N;
             let scale = l.mul(row_scale, l.load(&f.scale[at.clone()]));
-            let mut y = l.mul(l.centred(&sums[at.clone()], &f.col_sum[at.clone()], zero_point), scale);
+            let centred = if f.rounded {
+                l.load(&bytemuck::cast_slice(sums)[at.clone()])
+            } else {
+                l.centred(&sums[at.clone()], &f.col_sum[at.clone()], zero_point)
+            };
+            let mut y = l.mul(centred, scale);
             if bias.is_some() {
                 y = l.add(y, l.load(&bias.unwrap_or(&zeros)[at.clone()]));
             }

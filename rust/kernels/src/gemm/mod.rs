@@ -5,6 +5,7 @@
 //! | [`matmul_i32`] | u8 or i8 (M, K), tiled i8 (K, N) | i32 (M, N), exact to K = 131,071 (i8) or 65,793 (u8) |
 //! | [`matmul_i64`] | the same, any K | i64 (M, N), exact |
 //! | [`linear`] | f32, bf16 or u8 rows (M, K), tiled i8 | f32, bf16 or u8 rows (M, N) |
+//! | [`linear`] | the same, weights of 2 to 6 bits in [`Groups`] | the same |
 //! | [`mlp`] | f32 or bf16 (M, K), two tiled i8 | f32 or bf16 (M, N) |
 //!
 //! The integer part is the same bits everywhere. So are the floats: each step
@@ -22,6 +23,7 @@ mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avxvnni;
 mod epilogue;
+mod groups;
 mod scalar;
 mod tiled;
 
@@ -29,14 +31,16 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 pub use epilogue::{Activation, Norm};
+pub use groups::{Grouped, Groups, PartsMut, tile_groups};
 pub use tiled::{Tiled, tile, tiled_len};
 
-use crate::affine::{Floats, RowScale, quantize_row};
+use crate::affine::{Floats, GroupedRows, RowScale, quantize_groups, quantize_row};
 use crate::error::{bail, checked_product, try_zeroed};
 use crate::lanes::{Element, on_isa};
 use crate::par::Parts;
 use crate::{Ctl, Isa, Result};
 use epilogue::Finish;
+use groups::GroupPanel;
 use tiled::{PANEL, Panel};
 
 /// The greatest K of [`matmul_i32`] with u8 rows: 255 · 128 · K stays below 2^31.
@@ -98,6 +102,15 @@ impl Block<'_> {
     }
 }
 
+/// Some rows times one panel in groups.
+pub(crate) struct GroupBlock<'a> {
+    /// Rows of `panel.k` bytes.
+    a: &'a [u8],
+    panel: &'a GroupPanel<'a>,
+    /// From a multiple of [`Groups::depth`] on.
+    depth: Range<usize>,
+}
+
 #[cfg(target_arch = "x86_64")]
 use avx2::Excess;
 /// No instruction set here sums in 16 bits.
@@ -107,6 +120,21 @@ type Excess = std::convert::Infallible;
 /// Whether this instruction set is AVX2 alone, which wants scratch.
 fn has_scratch(isa: Isa) -> bool {
     isa.has_avx2() && !isa.has_avx512() && !isa.is_avxvnni()
+}
+
+/// The columns of a layer.
+enum LayerColumns<'a> {
+    Int8(Columns<'a>),
+    Groups(Grouped<'a>),
+}
+
+impl<'a> LayerColumns<'a> {
+    fn new(isa: Isa, m: usize, weight: &Weight<'a>, ctl: &Ctl) -> Result<Self> {
+        Ok(match weight.codes {
+            Codes::Int8(tiled) => LayerColumns::Int8(Columns::new(isa, m, tiled, ctl)?),
+            Codes::Groups(grouped) => LayerColumns::Groups(grouped),
+        })
+    }
 }
 
 /// The columns of a product, with what is found out about them once a call.
@@ -151,6 +179,8 @@ struct Rows<'a> {
     scratch: &'a mut [i32],
     #[cfg(target_arch = "x86_64")]
     made: avx2::Made,
+    /// Whether the rows' forms for weights in groups are in scratch.
+    grouped: bool,
 }
 
 impl<'a> Rows<'a> {
@@ -164,7 +194,7 @@ impl<'a> Rows<'a> {
     }
 
     fn new(isa: Isa, a: &'a [u8], k: usize, flip: u8, scratch: &'a mut [i32]) -> Self {
-        assert!(scratch.len() >= Rows::scratch_len(isa, a.len() / k.max(1), k));
+        let _ = isa;
         Rows {
             a,
             k,
@@ -172,7 +202,34 @@ impl<'a> Rows<'a> {
             scratch,
             #[cfg(target_arch = "x86_64")]
             made: avx2::Made::default(),
+            grouped: false,
         }
+    }
+
+    /// Scratch for weights in groups.
+    fn groups_scratch_len(isa: Isa, rows: usize, k: usize, groups: Groups) -> usize {
+        #[cfg(target_arch = "x86_64")]
+        if isa.has_avx2() {
+            return avx2::groups_scratch_len(rows, k, groups.group_size());
+        }
+        let _ = (isa, rows, k, groups);
+        0
+    }
+
+    /// The rows times some depth of a panel in groups, into the first columns of
+    /// each row of `out`.
+    fn times_groups(&mut self, isa: Isa, panel: &GroupPanel, depth: Range<usize>, out: &mut [&mut [i32]]) {
+        assert!(self.flip == 0 && self.k == panel.k && out.len() * self.k == self.a.len());
+        assert!(out.iter().all(|row| row.len() >= panel.width));
+        let block = GroupBlock { a: self.a, panel, depth };
+        #[cfg(target_arch = "x86_64")]
+        if isa.has_avx2() {
+            assert!(self.scratch.len() >= Rows::groups_scratch_len(isa, out.len(), self.k, panel.groups));
+            // SAFETY: the Isa is this CPU's; the asserts are the callee's conditions.
+            return unsafe { avx2::groups(&block, self.scratch, &mut self.grouped, out, 0) };
+        }
+        let _ = isa;
+        scalar::groups(&block, out, 0);
     }
 
     /// The rows times a panel, into columns from `col` of each row of `out`.
@@ -184,6 +241,7 @@ impl<'a> Rows<'a> {
         out: &mut [&mut [i32]],
         col: usize,
     ) {
+        assert!(self.scratch.len() >= Rows::scratch_len(isa, out.len(), self.k));
         assert!(out.len() * self.k == self.a.len() && panel.codes.len() == self.k.div_ceil(4) * 4 * panel.width);
         assert!(out.iter().all(|row| row.len() >= col + panel.width));
         let block = Block { a: self.a, k: self.k, flip: self.flip, panel, start, excess };
@@ -420,45 +478,76 @@ impl Wide {
 /// multiplied with before it is quantized, if the weight is equalized.
 #[derive(Clone, Debug)]
 pub struct Weight<'a> {
-    tiled: Tiled<&'a [u8]>,
+    codes: Codes<'a>,
     /// K powers of two, or none.
     equalizer: Vec<f32>,
 }
 
+/// A weight's transpose in the order that the kernels read.
+#[derive(Clone, Copy, Debug)]
+pub enum Codes<'a> {
+    /// Eight bits, a scale for each output.
+    Int8(Tiled<&'a [u8]>),
+    /// Two to six bits, in groups.
+    Groups(Grouped<'a>),
+}
+
+impl Codes<'_> {
+    fn panels(&self) -> usize {
+        match self {
+            Codes::Int8(tiled) => tiled.panels(),
+            Codes::Groups(grouped) => grouped.panels(),
+        }
+    }
+}
+
 impl<'a> Weight<'a> {
     /// Takes the bytes that [`quantize_weight`] wrote: a tiled matrix, and K
-    /// float32 after it where the weight is equalized.
+    /// float32 after it where the weight is equalized; or those of
+    /// [`quantize_weight_groups`].
     ///
     /// # Errors
     /// [`crate::Error::Value`] where there are too few or too many of them.
     pub fn from_bytes(bytes: &'a [u8], k: usize, n: usize) -> Result<Self> {
+        if Grouped::begins(bytes) {
+            return Ok(Weight { codes: Codes::Groups(Grouped::from_bytes(bytes, k, n)?), equalizer: Vec::new() });
+        }
         let plain = tiled_len(k, n)?;
         let (tiled, rest) = bytes.split_at(plain.min(bytes.len()));
         if tiled.len() != plain || !(rest.is_empty() || rest.len() == 4 * k) {
             bail!("weight: {n} rows of {k} take {plain} bytes, or {} if equalized, got {}", plain + 4 * k, bytes.len());
         }
         let equalizer = rest.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
-        Ok(Weight { tiled: Tiled::from_bytes(tiled, k, n)?, equalizer })
+        Ok(Weight { codes: Codes::Int8(Tiled::from_bytes(tiled, k, n)?), equalizer })
     }
 
     /// Outputs.
     pub fn n(&self) -> usize {
-        self.tiled.n()
+        match self.codes {
+            Codes::Int8(tiled) => tiled.n(),
+            Codes::Groups(grouped) => grouped.n(),
+        }
     }
 
     /// Inputs.
     pub fn k(&self) -> usize {
-        self.tiled.k()
+        match self.codes {
+            Codes::Int8(tiled) => tiled.k(),
+            Codes::Groups(grouped) => grouped.k(),
+        }
     }
 
-    /// The codes' matrix, with a scale for each output.
-    pub fn tiled(&self) -> &Tiled<&'a [u8]> {
-        &self.tiled
+    /// The codes, with their scales.
+    pub fn codes(&self) -> &Codes<'a> {
+        &self.codes
     }
 
     /// Writes output row `n` as the floats that it stands for.
     fn row(&self, n: usize, out: &mut [f32]) -> Result<()> {
-        self.tiled.dequantize_column(n, out)?;
+        match self.codes {
+            Codes::Int8(tiled) => tiled.dequantize_column(n, out)?,
+            Codes::Groups(grouped) => grouped.dequantize_column(n, out)?,
+        }
         out.iter_mut().zip(&self.equalizer).for_each(|(out, by)| *out *= by);
         Ok(())
     }
@@ -561,6 +650,36 @@ pub fn quantize_weight(
     }
     let scales: Vec<f32> = rows.iter().map(|row| row.scale).collect();
     tile(bytemuck::cast_slice(&codes), k, n, 1, k, Some(&scales), out, ctl)
+}
+
+/// Quantizes a layer's N×K weight to groups and tiles it into `out` of
+/// [`Groups::len`] bytes. `importance`: of each input, how much an error of its
+/// weights counts.
+///
+/// # Errors
+/// [`crate::Error::Value`] where lengths do not fit or the weight is not
+/// finite, [`crate::Error::Memory`], [`crate::Error::Interrupted`].
+pub fn quantize_weight_groups(
+    w: &[f32],
+    n: usize,
+    k: usize,
+    groups: Groups,
+    importance: Option<&[f32]>,
+    out: &mut [u8],
+    isa: Isa,
+    ctl: &Ctl,
+) -> Result<()> {
+    if w.len() != checked_product("weight", &[n, k])? || k == 0 {
+        bail!("weight: expected {n} rows of {k} (at least 1), got {} values", w.len());
+    }
+    let all = checked_product("weight", &[n, groups.count(k)])?;
+    let (mut codes, mut scale) = (try_zeroed::<u8>(w.len())?, try_zeroed::<f32>(n)?);
+    let (mut multipliers, mut zeros) = (try_zeroed::<u8>(all)?, try_zeroed::<u8>(all)?);
+    let (codes, scale, multipliers, zeros) = (&mut codes[..], &mut scale[..], &mut multipliers[..], &mut zeros[..]);
+    let rows = GroupedRows { codes, multipliers, zeros, scale };
+    let form = (groups.nbits(), groups.group_size(), groups.symmetric());
+    quantize_groups(w, k, form, importance, rows, isa, ctl)?;
+    tile_groups(&PartsMut { codes, multipliers, zeros, scale }, groups, n, k, out, ctl)
 }
 
 /// Writes rows `indices` of a layer's weight as floats: the look-up of an
@@ -697,11 +816,11 @@ impl<'a, T: Residual> Sink<'a, T> {
         &self,
         isa: Isa,
         layer: &Layer,
-        columns: &Columns,
+        columns: &LayerColumns,
         rows: &mut Rows,
         scales: &[RowScale],
         panels: Range<usize>,
-        sums: &mut [i32],
+        sums: &mut Sums,
         floats: &mut [f32],
         first: usize,
         out: &mut [&mut [T]],
@@ -752,38 +871,74 @@ impl Layer<'_> {
     fn rows<T: Element>(
         &self,
         isa: Isa,
-        columns: &Columns,
+        columns: &LayerColumns,
         rows: &mut Rows,
         scales: &[RowScale],
         panels: Range<usize>,
-        sums: &mut [i32],
+        sums: &mut Sums,
         residual: Option<(&[T], usize)>,
         out: &mut [&mut [T]],
     ) {
-        let sums = &mut sums[..scales.len() * PANEL];
+        let (totals, sums) = (&mut sums.totals, &mut sums.sums[..scales.len() * PANEL]);
         for p in panels.clone() {
-            let with @ (panel, _) = columns.panel(p);
             let mut parts: Vec<_> = sums.chunks_exact_mut(PANEL).collect();
-            rows.times(isa, with, &[0; PANEL], &mut parts, 0);
-            let (col_sum, scale) = panel.header();
+            let (width, cols, first, (col_sum, scale), rounded) = match columns {
+                LayerColumns::Int8(columns) => {
+                    let with @ (panel, _) = columns.panel(p);
+                    rows.times(isa, with, &[0; PANEL], &mut parts, 0);
+                    (panel.width, panel.cols, panel.first, tiled::header(panel.col_sum, panel.scale), false)
+                }
+                LayerColumns::Groups(grouped) => {
+                    let panel = grouped.panel(p);
+                    let header = tiled::header(panel.col_sum, panel.scale);
+                    let rounded = group_sums(isa, rows, &panel, &header.0, scales, parts, totals);
+                    (panel.width, panel.cols, panel.first, header, rounded)
+                }
+            };
             let bias = self.bias.map(|bias| {
                 let mut padded = [0.0; PANEL];
-                padded[..panel.cols].copy_from_slice(&bias[panel.first..panel.first + panel.cols]);
+                padded[..cols].copy_from_slice(&bias[first..first + cols]);
                 padded
             });
-            let residual = residual.map(|(values, stride)| (&values[panel.first..], stride));
-            let f = Finish {
-                width: panel.width,
-                cols: panel.cols,
-                col_sum,
-                scale,
-                bias,
-                activation: self.activation,
-                residual,
-            };
+            let residual = residual.map(|(values, stride)| (&values[first..], stride));
+            let f = Finish { width, cols, rounded, col_sum, scale, bias, activation: self.activation, residual };
             finish(&f, sums, scales, out, (p - panels.start) * PANEL, isa);
         }
     }
+}
+
+/// Rows times a panel in groups. Where the depth is more than int32 sums are sure to
+/// hold, they are summed in int64, centred here, and rounded: float32 in the place of
+/// sums, and true.
+fn group_sums(
+    isa: Isa,
+    rows: &mut Rows,
+    panel: &GroupPanel,
+    col_sum: &[i32; PANEL],
+    scales: &[RowScale],
+    mut sums: Vec<&mut [i32]>,
+    totals: &mut [i64],
+) -> bool {
+    let depth = panel.groups.depth();
+    if panel.k <= depth {
+        rows.times_groups(isa, panel, 0..panel.k, &mut sums);
+        return false;
+    }
+    let totals = &mut totals[..sums.len() * PANEL];
+    totals.fill(0);
+    for from in (0..panel.k).step_by(depth) {
+        rows.times_groups(isa, panel, from..panel.k.min(from + depth), &mut sums);
+        for (total, sum) in totals.chunks_exact_mut(PANEL).zip(&sums) {
+            total.iter_mut().zip(sum.iter()).take(panel.width).for_each(|(total, &sum)| *total += i64::from(sum));
+        }
+    }
+    for ((sums, totals), row) in sums.into_iter().zip(totals.chunks_exact(PANEL)).zip(scales) {
+        for ((sum, total), &col_sum) in sums.iter_mut().zip(totals).zip(col_sum) {
+            let centred = total - i64::from(row.zero_point) * i64::from(col_sum);
+            *sum = (centred as f32).to_bits() as i32;
+        }
+    }
+    true
 }
 
 on_isa! {
@@ -816,7 +971,14 @@ fn add<T: Element>(x: &mut [f32], y: &[T]) {
 }
 
 /// Rows for the kernels, how each was quantized, and room for their sums.
-type Prepared<'a> = (Rows<'a>, &'a [RowScale], &'a mut [i32]);
+type Prepared<'a> = (Rows<'a>, &'a [RowScale], &'a mut Sums);
+
+/// Room for a panel's sums.
+struct Sums {
+    sums: Vec<i32>,
+    /// For weights too deep for int32.
+    totals: Vec<i64>,
+}
 
 /// Scratch of a thread that runs blocks of rows through a layer.
 struct Scratch {
@@ -824,17 +986,26 @@ struct Scratch {
     codes: Vec<u8>,
     scales: Vec<RowScale>,
     rows: Vec<i32>,
-    sums: Vec<i32>,
+    sums: Sums,
 }
 
 impl Scratch {
-    fn new(isa: Isa, rows: usize, k: usize) -> Result<Scratch> {
+    fn new(isa: Isa, rows: usize, weight: &Weight) -> Result<Scratch> {
+        let k = weight.k();
+        let (scratch, totals) = match weight.codes {
+            Codes::Int8(_) => (Rows::scratch_len(isa, rows, k), 0),
+            Codes::Groups(grouped) => {
+                let groups = grouped.groups();
+                let totals = if k > groups.depth() { rows * PANEL } else { 0 };
+                (Rows::groups_scratch_len(isa, rows, k, groups), totals)
+            }
+        };
         Ok(Scratch {
             equalized: try_zeroed(k)?,
             codes: try_zeroed(checked_product("scratch", &[rows, k])?)?,
             scales: Vec::with_capacity(rows),
-            rows: try_zeroed(Rows::scratch_len(isa, rows, k))?,
-            sums: try_zeroed(rows * PANEL)?,
+            rows: try_zeroed(scratch)?,
+            sums: Sums { sums: try_zeroed(rows * PANEL)?, totals: try_zeroed(totals)? },
         })
     }
 
@@ -916,21 +1087,21 @@ fn layer_into<T: Residual>(
 ) -> Result<()> {
     let (n, k) = (layer.weight.n(), layer.weight.k());
     let sink = Sink::new(after)?;
-    let columns = Columns::new(isa, m, layer.weight.tiled, ctl)?;
-    let mut cut = Cut::new(m, k, layer.weight.tiled.panels(), ctl.threads(), ROWS);
+    let columns = LayerColumns::new(isa, m, layer.weight, ctl)?;
+    let mut cut = Cut::new(m, k, layer.weight.codes.panels(), ctl.threads(), ROWS);
     let mut floats = 0;
     if sink.norm.is_some() {
         // A row is normalized by the task that has all of it.
-        cut = Cut { rows: block_rows(m, k.max(n), ctl), panels: layer.weight.tiled.panels() };
+        cut = Cut { rows: block_rows(m, k.max(n), ctl), panels: layer.weight.codes.panels() };
         floats = checked_product("scratch", &[cut.rows, n])?;
     }
-    let scratch = per_thread(ctl, || Ok((Scratch::new(isa, cut.rows, k)?, try_zeroed::<f32>(floats)?)))?;
+    let scratch = per_thread(ctl, || Ok((Scratch::new(isa, cut.rows, layer.weight)?, try_zeroed::<f32>(floats)?)))?;
     let tasks = Parts::new(cut_output(out, n, &cut));
     ctl.for_each(tasks.len(), &|slot, task| {
         let (first, panel, mut out) = tasks.take(task);
         let (scratch, floats) = &mut *lock(&scratch[slot]);
         let (mut rows, scales, sums) = scratch.rows(isa, x, first, out.len(), layer.weight);
-        let panels = panel..layer.weight.tiled.panels().min(panel + cut.panels);
+        let panels = panel..layer.weight.codes.panels().min(panel + cut.panels);
         sink.run(isa, layer, &columns, &mut rows, scales, panels, sums, floats, first, &mut out);
     })
 }
@@ -948,10 +1119,10 @@ fn layer_into_codes(
     if row_scales.len() != m {
         bail!("out: expected {m} row scales, got {}", row_scales.len());
     }
-    let columns = Columns::new(isa, m, layer.weight.tiled, ctl)?;
+    let columns = LayerColumns::new(isa, m, layer.weight, ctl)?;
     let block = block_rows(m, k, ctl);
     let scratch = per_thread(ctl, || {
-        Ok((Scratch::new(isa, block, k)?, try_zeroed::<f32>(checked_product("scratch", &[block, n])?)?))
+        Ok((Scratch::new(isa, block, layer.weight)?, try_zeroed::<f32>(checked_product("scratch", &[block, n])?)?))
     })?;
     let tasks = Parts::new(codes.chunks_mut(block * n).zip(row_scales.chunks_mut(block)));
     ctl.for_each(tasks.len(), &|slot, task| {
@@ -959,7 +1130,7 @@ fn layer_into_codes(
         let (scratch, floats) = &mut *lock(&scratch[slot]);
         let (mut rows, scales, sums) = scratch.rows(isa, x, task * block, row_scales.len(), layer.weight);
         let mut out: Vec<_> = floats.chunks_exact_mut(n).take(row_scales.len()).collect();
-        layer.rows(isa, &columns, &mut rows, scales, 0..layer.weight.tiled.panels(), sums, None, &mut out);
+        layer.rows(isa, &columns, &mut rows, scales, 0..layer.weight.codes.panels(), sums, None, &mut out);
         for ((codes, row), floats) in codes.chunks_exact_mut(n).zip(row_scales).zip(out) {
             *row = quantize_row(Floats::F32(floats), false, codes, isa);
         }
@@ -1022,12 +1193,12 @@ fn mlp_into<T: Residual>(
 ) -> Result<()> {
     let (k, inner, n) = (up.weight.k(), up.weight.n(), down.weight.n());
     let sink = Sink::new(after)?;
-    let up_columns = Columns::new(isa, m, up.weight.tiled, ctl)?;
-    let down_columns = Columns::new(isa, m, down.weight.tiled, ctl)?;
+    let up_columns = LayerColumns::new(isa, m, up.weight, ctl)?;
+    let down_columns = LayerColumns::new(isa, m, down.weight, ctl)?;
     let block = block_rows(m, k.max(inner), ctl);
     let scratch = per_thread(ctl, || {
         let floats = try_zeroed::<f32>(checked_product("scratch", &[block, inner.max(n)])?)?;
-        Ok((Scratch::new(isa, block, k)?, floats, Scratch::new(isa, block, inner)?))
+        Ok((Scratch::new(isa, block, up.weight)?, floats, Scratch::new(isa, block, down.weight)?))
     })?;
     let tasks = Parts::new(out.chunks_mut(block * n));
     ctl.for_each(tasks.len(), &|slot, task| {
@@ -1036,7 +1207,7 @@ fn mlp_into<T: Residual>(
         let (first, count) = (task * block, out.len());
         let (mut rows, scales, sums) = scratch.quantize(isa, x.part(first * k..(first + count) * k), up.weight);
         let mut hidden: Vec<_> = floats.chunks_exact_mut(inner).take(count).collect();
-        up.rows(isa, &up_columns, &mut rows, scales, 0..up.weight.tiled.panels(), sums, None, &mut hidden);
+        up.rows(isa, &up_columns, &mut rows, scales, 0..up.weight.codes.panels(), sums, None, &mut hidden);
         let hidden = Floats::F32(&floats[..count * inner]);
         let (mut rows, scales, sums) = between.quantize(isa, hidden, down.weight);
         // The codes are made, so the floats are free again.
@@ -1046,7 +1217,7 @@ fn mlp_into<T: Residual>(
             &down_columns,
             &mut rows,
             scales,
-            0..down.weight.tiled.panels(),
+            0..down.weight.codes.panels(),
             sums,
             floats,
             first,

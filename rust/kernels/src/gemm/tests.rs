@@ -136,6 +136,102 @@ fn pairs_that_just_fit_and_just_do_not() {
     }
 }
 
+/// A weight in groups, by parts and tiled.
+struct Grouping {
+    groups: Groups,
+    codes: Vec<u8>,
+    multipliers: Vec<u8>,
+    zeros: Vec<u8>,
+    scale: Vec<f32>,
+    bytes: Vec<u8>,
+}
+
+impl Grouping {
+    /// Codes, multipliers and zero points that reach the extremes often; scales of 1.
+    fn random(groups: Groups, n: usize, k: usize, seed: u64) -> Grouping {
+        let (count, q) = (groups.count(k), groups.qmax());
+        let mut next = random(seed);
+        let mut codes: Vec<u8> = (0..n * k).map(|_| [0, q, next() as u8 & q][(next() % 3) as usize]).collect();
+        let mut multipliers: Vec<u8> = (0..n * count).map(|_| [0, 255, next() as u8][(next() % 3) as usize]).collect();
+        let zero = |x: u64| if groups.symmetric() { groups.middle() } else { [0, q, x as u8 & q][(x % 3) as usize] };
+        let mut zeros: Vec<u8> = (0..n * count).map(|_| zero(next() >> 8)).collect();
+        let mut scale = vec![1.0; n];
+        let mut bytes = vec![0; groups.len(k, n).unwrap()];
+        let parts =
+            PartsMut { codes: &mut codes, multipliers: &mut multipliers, zeros: &mut zeros, scale: &mut scale };
+        tile_groups(&parts, groups, n, k, &mut bytes, &Ctl::new(1)).unwrap();
+        Grouping { groups, codes, multipliers, zeros, scale, bytes }
+    }
+
+    fn value(&self, n: usize, k: usize, depth: usize) -> i64 {
+        let at = n * self.groups.count(depth) + k / self.groups.group_size();
+        i64::from(self.multipliers[at]) * (i64::from(self.codes[n * depth + k]) - i64::from(self.zeros[at]))
+    }
+
+    /// Rows of codes times the weight against the definition, which float32 rounds.
+    fn is_right(&self, m: usize, n: usize, k: usize, isa: Isa, seed: u64) -> usize {
+        let (a, zero_points) = (bytes(m * k, seed), bytes(m, !seed));
+        let rows: Vec<_> = zero_points.iter().map(|&zero_point| RowScale { scale: 1.0, zero_point }).collect();
+        let sum = |r: usize, j: usize| -> i64 {
+            let centred = |i: usize| i64::from(a[r * k + i]) - i64::from(zero_points[r]);
+            (0..k).map(|i| centred(i) * self.value(j, i, k)).sum()
+        };
+        let expected: Vec<f32> = (0..m * n).map(|i| sum(i / n, i % n) as f32).collect();
+        let weight = Weight::from_bytes(&self.bytes, k, n).unwrap();
+        let layer = Layer { weight: &weight, bias: None, activation: Activation::Identity };
+        for threads in [1, 2, 7] {
+            let mut got = vec![0f32; m * n];
+            let (x, out) = (Input::Codes(&a, &rows), Output::F32(&mut got));
+            linear(x, m, &layer, After::default(), out, isa, &Ctl::new(threads)).unwrap();
+            assert_eq!(got, expected, "{m}x{n}x{k}, {:?}, {threads} threads, {}", self.groups, isa.name());
+        }
+        3
+    }
+}
+
+#[test]
+fn products_in_groups_equal_the_definition_on_every_isa_and_thread_count() {
+    let forms = (2u32..=6, prop_oneof![Just(32usize), Just(64), Just(128), (1usize..20).prop_map(|g| 8 * g)]);
+    let deep = prop_oneof![1usize..140, (1usize..5, 0usize..3).prop_map(|(i, d)| 512 * i + d - 1)];
+    for &isa in Isa::available() {
+        let cases = std::cell::Cell::new(0);
+        let mut runner = TestRunner::new(Config { failure_persistence: None, ..Config::with_cases(200) });
+        runner
+            .run(&(forms.clone(), any::<bool>(), 1usize..30, 1usize..140, deep.clone(), any::<u64>()), |case| {
+                let ((nbits, group_size), symmetric, m, n, k, seed) = case;
+                let groups = Groups::new(nbits, group_size, symmetric).unwrap();
+                cases.set(cases.get() + Grouping::random(groups, n, k, seed).is_right(m, n, k, isa, !seed));
+                Ok(())
+            })
+            .unwrap();
+        println!("gemm: {} products in groups on {}", cases.get(), isa.name());
+    }
+}
+
+#[test]
+fn weights_in_groups_are_what_was_tiled() {
+    for (nbits, group_size, symmetric) in [(2, 8, false), (3, 32, false), (4, 40, true), (5, 64, false), (6, 1024, true)]
+    {
+        let groups = Groups::new(nbits, group_size, symmetric).unwrap();
+        for (n, k) in [(1, 1), (70, 33), (130, 100)] {
+            let w = Grouping::random(groups, n, k, 7);
+            let grouped = Grouped::from_bytes(&w.bytes, k, n).unwrap();
+            let count = groups.count(k);
+            let (mut codes, mut multipliers) = (vec![9; n * k], vec![9; n * count]);
+            let (mut zeros, mut scale) = (vec![9; n * count], vec![9.0; n]);
+            let parts =
+                PartsMut { codes: &mut codes, multipliers: &mut multipliers, zeros: &mut zeros, scale: &mut scale };
+            grouped.untile(parts).unwrap();
+            assert_eq!((&codes, &multipliers, &zeros, &scale), (&w.codes, &w.multipliers, &w.zeros, &w.scale));
+            let mut row = vec![0f32; k];
+            grouped.dequantize_column(n - 1, &mut row).unwrap();
+            assert!(row.iter().enumerate().all(|(i, &x)| x == w.value(n - 1, i, k) as f32));
+            assert!(Grouped::from_bytes(&w.bytes[..w.bytes.len() - 1], k, n).is_err());
+            assert!(Grouped::from_bytes(&w.bytes, k + 32, n).is_err());
+        }
+    }
+}
+
 #[test]
 fn sums_are_exact_to_the_limit_and_past_it() {
     for &isa in Isa::available() {

@@ -37,21 +37,19 @@ pub(crate) struct Panel<'a> {
     pub codes: &'a [u8],
 }
 
-impl Panel<'_> {
-    /// The header's sums and scales as arrays, zero where the panel is narrow.
-    pub fn header(&self) -> ([i32; PANEL], [f32; PANEL]) {
-        let (mut sums, mut scales) = ([0; PANEL], [0.0; PANEL]);
-        for (to, from) in sums.iter_mut().zip(self.col_sum) {
-            *to = i32::from_le_bytes(*from);
-        }
-        for (to, from) in scales.iter_mut().zip(self.scale) {
-            *to = f32::from_le_bytes(*from);
-        }
-        (sums, scales)
+/// A panel's sums and scales as arrays, zero where it is narrow.
+pub(super) fn header(col_sum: &[[u8; 4]], scale: &[[u8; 4]]) -> ([i32; PANEL], [f32; PANEL]) {
+    let (mut sums, mut scales) = ([0; PANEL], [0.0; PANEL]);
+    for (to, from) in sums.iter_mut().zip(col_sum) {
+        *to = i32::from_le_bytes(*from);
     }
+    for (to, from) in scales.iter_mut().zip(scale) {
+        *to = f32::from_le_bytes(*from);
+    }
+    (sums, scales)
 }
 
-fn width_of(n: usize, first: usize) -> usize {
+pub(super) fn width_of(n: usize, first: usize) -> usize {
     (n - first).min(PANEL).next_multiple_of(STEP)
 }
 
@@ -148,7 +146,7 @@ impl<B: AsRef<[u8]>> Tiled<B> {
         (0..self.panels())
             .flat_map(|p| {
                 let p = self.panel(p);
-                p.header().1.into_iter().take(p.cols)
+                header(p.col_sum, p.scale).1.into_iter().take(p.cols)
             })
             .collect()
     }

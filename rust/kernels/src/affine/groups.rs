@@ -1,0 +1,165 @@
+//! Scales and zero points as a weight below eight bits stores them: of each row one
+//! float32, of each group an 8-bit multiplier of it and a zero point.
+
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+use super::scalar::MIN_SCALE;
+use super::{Clip, TASK, extremes, squares};
+use crate::error::{bail, checked_product};
+use crate::par::Parts;
+use crate::{Ctl, Isa, Result};
+
+/// Multipliers that are tried, from that of the whole range down: m - i · m / 32.
+const TRIED: u32 = 16;
+
+/// Rows of weights in groups: `x ~ (code - zero) · (multiplier · scale)`.
+#[derive(Debug)]
+pub struct GroupedRows<'a> {
+    /// (rows, k), below 2^nbits
+    pub codes: &'a mut [u8],
+    /// (rows, groups)
+    pub multipliers: &'a mut [u8],
+    /// (rows, groups), below 2^nbits
+    pub zeros: &'a mut [u8],
+    /// (rows,)
+    pub scale: &'a mut [f32],
+}
+
+/// Quantizes rows of `k` weights to `nbits`, 2 to 6. A row's scale is the step of its
+/// widest group over 255; of each group the multiplier and the zero point are tried
+/// together, as they are stored, and those with the least squared error are taken.
+/// `importance` weights the squares, one for each of the `k`.
+///
+/// # Errors
+/// [`crate::Error::Value`] where lengths do not fit, a weight is not finite or so
+/// large that a step overflows; [`crate::Error::Interrupted`].
+pub fn quantize_groups(
+    x: &[f32],
+    k: usize,
+    (nbits, group_size, symmetric): (u32, usize, bool),
+    importance: Option<&[f32]>,
+    out: GroupedRows,
+    isa: Isa,
+    ctl: &Ctl,
+) -> Result<()> {
+    if !(2..=6).contains(&nbits) || k == 0 || group_size == 0 {
+        bail!("nbits, k, group_size: expected 2 to 6 and at least 1, got {nbits}, {k}, {group_size}");
+    }
+    let (rows, groups) = (out.scale.len(), k.div_ceil(group_size));
+    let (values, all) = (checked_product("x", &[rows, k])?, checked_product("x", &[rows, groups])?);
+    if [x.len(), out.codes.len()] != [values; 2] || [out.multipliers.len(), out.zeros.len()] != [all; 2] {
+        bail!("x: {rows} rows of {k} in groups of {group_size} do not fit {} values", x.len());
+    }
+    if let Some(importance) = importance
+        && (importance.len() != k || !importance.iter().all(|w| (0.0..f32::INFINITY).contains(w)))
+    {
+        bail!("importance: expected {k} finite values of at least 0");
+    }
+    let job = Job { qmax: ((1u32 << nbits) - 1) as f32, middle: (1u32 << (nbits - 1)) as f32, symmetric, isa };
+    let bad = AtomicUsize::new(usize::MAX);
+    let block = TASK.div_ceil(k);
+    let parts = Parts::new(
+        (out.codes.chunks_mut(block * k).zip(out.scale.chunks_mut(block)))
+            .zip(out.multipliers.chunks_mut(block * groups).zip(out.zeros.chunks_mut(block * groups))),
+    );
+    ctl.for_each(parts.len(), &|_, task| {
+        let ((codes, scale), (multipliers, zeros)) = parts.take(task);
+        for (i, scale) in scale.iter_mut().enumerate() {
+            let row = task * block + i;
+            let x = &x[row * k..(row + 1) * k];
+            let at = i * groups..(i + 1) * groups;
+            let parts = (&mut multipliers[at.clone()], &mut zeros[at], &mut codes[i * k..(i + 1) * k]);
+            match job.row(x, group_size, importance, parts) {
+                Some(chosen) => *scale = chosen,
+                None => _ = bad.fetch_min(row, Relaxed),
+            }
+        }
+    })?;
+    match bad.into_inner() {
+        usize::MAX => Ok(()),
+        row => bail!("weight: row {row} holds NaN, an infinity, or a range that exceeds float32"),
+    }
+}
+
+struct Job {
+    qmax: f32,
+    /// A symmetric zero point.
+    middle: f32,
+    symmetric: bool,
+    isa: Isa,
+}
+
+impl Job {
+    /// The row's scale; None where it has none.
+    fn row(
+        &self,
+        x: &[f32],
+        group_size: usize,
+        importance: Option<&[f32]>,
+        (multipliers, zeros, codes): (&mut [u8], &mut [u8], &mut [u8]),
+    ) -> Option<f32> {
+        let mut widest = 0f32;
+        for x in x.chunks(group_size) {
+            widest = widest.max(self.step(range(x, self.isa)?));
+        }
+        let scale = (widest / 255.0).max(MIN_SCALE);
+        if !widest.is_finite() {
+            return None;
+        }
+        for (g, ((x, codes), (multiplier, zero))) in
+            (x.chunks(group_size).zip(codes.chunks_mut(group_size))).zip(multipliers.iter_mut().zip(zeros)).enumerate()
+        {
+            let importance = importance.map(|w| &w[g * group_size..][..x.len()]);
+            let (m, z) = self.group(x, importance, scale);
+            (*multiplier, *zero) = (m, z);
+            let (inv_scale, zero) = (1.0 / (f32::from(m).max(1.0) * scale), f32::from(z));
+            for (code, x) in codes.iter_mut().zip(x) {
+                *code = ((x * inv_scale).round_ties_even().clamp(-zero, self.qmax - zero) + zero) as u8;
+            }
+        }
+        Some(scale)
+    }
+
+    /// The step with which the codes reach all of a range.
+    fn step(&self, (low, high): (f32, f32)) -> f32 {
+        if self.symmetric { high.max(-low) / (self.middle - 1.0) } else { high / self.qmax - low / self.qmax }
+    }
+
+    /// The multiplier and the zero point of the least error; of equals the first, by
+    /// falling multipliers and then rising zero points.
+    fn group(&self, x: &[f32], importance: Option<&[f32]>, scale: f32) -> (u8, u8) {
+        let (low, high) = range(x, self.isa).unwrap_or_default();
+        if low == 0.0 && high == 0.0 {
+            return (0, self.middle as u8);
+        }
+        let whole = (self.step((low, high)) / scale).ceil().clamp(1.0, 255.0) as u32;
+        let mut best = (f64::INFINITY, 0, 0.0);
+        for i in 0..TRIED {
+            let m = whole - i * whole / (2 * TRIED);
+            let step = m as f32 * scale;
+            // With `least` codes below zero all of the low end is reached, with `most`
+            // all of the high one; between them, where the step is too short for both.
+            let (first, last) = if self.symmetric {
+                (self.middle, self.middle)
+            } else {
+                let (all_low, all_high) = ((-low / step).round_ties_even(), self.qmax - (high / step).round_ties_even());
+                (all_low.min(all_high).clamp(0.0, self.qmax), all_low.max(all_high).clamp(0.0, self.qmax))
+            };
+            let mut z = first;
+            while z <= last {
+                let clip = Clip { scale: step, inv_scale: 1.0 / step, least: -z, most: self.qmax - z, huge: true };
+                let error = squares(x, importance, &clip, best.0, self.isa);
+                if error < best.0 {
+                    best = (error, m, z);
+                }
+                z += 1.0;
+            }
+        }
+        (best.1 as u8, best.2 as u8)
+    }
+}
+
+/// The least and the greatest value, and zero; None where one is not finite.
+fn range(x: &[f32], isa: Isa) -> Option<(f32, f32)> {
+    extremes(x, isa).map(|(low, high)| (low.min(0.0), high.max(0.0)))
+}

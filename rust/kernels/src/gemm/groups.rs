@@ -1,0 +1,376 @@
+//! The layout in which kernels read weights of 2 to 6 bits (FORMATS.md, "Tiled
+//! groups").
+
+use super::tiled::{PANEL, width_of};
+use crate::error::{bail, checked_product};
+use crate::par::Parts;
+use crate::{Ctl, Error, Result};
+
+/// Depth of a superstep: what one load of a plane's bytes reaches.
+pub(crate) const SUPER: usize = 32;
+/// Bytes before the first panel.
+const HEADER: usize = 64;
+/// As two int32 sums these are far beyond what a column of int8 can reach, so no
+/// int8 weight begins with them.
+const MAGIC: [u8; 8] = *b"lowbit g";
+
+/// How a weight below eight bits is cut into groups.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Groups {
+    nbits: u32,
+    group_size: usize,
+    symmetric: bool,
+}
+
+impl Groups {
+    /// Codes of 2 to 6 bits; of each output row, `group_size` of them, a multiple
+    /// of 8, share a scale and, unless symmetric, a zero point.
+    ///
+    /// # Errors
+    /// [`Error::Value`] for other widths and sizes.
+    pub fn new(nbits: u32, group_size: usize, symmetric: bool) -> Result<Groups> {
+        if !(2..=6).contains(&nbits) {
+            bail!("nbits: expected 2 to 6, got {nbits}");
+        }
+        if group_size == 0 || !group_size.is_multiple_of(8) || u32::try_from(group_size).is_err() {
+            bail!("group_size: expected a multiple of 8 below 2**32, got {group_size}");
+        }
+        Ok(Groups { nbits, group_size, symmetric })
+    }
+
+    /// Bits of a code.
+    pub fn nbits(&self) -> u32 {
+        self.nbits
+    }
+
+    /// Codes that share a scale.
+    pub fn group_size(&self) -> usize {
+        self.group_size
+    }
+
+    /// Whether every zero point is 2^(nbits - 1).
+    pub fn symmetric(&self) -> bool {
+        self.symmetric
+    }
+
+    /// Groups of a row of `k`.
+    pub fn count(&self, k: usize) -> usize {
+        k.div_ceil(self.group_size)
+    }
+
+    /// The greatest code.
+    pub(crate) fn qmax(&self) -> u8 {
+        (1 << self.nbits) - 1
+    }
+
+    /// A symmetric group's zero point.
+    pub(crate) fn middle(&self) -> u8 {
+        1 << (self.nbits - 1)
+    }
+
+    /// Depth whose sums are sure to fit int32, whatever the activations' zero
+    /// point: 255 · 255 · qmax · depth stays below 2^31. At least 512.
+    pub(crate) fn depth(&self) -> usize {
+        ((i32::MAX / (255 * 255 * i32::from(self.qmax()))) as usize + 1).next_power_of_two() / 2
+    }
+
+    /// Bytes of one column: scale, sum, multipliers, zero points, codes; in eighths,
+    /// for zero points of 16 columns are bytes again.
+    fn column_bits(&self, k: usize) -> Option<usize> {
+        let groups = self.count(k);
+        let bits = self.nbits as usize;
+        let zeros = if self.symmetric { 0 } else { groups.checked_mul(bits)? };
+        let codes = k.checked_next_multiple_of(SUPER)?.checked_mul(bits)?;
+        64usize.checked_add(groups.checked_mul(8)?)?.checked_add(zeros)?.checked_add(codes)
+    }
+
+    /// Bytes of a weight (N, K).
+    ///
+    /// # Errors
+    /// [`Error::Value`] where the size overflows.
+    pub fn len(&self, k: usize, n: usize) -> Result<usize> {
+        let bits = self.column_bits(k).zip(n.checked_next_multiple_of(16)).and_then(|(bits, n)| bits.checked_mul(n));
+        match bits.and_then(|bits| (bits / 8).checked_add(HEADER)) {
+            Some(len) if len <= isize::MAX as usize => Ok(len),
+            _ => Err(Error::Value(format!("weight: the size {n} by {k} overflows"))),
+        }
+    }
+}
+
+/// A layer's weight (N, K) in tiled groups.
+#[derive(Clone, Copy, Debug)]
+pub struct Grouped<'a> {
+    bytes: &'a [u8],
+    groups: Groups,
+    k: usize,
+    n: usize,
+}
+
+/// One panel. What a column's code stands for is `(code - zero point) ·
+/// multiplier · scale`.
+#[derive(Clone, Copy)]
+pub(crate) struct GroupPanel<'a> {
+    pub groups: Groups,
+    pub k: usize,
+    /// As of an int8 [`super::tiled::Panel`].
+    pub width: usize,
+    pub cols: usize,
+    pub first: usize,
+    pub scale: &'a [[u8; 4]],
+    /// Of each column, the sum of `multiplier · (code - zero point)`.
+    pub col_sum: &'a [[u8; 4]],
+    /// `[group][width]`
+    pub multipliers: &'a [u8],
+    /// `[group][width]` of nbits each; the codes follow them.
+    pub zeros: &'a [u8],
+    /// `[superstep][plane]`
+    pub codes: &'a [u8],
+}
+
+impl GroupPanel<'_> {
+    /// The zero point of a group's column.
+    pub fn zero(&self, group: usize, j: usize) -> u8 {
+        if self.groups.symmetric {
+            return self.groups.middle();
+        }
+        let bits = self.groups.nbits as usize;
+        let at = (group * self.width + j) * bits;
+        let two = u16::from_le_bytes([self.zeros[at / 8], self.zeros[at / 8 + 1]]);
+        (two >> (at % 8)) as u8 & self.groups.qmax()
+    }
+
+    /// The codes of rows `4 · step` and on, column `j`.
+    pub fn quad(&self, step: usize, j: usize) -> [u8; 4] {
+        let row = 4 * self.width;
+        let bytes = &self.codes[4 * step / SUPER * row * self.groups.nbits as usize..];
+        let mut codes = [0; 4];
+        for place in places(self.groups.nbits, step % (SUPER / 4)) {
+            for (code, byte) in codes.iter_mut().zip(&bytes[place.vector * row + 4 * j..]) {
+                *code |= (byte >> place.shift & place.mask) << place.up;
+            }
+        }
+        codes
+    }
+}
+
+/// Where some of a code's bits are: at `shift` of a byte of the superstep's
+/// `vector`-th row of quads; and `up`, where they belong in the code.
+pub(crate) struct Place {
+    pub vector: usize,
+    pub shift: u32,
+    pub mask: u8,
+    pub up: u32,
+}
+
+/// The places of the codes of a superstep's `step`-th four rows: a plane of four
+/// bits, one of two, one of one, as the width has them.
+pub(crate) fn places(nbits: u32, step: usize) -> impl Iterator<Item = Place> {
+    let (mut vector, mut up) = (0, 0);
+    [4u32, 2, 1].into_iter().filter(move |bits| nbits & bits != 0).map(move |bits| {
+        let steps = 8 / bits as usize;
+        let place = Place {
+            vector: vector + step / steps,
+            shift: (step % steps) as u32 * bits,
+            mask: (1 << bits) - 1,
+            up,
+        };
+        vector += bits as usize;
+        up += bits;
+        place
+    })
+}
+
+impl<'a> Grouped<'a> {
+    /// Whether bytes begin as a weight in tiled groups does.
+    pub fn begins(bytes: &[u8]) -> bool {
+        bytes.starts_with(&MAGIC)
+    }
+
+    /// Takes the bytes of a weight in tiled groups.
+    ///
+    /// # Errors
+    /// [`Error::Value`] where the header or the length is another.
+    pub fn from_bytes(bytes: &'a [u8], k: usize, n: usize) -> Result<Self> {
+        let Some((header, _)) = bytes.split_first_chunk::<HEADER>().filter(|_| Grouped::begins(bytes)) else {
+            bail!("weight: not in tiled groups");
+        };
+        let word = |i: usize| u32::from_le_bytes([0, 1, 2, 3].map(|byte| header[4 * i + byte]));
+        let groups = match word(4) {
+            symmetric @ 0..=1 => Groups::new(word(2), word(3) as usize, symmetric == 1)?,
+            other => bail!("weight: expected 0 or 1 for symmetric, got {other}"),
+        };
+        let expected = groups.len(k, n)?;
+        if bytes.len() != expected {
+            bail!("weight: {n} rows of {k} at {} bits take {expected} bytes, got {}", groups.nbits, bytes.len());
+        }
+        Ok(Grouped { bytes, groups, k, n })
+    }
+
+    /// Rows: the depth of a product.
+    pub fn k(&self) -> usize {
+        self.k
+    }
+
+    /// Columns.
+    pub fn n(&self) -> usize {
+        self.n
+    }
+
+    /// How the codes are grouped.
+    pub fn groups(&self) -> Groups {
+        self.groups
+    }
+
+    pub(crate) fn panels(&self) -> usize {
+        self.n.div_ceil(PANEL)
+    }
+
+    pub(crate) fn panel(&self, index: usize) -> GroupPanel<'a> {
+        let first = index * PANEL;
+        let bits = self.groups.column_bits(self.k).unwrap_or(0); // `len` has checked it
+        let width = width_of(self.n, first);
+        let bytes = &self.bytes[HEADER + first * bits / 8..][..width * bits / 8];
+        let (scale, rest) = bytes.split_at(4 * width);
+        let (col_sum, rest) = rest.split_at(4 * width);
+        let (multipliers, zeros) = rest.split_at(self.groups.count(self.k) * width);
+        let codes = self.k.next_multiple_of(SUPER) * width * self.groups.nbits as usize / 8;
+        GroupPanel {
+            groups: self.groups,
+            k: self.k,
+            width,
+            cols: (self.n - first).min(PANEL),
+            first,
+            scale: scale.as_chunks().0,
+            col_sum: col_sum.as_chunks().0,
+            multipliers,
+            zeros,
+            codes: &zeros[zeros.len() - codes..],
+        }
+    }
+
+    /// Writes output row `n` as the floats that it stands for.
+    ///
+    /// # Errors
+    /// [`Error::Value`] where there is no such row or `out` is not K long.
+    pub fn dequantize_column(&self, n: usize, out: &mut [f32]) -> Result<()> {
+        if n >= self.n || out.len() != self.k {
+            bail!("column {n} of {} does not exist, or is not {} long", self.n, out.len());
+        }
+        let (panel, j) = (self.panel(n / PANEL), n % PANEL);
+        let scale = f32::from_le_bytes(panel.scale[j]);
+        for (group, out) in out.chunks_mut(self.groups.group_size).enumerate() {
+            let zero = i32::from(panel.zero(group, j));
+            let multiplier = i32::from(panel.multipliers[group * panel.width + j]);
+            for (i, out) in out.chunks_mut(4).enumerate() {
+                let codes = panel.quad(group * self.groups.group_size / 4 + i, j);
+                for (out, code) in out.iter_mut().zip(codes) {
+                    *out = ((i32::from(code) - zero) * multiplier) as f32 * scale;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the weight apart.
+    ///
+    /// # Errors
+    /// [`Error::Value`] where a length is another.
+    pub fn untile(&self, parts: PartsMut) -> Result<()> {
+        let (k, groups) = (self.k, self.groups.count(self.k));
+        parts.check(self.n, k, groups)?;
+        for n in 0..self.n {
+            let (panel, j) = (self.panel(n / PANEL), n % PANEL);
+            parts.scale[n] = f32::from_le_bytes(panel.scale[j]);
+            for group in 0..groups {
+                parts.multipliers[n * groups + group] = panel.multipliers[group * panel.width + j];
+                parts.zeros[n * groups + group] = panel.zero(group, j);
+            }
+            for (step, codes) in parts.codes[n * k..(n + 1) * k].chunks_mut(4).enumerate() {
+                codes.copy_from_slice(&panel.quad(step, j)[..codes.len()]);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A weight in groups, in row order.
+#[derive(Debug)]
+pub struct PartsMut<'a> {
+    /// (N, K), below 2^nbits
+    pub codes: &'a mut [u8],
+    /// (N, groups)
+    pub multipliers: &'a mut [u8],
+    /// (N, groups), below 2^nbits
+    pub zeros: &'a mut [u8],
+    /// (N,)
+    pub scale: &'a mut [f32],
+}
+
+impl PartsMut<'_> {
+    pub(crate) fn check(&self, n: usize, k: usize, groups: usize) -> Result<()> {
+        let got = [self.codes.len(), self.multipliers.len(), self.zeros.len(), self.scale.len()];
+        let expected = [checked_product("codes", &[n, k])?, n * groups, n * groups, n];
+        if got != expected {
+            bail!("codes, multipliers, zeros, scale: expected {expected:?} elements, got {got:?}");
+        }
+        Ok(())
+    }
+}
+
+/// Tiles a weight (N, K) into `out` of [`Groups::len`] bytes.
+///
+/// # Errors
+/// [`Error::Value`] where a length is another, [`Error::Interrupted`].
+pub fn tile_groups(parts: &PartsMut, groups: Groups, n: usize, k: usize, out: &mut [u8], ctl: &Ctl) -> Result<()> {
+    let count = groups.count(k);
+    parts.check(n, k, count)?;
+    if out.len() != groups.len(k, n)? {
+        bail!("out: expected {} bytes, got {}", groups.len(k, n)?, out.len());
+    }
+    let (header, rest) = out.split_at_mut(HEADER);
+    header.fill(0);
+    header[..8].copy_from_slice(&MAGIC);
+    for (i, word) in [groups.nbits, groups.group_size as u32, u32::from(groups.symmetric)].into_iter().enumerate() {
+        header[8 + 4 * i..12 + 4 * i].copy_from_slice(&word.to_le_bytes());
+    }
+    let (codes, bits) = (&*parts.codes, groups.nbits as usize);
+    let (multipliers, zeros, scale) = (&*parts.multipliers, &*parts.zeros, &*parts.scale);
+    let panels = Parts::new(rest.chunks_mut((PANEL * groups.column_bits(k).unwrap_or(0) / 8).max(1)));
+    ctl.for_each(panels.len(), &|_, p| {
+        let bytes = panels.take(p);
+        bytes.fill(0);
+        let first = p * PANEL;
+        let (width, cols) = (width_of(n, first), (n - first).min(PANEL));
+        let (scale_to, rest) = bytes.split_at_mut(4 * width);
+        let (sums_to, rest) = rest.split_at_mut(4 * width);
+        let (multipliers_to, rest) = rest.split_at_mut(count * width);
+        let (zeros_to, codes_to) = rest.split_at_mut(if groups.symmetric { 0 } else { count * width * bits / 8 });
+        for j in 0..cols {
+            let row = first + j;
+            scale_to[4 * j..4 * j + 4].copy_from_slice(&scale[row].to_le_bytes());
+            let mut sum = 0i32;
+            for (g, codes) in codes[row * k..(row + 1) * k].chunks(groups.group_size).enumerate() {
+                let (multiplier, zero) = (multipliers[row * count + g], zeros[row * count + g]);
+                multipliers_to[g * width + j] = multiplier;
+                let at = (g * width + j) * bits;
+                if !groups.symmetric {
+                    let two = (u16::from(zero) << (at % 8)).to_le_bytes();
+                    zeros_to[at / 8] |= two[0];
+                    if two[1] != 0 {
+                        zeros_to[at / 8 + 1] |= two[1];
+                    }
+                }
+                for (i, &code) in codes.iter().enumerate() {
+                    let k = g * groups.group_size + i;
+                    let part = i32::from(multiplier) * (i32::from(code) - i32::from(zero));
+                    sum = sum.wrapping_add(part);
+                    let superstep = &mut codes_to[k / SUPER * 4 * width * bits..];
+                    for place in places(groups.nbits, k % SUPER / 4) {
+                        superstep[place.vector * 4 * width + 4 * j + k % 4] |= (code >> place.up & place.mask) << place.shift;
+                    }
+                }
+            }
+            sums_to[4 * j..4 * j + 4].copy_from_slice(&sum.to_le_bytes());
+        }
+    })
+}
