@@ -730,46 +730,59 @@ const CHUNK: usize = 4 * DEPTH;
 /// 255 · 8 < 2^15.
 const SEGMENT: usize = SUPER / 4;
 
-/// Dwords of a chunk's pairs of segments, a multiple of 4 (as [`Part`] wants it).
-fn pairs_of_chunk(group_size: usize) -> usize {
-    if group_size.is_multiple_of(SUPER) { CHUNK / SUPER / 2 } else { CHUNK / 8 / 2 }
-}
+/// Depth whose rows' sums fit 16 bits: 128 · 255 < 2^15.
+const SPAN: usize = 128;
 
-/// Dwords of scratch of [`groups`]: rows in bytes, their sums over segments, and of
-/// the columns the codes, multipliers, and what the zero points come to.
-pub(super) fn groups_scratch_len(rows: usize, k: usize, group_size: usize) -> usize {
-    let pairs = pairs_of_chunk(group_size);
-    let row = k.next_multiple_of(SUPER) / 4 + k.div_ceil(CHUNK) * pairs;
-    row * rows + NR * (DEPTH + 3 * pairs) + LINE
-}
-
-/// Cuts a depth into segments that end with a superstep or a group: quads each.
+/// Cuts a depth where multiples of `most` and where groups end.
 #[inline]
-fn segments(depth: Range<usize>, group_size: usize) -> impl Iterator<Item = Range<usize>> {
+fn cut(depth: Range<usize>, most: usize, group_size: usize) -> impl Iterator<Item = Range<usize>> {
     let mut at = depth.start;
     std::iter::from_fn(move || {
-        let end = (at / SUPER + 1) * SUPER;
+        let end = (at / most + 1) * most;
         let end = end.min((at / group_size + 1) * group_size).min(depth.end);
         (at < end).then(|| std::mem::replace(&mut at, end)..end)
     })
 }
 
-/// The block's rows to a multiple of a superstep, and their sums over segments as
-/// 16-bit values, each chunk's padded to [`pairs_of_chunk`].
+/// Dwords of a pass's pairs of spans, a multiple of 4 (as [`Part`] wants it).
+fn pairs_of(pass: usize, group_size: usize) -> usize {
+    let spans = if SPAN.is_multiple_of(group_size) || group_size.is_multiple_of(SPAN) {
+        pass.div_ceil(group_size.min(SPAN))
+    } else {
+        pass.div_ceil(SPAN) + pass.div_ceil(group_size)
+    };
+    spans.div_ceil(2).next_multiple_of(4)
+}
+
+/// Segments of a chunk, at most.
+fn segments_of_chunk(group_size: usize) -> usize {
+    CHUNK / if group_size.is_multiple_of(SUPER) { SUPER } else { 8 }
+}
+
+/// Dwords of scratch of [`groups`]: rows in bytes, their sums over spans, and of the
+/// columns the codes, multipliers, and what the zero points come to.
+pub(super) fn groups_scratch_len(rows: usize, k: usize, pass: usize, group_size: usize) -> usize {
+    let pairs = pairs_of(pass, group_size);
+    let row = k.next_multiple_of(SUPER) / 4 + k.div_ceil(pass) * pairs;
+    row * rows + NR * (DEPTH + segments_of_chunk(group_size) + pairs) + LINE
+}
+
+/// The block's rows to a multiple of a superstep, and their sums over spans as 16-bit
+/// values, each pass's padded to [`pairs_of`].
 fn rows_for_groups(block: &GroupBlock, bytes: &mut [i32], sums: &mut [i32]) {
-    let (k, group_size) = (block.panel.k, block.panel.groups.group_size());
-    let (padded, pairs) = (k.next_multiple_of(SUPER), pairs_of_chunk(group_size));
+    let (k, pass, group_size) = (block.panel.k, block.panel.pass, block.panel.groups.group_size());
+    let (padded, pairs) = (k.next_multiple_of(SUPER), pairs_of(pass, group_size));
     let bytes: &mut [u8] = bytemuck::cast_slice_mut(bytes);
     let sums: &mut [i16] = bytemuck::cast_slice_mut(sums);
     sums.fill(0);
     let rows = block.a.chunks_exact(k).zip(bytes.chunks_exact_mut(padded));
-    for ((a, row), sums) in rows.zip(sums.chunks_exact_mut(2 * pairs * k.div_ceil(CHUNK))) {
+    for ((a, row), sums) in rows.zip(sums.chunks_exact_mut(2 * pairs * k.div_ceil(pass))) {
         row[..k].copy_from_slice(a);
         row[k..].fill(0);
         for (i, sums) in sums.chunks_exact_mut(2 * pairs).enumerate() {
-            let depth = i * CHUNK..k.min((i + 1) * CHUNK);
-            for (sum, segment) in sums.iter_mut().zip(segments(depth, group_size)) {
-                *sum = a[segment].iter().fold(0u16, |sum, &a| sum.wrapping_add(a.into())) as i16;
+            let depth = i * pass..k.min((i + 1) * pass);
+            for (sum, span) in sums.iter_mut().zip(cut(depth, SPAN, group_size)) {
+                *sum = a[span].iter().fold(0u16, |sum, &a| sum.wrapping_add(a.into())) as i16;
             }
         }
     }
@@ -785,7 +798,7 @@ fn rows_for_groups(block: &GroupBlock, bytes: &mut [i32], sums: &mut [i32]) {
 /// # Safety
 /// The CPU has AVX2; `scratch` holds [`groups_scratch_len`] dwords, and `made` tells
 /// whether the rows are in it; `out` has as many rows as `block`, each of at least
-/// `col + block.panel.width` columns; the depth begins with a chunk.
+/// `col + block.panel.width` columns; the depth is one pass.
 #[target_feature(enable = "avx2,bmi2")]
 pub(super) unsafe fn groups(
     block: &GroupBlock,
@@ -794,140 +807,151 @@ pub(super) unsafe fn groups(
     out: &mut [&mut [i32]],
     col: usize,
 ) {
-    let k = block.panel.k;
-    let pairs = pairs_of_chunk(block.panel.groups.group_size());
+    let (k, pass) = (block.panel.k, block.panel.pass);
+    let pairs = pairs_of(pass, block.panel.groups.group_size());
     let (bytes, rest) = scratch.split_at_mut(k.next_multiple_of(SUPER) / 4 * out.len());
-    let (sums, rest) = rest.split_at_mut(k.div_ceil(CHUNK) * pairs * out.len());
+    let (sums, rest) = rest.split_at_mut(k.div_ceil(pass) * pairs * out.len());
     if !std::mem::replace(made, true) {
         rows_for_groups(block, bytes, sums);
     }
     let skip = rest.as_ptr().align_offset(4 * LINE).min(LINE);
-    let columns = &mut rest[skip..];
-    assert!(block.depth.start.is_multiple_of(CHUNK) && block.depth.end <= k);
+    assert!(block.depth.start.is_multiple_of(pass) && block.depth.len() <= pass && block.depth.end <= k);
     for first in (0..block.panel.width).step_by(NR) {
-        for from in block.depth.clone().step_by(CHUNK) {
-            let depth = from..block.depth.end.min(from + CHUNK);
-            // SAFETY: the caller's promises.
-            unsafe {
-                if block.panel.width - first < NR {
-                    chunk_of_groups::<2>(block, bytes, sums, columns, depth, first, out, col);
-                } else {
-                    chunk_of_groups::<4>(block, bytes, sums, columns, depth, first, out, col);
-                }
+        // SAFETY: the caller's promises.
+        unsafe {
+            if block.panel.width - first < NR {
+                some_groups::<2>(block, bytes, sums, &mut rest[skip..], first, out, col);
+            } else {
+                some_groups::<4>(block, bytes, sums, &mut rest[skip..], first, out, col);
             }
         }
     }
 }
 
-/// `V` vectors of columns from `first` on, one chunk of the depth.
+/// `V` vectors of columns from `first` on.
 ///
 /// # Safety
 /// Each row of `out` has the panel's columns from `col` on.
 #[target_feature(enable = "avx2,bmi2")]
-unsafe fn chunk_of_groups<const V: usize>(
+unsafe fn some_groups<const V: usize>(
     block: &GroupBlock,
     bytes: &[i32],
     sums: &[i32],
     scratch: &mut [i32],
-    depth: Range<usize>,
     first: usize,
     out: &mut [&mut [i32]],
     col: usize,
 ) {
     let (panel, m) = (block.panel, out.len());
-    let pairs = pairs_of_chunk(panel.groups.group_size());
+    let (groups, pairs) = (panel.groups, pairs_of(panel.pass, panel.groups.group_size()));
     let (columns, rest) = scratch.split_at_mut(NR * DEPTH);
-    let (multipliers, zeros) = rest.split_at_mut(2 * NR * pairs);
-    let quads = depth.len().next_multiple_of(SUPER) / 4;
-    let columns = &mut columns[..8 * V * quads];
-    group_parameters::<V>(panel, depth.clone(), first, multipliers, zeros);
-
-    let part = Part {
-        bytes: false,
-        a: &sums[depth.start / CHUNK * pairs..],
-        stride: sums.len() / m,
-        columns: &zeros[..8 * V * pairs],
-        dwords: pairs,
-        start: (depth.start == block.depth.start).then_some(&[0; NR][..8 * V]),
-        col: col + first,
-    };
-    // SAFETY: the caller's promise.
-    unsafe { part.all::<V>(out) };
-    for plane in 0..if panel.groups.nbits() > 4 { 2 } else { 1 } {
-        group_codes::<V>(panel, depth.clone(), first, plane, columns);
-        if plane == 1 {
-            multipliers[..2 * 8 * V * pairs].iter_mut().for_each(|two| *two <<= 4);
-        }
-        let part = GroupPart {
-            a: &bytes[depth.start / 4..],
-            stride: bytes.len() / m,
-            columns,
-            multipliers,
-            depth: depth.clone(),
-            group_size: panel.groups.group_size(),
+    let (multipliers, zeros) = rest.split_at_mut(NR * segments_of_chunk(groups.group_size()));
+    if groups.symmetric() && groups.middle() == offset(groups.nbits()) {
+        out.iter_mut().for_each(|out| out[col + first..col + first + 8 * V].fill(0));
+    } else {
+        zero_points::<V>(panel, block.depth.clone(), first, zeros);
+        let part = Part {
+            bytes: false,
+            a: &sums[block.depth.start / panel.pass * pairs..],
+            stride: sums.len() / m,
+            columns: &zeros[..8 * V * pairs],
+            dwords: pairs,
+            start: Some(&[0; NR][..8 * V]),
             col: col + first,
         };
-        let (threes, rest) = out.as_chunks_mut::<MR>();
-        let (twos, one) = rest.as_chunks_mut::<2>();
         // SAFETY: the caller's promise.
-        unsafe {
-            part.tiles::<3, V>(0, threes);
-            part.tiles::<2, V>(MR * threes.len(), twos);
-            part.tiles::<1, V>(MR * threes.len() + 2 * twos.len(), one.as_chunks_mut().0);
+        unsafe { part.all::<V>(out) };
+    }
+    for from in block.depth.clone().step_by(CHUNK) {
+        let depth = from..block.depth.end.min(from + CHUNK);
+        let columns = &mut columns[..8 * V * depth.len().next_multiple_of(SUPER) / 4];
+        for plane in 0..if groups.nbits() > 4 { 2 } else { 1 } {
+            group_codes::<V>(panel, depth.clone(), first, plane, columns);
+            group_multipliers::<V>(panel, depth.clone(), first, plane, multipliers);
+            let part = GroupPart {
+                a: &bytes[depth.start / 4..],
+                stride: bytes.len() / m,
+                columns,
+                multipliers,
+                depth: depth.clone(),
+                group_size: groups.group_size(),
+                col: col + first,
+            };
+            let (threes, rest) = out.as_chunks_mut::<MR>();
+            let (twos, one) = rest.as_chunks_mut::<2>();
+            // SAFETY: the caller's promise.
+            unsafe {
+                part.tiles::<3, V>(0, threes);
+                part.tiles::<2, V>(MR * threes.len(), twos);
+                part.tiles::<1, V>(MR * threes.len() + 2 * twos.len(), one.as_chunks_mut().0);
+            }
         }
     }
 }
 
-/// What a chunk's codes have taken from them before they are multiplied: of four bits
-/// and fewer half their range, of more 8 from their lowest four.
+/// What is taken from codes before they are multiplied: of four bits and fewer half
+/// their range, of more 8 from their lowest four.
 fn offset(nbits: u32) -> u8 {
     1 << (nbits.min(4) - 1)
 }
 
-/// The multipliers, each twice, `[segment][column][2]`, and `multiplier · (offset -
-/// zero point)`, `[segment / 2][column][2]`.
-#[target_feature(enable = "avx2,bmi2")]
-fn group_parameters<const V: usize>(
+/// Eight columns' multipliers in a group, as dwords.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn multipliers_of(panel: &GroupPanel, group: usize, first: usize) -> __m256i {
+    let eight = &panel.multipliers[group * panel.width + first..][..8];
+    // SAFETY: 8 bytes.
+    unsafe { _mm256_cvtepu8_epi32(_mm_loadl_epi64(eight.as_ptr().cast())) }
+}
+
+/// The multipliers of a chunk, each twice, `[segment][column][2]`; 16 times as large for
+/// the plane above four bits.
+#[target_feature(enable = "avx2")]
+fn group_multipliers<const V: usize>(
     panel: &GroupPanel,
     depth: Range<usize>,
     first: usize,
-    multipliers: &mut [i32],
-    zeros: &mut [i32],
+    plane: usize,
+    to: &mut [i32],
 ) {
+    let up = _mm_cvtsi32_si128(if plane == 1 { 4 } else { 0 });
+    let group_size = panel.groups.group_size();
+    for (segment, to) in cut(depth, SUPER, group_size).zip(to.chunks_exact_mut(8 * V)) {
+        for (v, to) in to.chunks_exact_mut(8).enumerate() {
+            let by = _mm256_sll_epi32(multipliers_of(panel, segment.start / group_size, first + 8 * v), up);
+            // SAFETY: the chunk is 8 dwords.
+            unsafe { _mm256_storeu_si256(to.as_mut_ptr().cast(), _mm256_or_si256(by, _mm256_slli_epi32(by, 16))) };
+        }
+    }
+}
+
+/// `multiplier · (offset - zero point)` of a pass's spans, `[span / 2][column][2]`.
+#[target_feature(enable = "avx2,bmi2")]
+fn zero_points<const V: usize>(panel: &GroupPanel, depth: Range<usize>, first: usize, to: &mut [i32]) {
     let (groups, nbits) = (panel.groups, panel.groups.nbits() as usize);
-    let mask = u64::from(groups.qmax()) * 0x0101_0101_0101_0101;
-    let middle = u64::from(groups.middle()) * 0x0101_0101_0101_0101;
+    let each = 0x0101_0101_0101_0101;
     let offset = _mm256_set1_epi32(offset(groups.nbits()).into());
-    zeros.fill(0);
-    assert!(first + 8 * V <= panel.width);
-    for (i, segment) in segments(depth, groups.group_size()).enumerate() {
-        let group = segment.start / groups.group_size();
-        for v in 0..V {
+    to.fill(0);
+    for (i, span) in cut(depth, SPAN, groups.group_size()).enumerate() {
+        let group = span.start / groups.group_size();
+        for (v, to) in to[8 * V * (i / 2)..][..8 * V].chunks_exact_mut(8).enumerate() {
             let at = group * panel.width + first + 8 * v;
-            let eight = &panel.multipliers[at..at + 8];
             let zero = if groups.symmetric() {
-                middle
+                u64::from(groups.middle()) * each
             } else {
                 // The codes follow: there are eight bytes.
                 let bytes = panel.zeros[at * nbits / 8..].first_chunk().map_or(0, |&b| u64::from_le_bytes(b));
-                _pdep_u64(bytes, mask)
+                _pdep_u64(bytes, u64::from(groups.qmax()) * each)
             };
-            let to = &mut multipliers[8 * (V * i + v)..][..8];
-            let zeros = &mut zeros[8 * (V * (i / 2) + v)..][..8];
-            // SAFETY: `eight` is 8 bytes, `to` and `zeros` 8 dwords.
+            let zero = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(zero as i64));
+            // Both within 16 bits, the product too: 255 · 63.
+            let part = _mm256_mullo_epi16(multipliers_of(panel, group, first + 8 * v), _mm256_sub_epi32(offset, zero));
+            let part =
+                if i % 2 == 0 { _mm256_and_si256(part, _mm256_set1_epi32(0xffff)) } else { _mm256_slli_epi32(part, 16) };
+            // SAFETY: the chunk is 8 dwords.
             unsafe {
-                let by = _mm256_cvtepu8_epi32(_mm_loadl_epi64(eight.as_ptr().cast()));
-                let zero = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(zero as i64));
-                let both = _mm256_or_si256(by, _mm256_slli_epi32(by, 16));
+                let both = _mm256_or_si256(part, _mm256_loadu_si256(to.as_ptr().cast()));
                 _mm256_storeu_si256(to.as_mut_ptr().cast(), both);
-                // Both within 16 bits, the product too: 255 · 63.
-                let part = _mm256_mullo_epi16(by, _mm256_sub_epi32(offset, zero));
-                let part = if i % 2 == 0 {
-                    _mm256_and_si256(part, _mm256_set1_epi32(0xffff))
-                } else {
-                    _mm256_or_si256(_mm256_slli_epi32(part, 16), _mm256_loadu_si256(zeros.as_ptr().cast()))
-                };
-                _mm256_storeu_si256(zeros.as_mut_ptr().cast(), part);
             }
         }
     }
@@ -998,7 +1022,7 @@ impl GroupPart<'_> {
         let (last, quads) = (first + R * out.len() - 1, self.columns.len() / (8 * V));
         assert!(self.a.len() >= last * self.stride + quads && quads >= self.depth.len().div_ceil(4));
         let whole = self.group_size.is_multiple_of(SUPER);
-        let segments_here = if whole { quads / SEGMENT } else { segments(self.depth.clone(), self.group_size).count() };
+        let segments_here = if whole { quads / SEGMENT } else { cut(self.depth.clone(), SUPER, self.group_size).count() };
         assert!(quads.is_multiple_of(SEGMENT) && quads > 0 && self.multipliers.len() >= 8 * V * segments_here);
         for (i, out) in out.iter_mut().enumerate() {
             let a = self.a.as_ptr().wrapping_add((first + R * i) * self.stride);
@@ -1028,7 +1052,7 @@ impl GroupPart<'_> {
         out: [*mut __m256i; R],
     ) {
         let mut at = 0;
-        for segment in segments(self.depth.clone(), self.group_size) {
+        for segment in cut(self.depth.clone(), SUPER, self.group_size) {
             let mut sums = [[_mm256_setzero_si256(); V]; R];
             // The last quad of the depth may be padded, with rows of 0.
             for _ in 0..segment.len().div_ceil(4) {

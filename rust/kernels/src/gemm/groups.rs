@@ -1,6 +1,8 @@
 //! The layout in which kernels read weights of 2 to 6 bits (FORMATS.md, "Tiled
 //! groups").
 
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
 use super::tiled::{PANEL, width_of};
 use crate::error::{bail, checked_product};
 use crate::par::Parts;
@@ -104,6 +106,7 @@ pub struct Grouped<'a> {
     groups: Groups,
     k: usize,
     n: usize,
+    pass: usize,
 }
 
 /// One panel. What a column's code stands for is `(code - zero point) ·
@@ -112,6 +115,8 @@ pub struct Grouped<'a> {
 pub(crate) struct GroupPanel<'a> {
     pub groups: Groups,
     pub k: usize,
+    /// Depth whose sums fit int32, whatever the rows: all of it, or [`Groups::depth`].
+    pub pass: usize,
     /// As of an int8 [`super::tiled::Panel`].
     pub width: usize,
     pub cols: usize,
@@ -203,7 +208,8 @@ impl<'a> Grouped<'a> {
         if bytes.len() != expected {
             bail!("weight: {n} rows of {k} at {} bits take {expected} bytes, got {}", groups.nbits, bytes.len());
         }
-        Ok(Grouped { bytes, groups, k, n })
+        let fits = word(5) <= i32::MAX as u32 / 255;
+        Ok(Grouped { bytes, groups, k, n, pass: if fits { k.max(1) } else { groups.depth().min(k.max(1)) } })
     }
 
     /// Rows: the depth of a product.
@@ -219,6 +225,11 @@ impl<'a> Grouped<'a> {
     /// How the codes are grouped.
     pub fn groups(&self) -> Groups {
         self.groups
+    }
+
+    /// Depth whose sums fit int32, whatever the rows.
+    pub(crate) fn pass(&self) -> usize {
+        self.pass
     }
 
     pub(crate) fn panels(&self) -> usize {
@@ -237,6 +248,7 @@ impl<'a> Grouped<'a> {
         GroupPanel {
             groups: self.groups,
             k: self.k,
+            pass: self.pass,
             width,
             cols: (self.n - first).min(PANEL),
             first,
@@ -335,6 +347,7 @@ pub fn tile_groups(parts: &PartsMut, groups: Groups, n: usize, k: usize, out: &m
     }
     let (codes, bits) = (&*parts.codes, groups.nbits as usize);
     let (multipliers, zeros, scale) = (&*parts.multipliers, &*parts.zeros, &*parts.scale);
+    let reach = AtomicU64::new(0);
     let panels = Parts::new(rest.chunks_mut((PANEL * groups.column_bits(k).unwrap_or(0) / 8).max(1)));
     ctl.for_each(panels.len(), &|_, p| {
         let bytes = panels.take(p);
@@ -348,7 +361,7 @@ pub fn tile_groups(parts: &PartsMut, groups: Groups, n: usize, k: usize, out: &m
         for j in 0..cols {
             let row = first + j;
             scale_to[4 * j..4 * j + 4].copy_from_slice(&scale[row].to_le_bytes());
-            let mut sum = 0i32;
+            let (mut sum, mut magnitudes) = (0i32, 0u64);
             for (g, codes) in codes[row * k..(row + 1) * k].chunks(groups.group_size).enumerate() {
                 let (multiplier, zero) = (multipliers[row * count + g], zeros[row * count + g]);
                 multipliers_to[g * width + j] = multiplier;
@@ -364,6 +377,7 @@ pub fn tile_groups(parts: &PartsMut, groups: Groups, n: usize, k: usize, out: &m
                     let k = g * groups.group_size + i;
                     let part = i32::from(multiplier) * (i32::from(code) - i32::from(zero));
                     sum = sum.wrapping_add(part);
+                    magnitudes += u64::from(part.unsigned_abs());
                     let superstep = &mut codes_to[k / SUPER * 4 * width * bits..];
                     for place in places(groups.nbits, k % SUPER / 4) {
                         superstep[place.vector * 4 * width + 4 * j + k % 4] |= (code >> place.up & place.mask) << place.shift;
@@ -371,6 +385,10 @@ pub fn tile_groups(parts: &PartsMut, groups: Groups, n: usize, k: usize, out: &m
                 }
             }
             sums_to[4 * j..4 * j + 4].copy_from_slice(&sum.to_le_bytes());
+            reach.fetch_max(magnitudes, Relaxed);
         }
-    })
+    })?;
+    let reach = u32::try_from(reach.into_inner()).unwrap_or(u32::MAX);
+    header[20..24].copy_from_slice(&reach.to_le_bytes());
+    Ok(())
 }

@@ -107,7 +107,7 @@ pub(crate) struct GroupBlock<'a> {
     /// Rows of `panel.k` bytes.
     a: &'a [u8],
     panel: &'a GroupPanel<'a>,
-    /// From a multiple of [`Groups::depth`] on.
+    /// One pass of the panel.
     depth: Range<usize>,
 }
 
@@ -207,12 +207,12 @@ impl<'a> Rows<'a> {
     }
 
     /// Scratch for weights in groups.
-    fn groups_scratch_len(isa: Isa, rows: usize, k: usize, groups: Groups) -> usize {
+    fn groups_scratch_len(isa: Isa, rows: usize, (k, pass): (usize, usize), groups: Groups) -> usize {
         #[cfg(target_arch = "x86_64")]
         if isa.has_avx2() {
-            return avx2::groups_scratch_len(rows, k, groups.group_size());
+            return avx2::groups_scratch_len(rows, k, pass, groups.group_size());
         }
-        let _ = (isa, rows, k, groups);
+        let _ = (isa, rows, k, pass, groups);
         0
     }
 
@@ -224,7 +224,7 @@ impl<'a> Rows<'a> {
         let block = GroupBlock { a: self.a, panel, depth };
         #[cfg(target_arch = "x86_64")]
         if isa.has_avx2() {
-            assert!(self.scratch.len() >= Rows::groups_scratch_len(isa, out.len(), self.k, panel.groups));
+            assert!(self.scratch.len() >= Rows::groups_scratch_len(isa, out.len(), (self.k, panel.pass), panel.groups));
             // SAFETY: the Isa is this CPU's; the asserts are the callee's conditions.
             return unsafe { avx2::groups(&block, self.scratch, &mut self.grouped, out, 0) };
         }
@@ -919,7 +919,7 @@ fn group_sums(
     mut sums: Vec<&mut [i32]>,
     totals: &mut [i64],
 ) -> bool {
-    let depth = panel.groups.depth();
+    let depth = panel.pass;
     if panel.k <= depth {
         rows.times_groups(isa, panel, 0..panel.k, &mut sums);
         return false;
@@ -995,9 +995,8 @@ impl Scratch {
         let (scratch, totals) = match weight.codes {
             Codes::Int8(_) => (Rows::scratch_len(isa, rows, k), 0),
             Codes::Groups(grouped) => {
-                let groups = grouped.groups();
-                let totals = if k > groups.depth() { rows * PANEL } else { 0 };
-                (Rows::groups_scratch_len(isa, rows, k, groups), totals)
+                let totals = if k > grouped.pass() { rows * PANEL } else { 0 };
+                (Rows::groups_scratch_len(isa, rows, (k, grouped.pass()), grouped.groups()), totals)
             }
         };
         Ok(Scratch {
