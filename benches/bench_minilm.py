@@ -47,9 +47,20 @@ def lowbit_int8(dtype: str = "float32") -> Encoder:
     return minilm.torch_encoder(module, f"{len(report.quantized)} layers, {len(report.fused)} fused")
 
 
+def lowbit_uniform(nbits: int) -> Encoder:
+    """The encoder with linear layers and embeddings of ``nbits``."""
+    import lowbit
+    from lowbit.torch import quantize_
+
+    module = minilm.encoder_module()
+    report = quantize_(module, lowbit.Uniform(nbits))
+    return minilm.torch_encoder(module, f"groups of 32, {len(report.fused)} fused")
+
+
 CANDIDATES: dict[str, Callable[[], Encoder]] = {
     "lowbit int8": lowbit_int8,
     "lowbit int8, bf16 between": lambda: lowbit_int8("bfloat16"),
+    **{f"lowbit {nbits} bits": lambda nbits=nbits: lowbit_uniform(nbits) for nbits in (6, 5, 4, 3, 2)},
     **PEERS,
 }
 

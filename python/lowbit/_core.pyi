@@ -84,7 +84,7 @@ def weight_len(k: int, n: int, equalized: bool) -> int: ...
 def quantize_weight(
     w: NDArray[np.float32], n: int, k: int, equalized: bool, out: NDArray[np.uint8], isa: str | None
 ) -> None: ...
-def groups_len(k: int, n: int, nbits: int, group_size: int, symmetric: bool) -> int: ...
+def groups_len(k: int, n: int, nbits: int, group_size: int, symmetric: bool, equalized: bool) -> int: ...
 def quantize_weight_groups(
     w: NDArray[np.float32],
     n: int,
@@ -92,6 +92,7 @@ def quantize_weight_groups(
     nbits: int,
     group_size: int,
     symmetric: bool,
+    equalized: bool,
     importance: NDArray[np.float32] | None,
     out: NDArray[np.uint8],
     isa: str | None,

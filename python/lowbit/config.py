@@ -73,11 +73,14 @@ class Uniform(Config):
         A multiple of 8; the last group of a row may be shorter.
     symmetric : bool
         No zero points: a code of ``2**(nbits - 1)`` is 0.
+    equalize : bool
+        As in :class:`Int8`.
     """
 
     nbits: int
     group_size: int = 32
     symmetric: bool = False
+    equalize: bool = True
 
     def __post_init__(self) -> None:
         for name, value in (("nbits", self.nbits), ("group_size", self.group_size)):
@@ -87,8 +90,9 @@ class Uniform(Config):
             raise ValueError(f"nbits: expected 2 to 6, got {self.nbits}; 8 bits are lowbit.Int8()")
         if self.group_size < 8 or self.group_size % 8 or self.group_size >= 1 << 32:
             raise ValueError(f"group_size: expected a multiple of 8 below 2**32, got {self.group_size}")
-        if not isinstance(self.symmetric, bool):
-            raise TypeError(f"symmetric: expected a bool, got {self.symmetric!r}")
+        for name, value in (("symmetric", self.symmetric), ("equalize", self.equalize)):
+            if not isinstance(value, bool):
+                raise TypeError(f"{name}: expected a bool, got {value!r}")
 
 
 def from_json(text: str) -> Config:

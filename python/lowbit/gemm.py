@@ -131,13 +131,14 @@ class GroupedWeight:
 
     def dequantize(self) -> NDArray[np.float32]:
         """The weight that this stands for, float32 (N, K): ``(code - zero point) *
-        multiplier``, an integer, times the row's scale."""
+        multiplier``, an integer, times the row's scale, times the equalizer."""
         weight = np.empty((self.n, self.k), np.float32)
         _core.lookup(None, self.tiled, self.k, self.n, weight)
         return weight
 
-    def equalizer(self) -> None:
-        """None: inputs are rounded as they come."""
+    def equalizer(self) -> NDArray[np.float32] | None:
+        """What each input is multiplied with before it is rounded, float32 (K,); None for no such thing."""
+        return np.frombuffer(self.tiled[-4 * self.k :].tobytes(), "<f4") if self.config.equalize else None
 
     def _untile(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8], NDArray[np.float32]]:
         groups = -(-self.k // self.config.group_size)
@@ -151,8 +152,8 @@ class GroupedWeight:
 Weight = QuantizedWeight | GroupedWeight
 
 
-def _form(config: Uniform) -> tuple[int, int, bool]:
-    return config.nbits, config.group_size, config.symmetric
+def _form(config: Uniform) -> tuple[int, int, bool, bool]:
+    return config.nbits, config.group_size, config.symmetric, config.equalize
 
 
 def _aligned(size: int) -> NDArray[np.uint8]:
@@ -311,7 +312,7 @@ def _rows_in(x: ArrayLike | RowCodes, k: int, equalized: bool) -> tuple[Any, tup
         if x.codes.shape[-1] != k:
             raise ValueError(f"x, weight: expected (..., {k}), got {x.codes.shape}")
         if equalized:
-            raise ValueError("x: expected floats with an equalized weight, got RowCodes; use Int8(equalize=False)")
+            raise ValueError("x: expected floats with an equalized weight, got RowCodes; use equalize=False in its config")
         parts = x.codes, x.scale, x.zero_point
         return tuple(np.ascontiguousarray(p) for p in parts), x.codes.shape[:-1], np.dtype(np.float32)
     x = as_array("x", x, _FLOATS)

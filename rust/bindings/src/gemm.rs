@@ -2,7 +2,7 @@
 
 use lowbit_kernels::affine::{Floats, RowScale};
 use lowbit_kernels::gemm::{
-    self, Activation, After, Codes, Grouped, Groups, Input, Layer, Lhs, Norm, Output, PartsMut, Tiled, Weight,
+    self, Activation, After, Codes, Groups, Input, Layer, Lhs, Norm, Output, PartsMut, Tiled, Weight,
 };
 use numpy::{PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyReadwriteArrayDyn};
 use pyo3::exceptions::{PyTypeError, PyValueError};
@@ -168,13 +168,21 @@ fn quantize_weight(
 }
 
 #[pyfunction]
-fn groups_len(k: usize, n: usize, nbits: u32, group_size: usize, symmetric: bool) -> PyResult<usize> {
-    Groups::new(nbits, group_size, symmetric).and_then(|groups| groups.len(k, n)).map_err(to_py)
+fn groups_len(
+    k: usize,
+    n: usize,
+    nbits: u32,
+    group_size: usize,
+    symmetric: bool,
+    equalized: bool,
+) -> PyResult<usize> {
+    let groups = Groups::new(nbits, group_size, symmetric).map_err(to_py)?;
+    gemm::groups_weight_len(k, n, groups, equalized).map_err(to_py)
 }
 
 /// Quantizes a weight (N, K) to groups and tiles it into `out`.
 #[pyfunction]
-#[pyo3(signature = (w, n, k, nbits, group_size, symmetric, importance, out, isa))]
+#[pyo3(signature = (w, n, k, nbits, group_size, symmetric, equalized, importance, out, isa))]
 fn quantize_weight_groups(
     py: Python<'_>,
     w: &Bound<'_, PyAny>,
@@ -183,6 +191,7 @@ fn quantize_weight_groups(
     nbits: u32,
     group_size: usize,
     symmetric: bool,
+    equalized: bool,
     importance: Option<&Bound<'_, PyAny>>,
     out: &Bound<'_, PyAny>,
     isa: Option<&str>,
@@ -194,7 +203,7 @@ fn quantize_weight_groups(
     let (w, mut out) = (Read::<f32>::new("w", w)?, Write::<u8>::new(out)?);
     let (w, out) = (w.slice()?, out.slice()?);
     run(py, w.len().saturating_mul(256), Threads::default(), |ctl| {
-        gemm::quantize_weight_groups(w, n, k, groups, importance, out, isa, ctl)
+        gemm::quantize_weight_groups(w, n, k, groups, equalized, importance, out, isa, ctl)
     })
 }
 
@@ -211,7 +220,10 @@ fn untile_groups(
     scale: &Bound<'_, PyAny>,
 ) -> PyResult<()> {
     let weight = Read::<u8>::new("weight", weight)?;
-    let grouped = Grouped::from_bytes(weight.slice()?, k, n).map_err(to_py)?;
+    let weight = Weight::from_bytes(weight.slice()?, k, n).map_err(to_py)?;
+    let Codes::Groups(grouped) = weight.codes() else {
+        return Err(PyValueError::new_err("weight: expected groups, got int8"));
+    };
     let (mut codes, mut multipliers) = (Write::<u8>::new(codes)?, Write::<u8>::new(multipliers)?);
     let (mut zeros, mut scale) = (Write::<u8>::new(zeros)?, Write::<f32>::new(scale)?);
     let (codes, multipliers) = (codes.slice()?, multipliers.slice()?);

@@ -28,7 +28,8 @@ pub struct GroupedRows<'a> {
 /// Quantizes rows of `k` weights to `nbits`, 2 to 6. A row's scale is the step of its
 /// widest group over 255; of each group the multiplier and the zero point are tried
 /// together, as they are stored, and those with the least squared error are taken.
-/// `importance` weights the squares, one for each of the `k`.
+/// `dividers`: what each of the `k` is first divided by, or none;
+/// `importance`: what its squared error counts, or none.
 ///
 /// # Errors
 /// [`crate::Error::Value`] where lengths do not fit, a weight is not finite or so
@@ -37,6 +38,7 @@ pub fn quantize_groups(
     x: &[f32],
     k: usize,
     (nbits, group_size, symmetric): (u32, usize, bool),
+    dividers: &[f32],
     importance: Option<&[f32]>,
     out: GroupedRows,
     isa: Isa,
@@ -49,6 +51,9 @@ pub fn quantize_groups(
     let (values, all) = (checked_product("x", &[rows, k])?, checked_product("x", &[rows, groups])?);
     if [x.len(), out.codes.len()] != [values; 2] || [out.multipliers.len(), out.zeros.len()] != [all; 2] {
         bail!("x: {rows} rows of {k} in groups of {group_size} do not fit {} values", x.len());
+    }
+    if !dividers.is_empty() && dividers.len() != k {
+        bail!("dividers: expected {k} or none, got {}", dividers.len());
     }
     if let Some(importance) = importance
         && (importance.len() != k || !importance.iter().all(|w| (0.0..f32::INFINITY).contains(w)))
@@ -64,9 +69,15 @@ pub fn quantize_groups(
     );
     ctl.for_each(parts.len(), &|_, task| {
         let ((codes, scale), (multipliers, zeros)) = parts.take(task);
+        let mut divided = Vec::new();
         for (i, scale) in scale.iter_mut().enumerate() {
             let row = task * block + i;
-            let x = &x[row * k..(row + 1) * k];
+            let mut x = &x[row * k..(row + 1) * k];
+            if !dividers.is_empty() {
+                divided.clear();
+                divided.extend(x.iter().zip(dividers).map(|(x, by)| x / by));
+                x = &divided;
+            }
             let at = i * groups..(i + 1) * groups;
             let parts = (&mut multipliers[at.clone()], &mut zeros[at], &mut codes[i * k..(i + 1) * k]);
             match job.row(x, group_size, importance, parts) {
@@ -125,35 +136,42 @@ impl Job {
         if self.symmetric { high.max(-low) / (self.middle - 1.0) } else { high / self.qmax - low / self.qmax }
     }
 
-    /// The multiplier and the zero point of the least error; of equals the first, by
-    /// falling multipliers and then rising zero points.
+    /// The multiplier and the zero point of the least error; of equals the first that
+    /// was tried.
     fn group(&self, x: &[f32], importance: Option<&[f32]>, scale: f32) -> (u8, u8) {
         let (low, high) = range(x, self.isa).unwrap_or_default();
         if low == 0.0 && high == 0.0 {
             return (0, self.middle as u8);
         }
-        let whole = (self.step((low, high)) / scale).ceil().clamp(1.0, 255.0) as u32;
-        let mut best = (f64::INFINITY, 0, 0.0);
-        for i in 0..TRIED {
-            let m = whole - i * whole / (2 * TRIED);
-            let step = m as f32 * scale;
-            // With `least` codes below zero all of the low end is reached, with `most`
-            // all of the high one; between them, where the step is too short for both.
-            let (first, last) = if self.symmetric {
-                (self.middle, self.middle)
-            } else {
-                let (all_low, all_high) = ((-low / step).round_ties_even(), self.qmax - (high / step).round_ties_even());
-                (all_low.min(all_high).clamp(0.0, self.qmax), all_low.max(all_high).clamp(0.0, self.qmax))
-            };
-            let mut z = first;
-            while z <= last {
+        let mut best = (f64::INFINITY, 0, self.middle);
+        let try_all = |m: u32, zeros: (f32, f32), best: &mut (f64, u32, f32)| {
+            let (step, mut z) = (m as f32 * scale, zeros.0);
+            while z <= zeros.1 {
                 let clip = Clip { scale: step, inv_scale: 1.0 / step, least: -z, most: self.qmax - z, huge: true };
                 let error = squares(x, importance, &clip, best.0, self.isa);
                 if error < best.0 {
-                    best = (error, m, z);
+                    *best = (error, m, z);
                 }
                 z += 1.0;
             }
+        };
+        // From the range's own multiplier down to about half of it, with each zero point
+        // from where all of one end is reached to where all of the other is.
+        let whole = (self.step((low, high)) / scale).ceil().clamp(1.0, 255.0) as u32;
+        for i in 0..TRIED {
+            let m = whole - i * whole / (2 * TRIED);
+            let step = m as f32 * scale;
+            let below = (-low / step).round_ties_even().min(self.qmax);
+            let above = (self.qmax - (high / step).round_ties_even()).max(0.0);
+            let zeros = if self.symmetric { (self.middle, self.middle) } else { (below.min(above), below.max(above)) };
+            try_all(m, zeros, &mut best);
+        }
+        // Then all multipliers between those, with the zero points beside the best one.
+        let (_, m, z) = best;
+        let apart = whole / (2 * TRIED);
+        for m in m.saturating_sub(apart).max(1)..=(m + apart).min(255) {
+            let zeros = if self.symmetric { (z, z) } else { ((z - 1.0).max(0.0), (z + 1.0).min(self.qmax)) };
+            try_all(m, zeros, &mut best);
         }
         (best.1 as u8, best.2 as u8)
     }

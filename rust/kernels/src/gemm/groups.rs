@@ -40,6 +40,20 @@ impl Groups {
         Ok(Groups { nbits, group_size, symmetric })
     }
 
+    /// What the header of a weight says.
+    ///
+    /// # Errors
+    /// [`Error::Value`] where it has none, or one that cannot be.
+    pub fn of(bytes: &[u8]) -> Result<Groups> {
+        if bytes.len() < HEADER || !Grouped::begins(bytes) {
+            bail!("weight: not in tiled groups");
+        }
+        match word_of(bytes, 4) {
+            symmetric @ 0..=1 => Groups::new(word_of(bytes, 2), word_of(bytes, 3) as usize, symmetric == 1),
+            other => bail!("weight: expected 0 or 1 for symmetric, got {other}"),
+        }
+    }
+
     /// Bits of a code.
     pub fn nbits(&self) -> u32 {
         self.nbits
@@ -97,6 +111,11 @@ impl Groups {
             _ => Err(Error::Value(format!("weight: the size {n} by {k} overflows"))),
         }
     }
+}
+
+/// The header's `i`-th dword.
+fn word_of(bytes: &[u8], i: usize) -> u32 {
+    u32::from_le_bytes([0, 1, 2, 3].map(|byte| bytes[4 * i + byte]))
 }
 
 /// A layer's weight (N, K) in tiled groups.
@@ -196,19 +215,13 @@ impl<'a> Grouped<'a> {
     /// # Errors
     /// [`Error::Value`] where the header or the length is another.
     pub fn from_bytes(bytes: &'a [u8], k: usize, n: usize) -> Result<Self> {
-        let Some((header, _)) = bytes.split_first_chunk::<HEADER>().filter(|_| Grouped::begins(bytes)) else {
-            bail!("weight: not in tiled groups");
-        };
-        let word = |i: usize| u32::from_le_bytes([0, 1, 2, 3].map(|byte| header[4 * i + byte]));
-        let groups = match word(4) {
-            symmetric @ 0..=1 => Groups::new(word(2), word(3) as usize, symmetric == 1)?,
-            other => bail!("weight: expected 0 or 1 for symmetric, got {other}"),
-        };
+        let groups = Groups::of(bytes)?;
         let expected = groups.len(k, n)?;
         if bytes.len() != expected {
             bail!("weight: {n} rows of {k} at {} bits take {expected} bytes, got {}", groups.nbits, bytes.len());
         }
-        let fits = word(5) <= i32::MAX as u32 / 255;
+        let reach = word_of(bytes, 5);
+        let fits = reach <= i32::MAX as u32 / 255;
         Ok(Grouped { bytes, groups, k, n, pass: if fits { k.max(1) } else { groups.depth().min(k.max(1)) } })
     }
 

@@ -509,16 +509,21 @@ impl<'a> Weight<'a> {
     /// # Errors
     /// [`crate::Error::Value`] where there are too few or too many of them.
     pub fn from_bytes(bytes: &'a [u8], k: usize, n: usize) -> Result<Self> {
-        if Grouped::begins(bytes) {
-            return Ok(Weight { codes: Codes::Groups(Grouped::from_bytes(bytes, k, n)?), equalizer: Vec::new() });
-        }
-        let plain = tiled_len(k, n)?;
-        let (tiled, rest) = bytes.split_at(plain.min(bytes.len()));
-        if tiled.len() != plain || !(rest.is_empty() || rest.len() == 4 * k) {
+        let groups = Grouped::begins(bytes).then(|| Groups::of(bytes)).transpose()?;
+        let plain = match groups {
+            Some(groups) => groups.len(k, n)?,
+            None => tiled_len(k, n)?,
+        };
+        let (codes, rest) = bytes.split_at(plain.min(bytes.len()));
+        if codes.len() != plain || !(rest.is_empty() || rest.len() == 4 * k) {
             bail!("weight: {n} rows of {k} take {plain} bytes, or {} if equalized, got {}", plain + 4 * k, bytes.len());
         }
+        let codes = match groups {
+            Some(_) => Codes::Groups(Grouped::from_bytes(codes, k, n)?),
+            None => Codes::Int8(Tiled::from_bytes(codes, k, n)?),
+        };
         let equalizer = rest.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
-        Ok(Weight { codes: Codes::Int8(Tiled::from_bytes(tiled, k, n)?), equalizer })
+        Ok(Weight { codes, equalizer })
     }
 
     /// Outputs.
@@ -558,21 +563,19 @@ impl<'a> Weight<'a> {
 /// # Errors
 /// [`crate::Error::Value`] where the size overflows.
 pub fn weight_len(k: usize, n: usize, equalized: bool) -> Result<usize> {
-    let extra = if equalized { checked_product("weight", &[4, k])? } else { 0 };
-    match tiled_len(k, n)?.checked_add(extra) {
-        Some(len) => Ok(len),
-        None => bail!("weight: the size {n} by {k} overflows"),
-    }
+    with_equalizer(tiled_len(k, n)?, k, n, equalized)
 }
 
-/// Powers of two that make the columns of a weight alike: about the square root
-/// of a column's root mean square over their mean.
+/// Each column's root mean square over the mean of all.
 ///
-/// The rounding of a row of inputs adds the same error to each of them; in the
-/// outputs it counts as much as the columns' norms. With x_j c_j quantized and
-/// w_j / c_j in the weight's place, Σ x_j² c_j² · Σ |w_j|² / c_j², which bounds
-/// it, is least at c_j = √(|w_j| / |x_j|); without data every |x_j| is 1.
-fn equalizer(w: &[f32], n: usize, k: usize, ctl: &Ctl) -> Result<Vec<f32>> {
+/// Multiplied with an input, and the weight's column divided by it, it makes columns
+/// alike. Two errors want different powers of it, without data. The rounding of a row
+/// of inputs adds the same error to each of them; in the outputs it counts as much as
+/// the columns' norms. With x_j c_j quantized and w_j / c_j in the weight's place,
+/// Σ x_j² c_j² · Σ |w_j|² / c_j², which bounds it, is least at c_j = √(|w_j| / |x_j|).
+/// The rounding of a group of weights adds about the same error to each of them, as
+/// large as the largest; Σ c_j² · max |w_j|² / c_j² is least at c_j = |w_j|.
+fn column_sizes(w: &[f32], n: usize, k: usize, ctl: &Ctl) -> Result<Vec<f64>> {
     // Blocks of rows by the shape alone, summed in order: the same on any number of threads.
     let rows = BLOCK_VALUES.div_ceil(k);
     let mut partial = try_zeroed::<f64>(checked_product("weight", &[n.div_ceil(rows), k])?)?;
@@ -595,9 +598,24 @@ fn equalizer(w: &[f32], n: usize, k: usize, ctl: &Ctl) -> Result<Vec<f32>> {
     }
     let rms: Vec<f64> = squares.iter().map(|sum| (sum / n as f64).sqrt()).collect();
     let mean = rms.iter().sum::<f64>() / k as f64;
-    // c² = rms / mean; 2^i is nearest to c where 2^(2i - 1) ≤ c² < 2^(2i + 1).
-    let nearest = |rms: f64| (-5..5).find(|&i| rms < mean * 2f64.powi(2 * i + 1)).unwrap_or(5);
-    Ok(rms.iter().map(|&rms| 2f32.powi(nearest(rms))).collect())
+    Ok(rms.iter().map(|&rms| if mean > 0.0 { rms / mean } else { 1.0 }).collect())
+}
+
+/// The power of two that is nearest to the square root of each column's size.
+fn equalizer(w: &[f32], n: usize, k: usize, ctl: &Ctl) -> Result<Vec<f32>> {
+    // c² = size; 2^i is nearest to c where 2^(2i - 1) ≤ c² < 2^(2i + 1).
+    let nearest = |size: &f64| (-5..5).find(|&i| *size < 2f64.powi(2 * i + 1)).unwrap_or(5);
+    Ok(column_sizes(w, n, k, ctl)?.iter().map(|size| 2f32.powi(nearest(size))).collect())
+}
+
+/// The power of 2^(1/4) that is nearest to each column's size to the 3/4: between what
+/// the inputs and what the weights want.
+fn equalizer_of_groups(w: &[f32], n: usize, k: usize, ctl: &Ctl) -> Result<Vec<f32>> {
+    const QUARTERS: [f32; 4] = [1.0, 1.189_207_1, 1.414_213_5, 1.681_792_9];
+    // c⁴ = size³; 2^(i/4) is nearest to c where 2^(2i - 1) ≤ c⁸ < 2^(2i + 1).
+    let nearest = |size: &f64| (-20..20).find(|&i| size.powi(6) < 2f64.powi(2 * i + 1)).unwrap_or(20);
+    let power = |i: i32| 2f32.powi(i.div_euclid(4)) * QUARTERS[i.rem_euclid(4) as usize];
+    Ok(column_sizes(w, n, k, ctl)?.iter().map(|size| power(nearest(size))).collect())
 }
 
 /// Quantizes a layer's N×K weight to int8, one symmetric scale for each output
@@ -653,8 +671,9 @@ pub fn quantize_weight(
 }
 
 /// Quantizes a layer's N×K weight to groups and tiles it into `out` of
-/// [`Groups::len`] bytes. `importance`: of each input, how much an error of its
-/// weights counts.
+/// [`groups_weight_len`] bytes. If `equalized`, each column is first divided by a power
+/// of 2^(1/4) that goes with the weight. `importance`: of each input, how much an error of
+/// its weights counts.
 ///
 /// # Errors
 /// [`crate::Error::Value`] where lengths do not fit or the weight is not
@@ -664,6 +683,7 @@ pub fn quantize_weight_groups(
     n: usize,
     k: usize,
     groups: Groups,
+    equalized: bool,
     importance: Option<&[f32]>,
     out: &mut [u8],
     isa: Isa,
@@ -672,14 +692,46 @@ pub fn quantize_weight_groups(
     if w.len() != checked_product("weight", &[n, k])? || k == 0 {
         bail!("weight: expected {n} rows of {k} (at least 1), got {} values", w.len());
     }
+    if out.len() != groups_weight_len(k, n, groups, equalized)? {
+        bail!("out: expected {} bytes, got {}", groups_weight_len(k, n, groups, equalized)?, out.len());
+    }
+    let (out, rest) = out.split_at_mut(groups.len(k, n)?);
+    let mut dividers = Vec::new();
+    let mut counts = importance.map(<[f32]>::to_vec);
+    if equalized {
+        dividers = equalizer_of_groups(w, n, k, ctl)?;
+        for (bytes, by) in rest.chunks_exact_mut(4).zip(&dividers) {
+            bytes.copy_from_slice(&by.to_le_bytes());
+        }
+        // An error of the divided weight is as much larger in the weight.
+        let counts = counts.get_or_insert_with(|| vec![1.0; k]);
+        counts.iter_mut().zip(&dividers).for_each(|(count, by)| *count *= by * by);
+    }
     let all = checked_product("weight", &[n, groups.count(k)])?;
     let (mut codes, mut scale) = (try_zeroed::<u8>(w.len())?, try_zeroed::<f32>(n)?);
     let (mut multipliers, mut zeros) = (try_zeroed::<u8>(all)?, try_zeroed::<u8>(all)?);
     let (codes, scale, multipliers, zeros) = (&mut codes[..], &mut scale[..], &mut multipliers[..], &mut zeros[..]);
     let rows = GroupedRows { codes, multipliers, zeros, scale };
     let form = (groups.nbits(), groups.group_size(), groups.symmetric());
-    quantize_groups(w, k, form, importance, rows, isa, ctl)?;
+    quantize_groups(w, k, form, &dividers, counts.as_deref(), rows, isa, ctl)?;
     tile_groups(&PartsMut { codes, multipliers, zeros, scale }, groups, n, k, out, ctl)
+}
+
+/// Bytes of a layer's weight in groups.
+///
+/// # Errors
+/// [`crate::Error::Value`] where the size overflows.
+pub fn groups_weight_len(k: usize, n: usize, groups: Groups, equalized: bool) -> Result<usize> {
+    with_equalizer(groups.len(k, n)?, k, n, equalized)
+}
+
+/// `len`, and room for an equalizer.
+fn with_equalizer(len: usize, k: usize, n: usize, equalized: bool) -> Result<usize> {
+    let extra = if equalized { checked_product("weight", &[4, k])? } else { 0 };
+    match len.checked_add(extra) {
+        Some(len) => Ok(len),
+        None => bail!("weight: the size {n} by {k} overflows"),
+    }
 }
 
 /// Writes rows `indices` of a layer's weight as floats: the look-up of an
