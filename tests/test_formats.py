@@ -80,6 +80,57 @@ def test_a_weight_is_tiled_alike_on_every_isa(n, isa, ran):
     ran(isa)
 
 
+def grouped(codes, multipliers, zeros, scale, nbits: int, g: int, symmetric: bool) -> bytes:
+    """A weight (N, K) in the layout that FORMATS.md tells, in its words."""
+    (n, k), groups = codes.shape, multipliers.shape[1]
+    value = [
+        [(int(codes[j, i]) - int(zeros[j, i // g])) * int(multipliers[j, i // g]) for i in range(k)] for j in range(n)
+    ]
+    reach = max(sum(map(abs, row)) for row in value)
+    out = b"lowbit g" + np.array([nbits, g, symmetric, reach], "<u4").tobytes() + bytes(40)
+    for first in range(0, n, 64):
+        w = -(-min(n - first, 64) // 16) * 16
+        scales, sums, by = np.zeros(w, "<f4"), np.zeros(w, "<i4"), np.zeros((groups, w), np.uint8)
+        zero, block = np.zeros((groups, w), np.uint8), np.zeros((-(-k // 32), nbits, w, 4), np.uint8)
+        for j in range(min(w, n - first)):
+            scales[j], sums[j] = scale[first + j], sum(value[first + j])
+            by[:, j], zero[:, j] = multipliers[first + j], zeros[first + j]
+            for i in range(k):
+                row, code, quad = 0, int(codes[first + j, i]), i % 32 // 4
+                for p in (4, 2, 1):
+                    if nbits & p:
+                        block[i // 32, row + quad // (8 // p), j, i % 4] |= code % 2**p << p * (quad % (8 // p))
+                        row, code = row + p, code >> p
+        packed = b"" if symmetric else lowbit.pack_codes(zero, nbits).tobytes()
+        out += scales.tobytes() + sums.tobytes() + by.tobytes() + packed + block.tobytes()
+    return out
+
+
+def test_the_example_of_tiled_groups():
+    ((_, *numbers),) = table("Tiled groups", "output")
+    codes, multipliers, zeros = (np.array([cell.split()], np.uint8) for cell in numbers[:3])
+    expected = bytearray(428)
+    for offset, data, _ in table("Tiled groups", "offset"):
+        expected[int(offset) : int(offset) + len(data.split())] = bytes.fromhex(data)
+    assert grouped(codes, multipliers, zeros, [float(numbers[3])], 3, 8, False) == bytes(expected)
+    config = lowbit.Uniform(3, 8, equalize=False)
+    weight = lowbit.GroupedWeight(np.frombuffer(bytes(expected), np.uint8), 9, 1, config)
+    assert (weight.codes() == codes).all()
+    assert (weight.zero_point() == zeros).all()
+    assert (weight.scale() == multipliers * np.float32(0.5)).all()
+    assert weight.dequantize()[0, 0] == -4 * 255 * 0.5
+
+
+@pytest.mark.parametrize("nbits", [2, 3, 4, 5, 6])
+@pytest.mark.parametrize(("n", "k", "g"), [(1, 1, 8), (17, 33, 32), (70, 100, 40), (130, 64, 128)])
+def test_tiled_groups_of_any_shape(nbits, n, k, g, isa, ran):
+    w = np.random.default_rng(n * nbits).standard_normal((n, k), np.float32)
+    for symmetric in (False, True):
+        weight = lowbit.quantize_weight(w, lowbit.Uniform(nbits, g, symmetric, equalize=False), isa=isa)
+        assert weight.tiled.tobytes() == grouped(*weight._untile(), nbits, g, symmetric)
+        ran(isa)
+
+
 def test_the_example_of_an_equalizer():
     w = np.array([[float(x) for x in row[1].split()] for row in table("Layer weights", "output")], np.float32)
     weight = lowbit.quantize_weight(w)

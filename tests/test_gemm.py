@@ -190,6 +190,124 @@ def test_layers_of_any_shape(seed, isa, ran):  # rows 5, 28, 39
         ran(isa, 2)
 
 
+GROUPS = [
+    lowbit.Uniform(nbits, group_size, symmetric, equalize)
+    for nbits, group_size, symmetric, equalize in [
+        (2, 32, False, True),
+        (3, 32, True, False),
+        (3, 40, False, True),
+        (4, 32, False, True),
+        (4, 8, False, False),
+        (4, 128, True, True),
+        (5, 64, False, False),
+        (5, 1024, True, True),
+        (6, 32, False, True),
+    ]
+]
+
+
+@pytest.mark.parametrize("config", GROUPS, ids=str)
+@pytest.mark.parametrize("w", [pytest.param(w, id=name) for name, w in awkward_weights()])
+def test_weights_in_groups(w, config, isa, ran):
+    ours, ref = lowbit.quantize_weight(w, config, isa=isa), reference.quantize_weight(w, config)
+    assert same(ours.tiled, ref.tiled)
+    for part in ("codes", "scale", "zero_point", "dequantize"):
+        assert same(getattr(ours, part)(), getattr(ref, part)()), part
+    assert ours.codes().max() < 2**config.nbits
+    ran(isa)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_layers_in_groups_of_any_shape(seed, isa, ran):  # rows 5, 28, 39
+    rng = np.random.default_rng(seed)
+    for config in rng.permutation(GROUPS)[:3]:
+        (m, k, n), dtype = rng.choice(EDGES, 3), FLOATS[rng.integers(4)]
+        w, importance = floats(rng, n, k), rng.random(k, np.float32) if seed % 3 == 0 else None
+        ours = lowbit.quantize_weight(w, config, importance=importance)
+        ref = reference.quantize_weight(w, config, importance=importance)
+        assert same(ours.tiled, ref.tiled)
+        x, r, bias = floats(rng, m, k, dtype=dtype), floats(rng, m, n, dtype=dtype), floats(rng, n)
+        norm = (floats(rng, n), floats(rng, n), 1e-5)
+        for extra in ({}, {"bias": bias, "activation": "relu"}, {"bias": bias, "residual": r}, {"norm": norm}):
+            got = lowbit.linear(x, ours, isa=isa, **extra)
+            assert alike(got, reference.linear(x, ref, **extra)), (config, m, k, n)
+            ran(isa)
+        down = reference.quantize_weight(w.T.copy(), lowbit.Int8())
+        ours_down = lowbit.quantize_weight(w.T.copy(), lowbit.Int8())
+        got = lowbit.mlp(x, ours, bias, ours_down, activation="relu", isa=isa)
+        assert alike(got, reference.mlp(x, ref, bias, down, activation="relu"))
+        got, want = lowbit.linear(x, ours, bias, as_rows=True, isa=isa), reference.linear(x, ref, bias, as_rows=True)
+        assert same(got.codes, want.codes)
+        ran(isa, 2)
+
+
+def test_threads_and_batches_change_no_layer_in_groups(isa, ran):
+    rng = np.random.default_rng(4)
+    for config in GROUPS:
+        ours = lowbit.quantize_weight(floats(rng, 129, 385), config)
+        x = floats(rng, 200, 385)
+        whole = lowbit.linear(x, ours, isa=isa)
+        for threads in (1, 2, 7):
+            with lowbit.threads(threads):
+                assert same(lowbit.linear(x, ours, isa=isa), whole)
+        for first, last in [(0, 1), (5, 7), (95, 100), (1, 200)]:
+            assert same(lowbit.linear(x[first:last], ours, isa=isa), whole[first:last])
+        ran(isa, 7)
+
+
+def test_groups_as_deep_as_a_layer_may_be(isa, ran):  # row 35
+    w = np.ones((2, 65_793), np.float32)
+    w[1, ::2] = -1
+    for config in (lowbit.Uniform(2), lowbit.Uniform(6, 128), lowbit.Uniform(4, 8, symmetric=True)):
+        ours, ref = lowbit.quantize_weight(w, config), reference.quantize_weight(w, config)
+        x = np.linspace(0, 1, 65_793, dtype=np.float32)[None]
+        assert same(lowbit.linear(x, ours, isa=isa), reference.linear(x, ref))
+        ran(isa)
+
+
+def test_a_bad_row_with_groups_is_nan_and_no_other(isa):  # row 87
+    rng = np.random.default_rng(5)
+    ours, x = lowbit.quantize_weight(floats(rng, 30, 64), lowbit.Uniform(4)), floats(rng, 20, 64)
+    clean = lowbit.linear(x, ours, isa=isa)
+    x[7, 3] = math.nan
+    got = lowbit.linear(x, ours, isa=isa)
+    assert np.isnan(got[7]).all()
+    assert same(np.delete(got, 7, 0), np.delete(clean, 7, 0))
+
+
+@pytest.mark.parametrize("nbits", [2, 3, 4, 5, 6])
+def test_searched_groups_are_closer_than_ranges(nbits):
+    """Though their scales are rounded to 8 bits."""
+    w = (np.random.default_rng(6).standard_t(4, (64, 256)) * 0.02).astype(np.float32)
+    ours = lowbit.quantize_weight(w, lowbit.Uniform(nbits, equalize=False)).dequantize()
+    groups = w.reshape(-1, 32)
+    ranges = lowbit.choose_qparams(groups, nbits, granularity=lowbit.PerAxis(0), symmetric=False)
+    plain = lowbit.dequantize(lowbit.quantize(groups, ranges), ranges).reshape(w.shape)
+    assert np.linalg.norm(ours - w) < np.linalg.norm(plain - w)
+
+
+def test_importance_lessens_the_error_that_counts():
+    rng = np.random.default_rng(7)
+    w, importance = floats(rng, 64, 128), np.exp(2 * rng.normal(size=128)).astype(np.float32)
+    config = lowbit.Uniform(3)
+    errors = [
+        float((((lowbit.quantize_weight(w, config, importance=given).dequantize() - w) ** 2) * importance).sum())
+        for given in (importance, None)
+    ]
+    assert errors[0] < errors[1]
+
+
+def test_bytes_that_are_no_weight_in_groups():
+    w = lowbit.quantize_weight(np.ones((3, 40), np.float32), lowbit.Uniform(4))
+    with pytest.raises(ValueError, match=r"3 rows of 40 take .* bytes, got"):
+        lowbit.GroupedWeight(w.tiled[:-1], 40, 3, w.config)
+    for at, byte, words in [(8, 7, "nbits: expected 2 to 6, got 7"), (12, 3, "group_size"), (16, 2, "symmetric")]:
+        bad = w.tiled.copy()
+        bad[at] = byte
+        with pytest.raises(ValueError, match=words):
+            lowbit.linear(np.ones((1, 40), np.float32), lowbit.GroupedWeight(bad, 40, 3, w.config))
+
+
 def test_codes_handed_over_need_a_weight_that_is_not_equalized():
     ours, _, _ = layer()
     with pytest.raises(ValueError, match=r"equalize=False"):
@@ -559,15 +677,31 @@ REFUSED = [
     (29, linear(X.astype(np.complex64)), T, "x: .* got complex64"),
     (29, linear(X > 0), T, "x: .* got bool"),
     (29, linear(np.ma.masked_array(X, X > 1)), T, "x: .* masked array"),
-    (29, linear(X, np.ones((9, 50), np.float32)), T, "weight: expected a QuantizedWeight, got ndarray"),
-    (29, linear(X, lowbit.tile_matrix(B)), T, "weight: expected a QuantizedWeight, got TiledMatrix"),
+    (
+        29,
+        linear(X, np.ones((9, 50), np.float32)),
+        T,
+        "weight: expected a QuantizedWeight or a GroupedWeight, got ndarray",
+    ),
+    (29, linear(X, lowbit.tile_matrix(B)), T, "weight: expected a QuantizedWeight or .*, got TiledMatrix"),
     (29, linear(X, W, "bias"), T, "bias: expected an array"),
     (29, linear(norm=np.ones(9)), T, r"norm: expected \(gamma, beta, eps\), got ndarray"),
     (29, linear(norm=(np.ones(9), None, 1e-5)), T, "norm: expected arrays"),
     (29, linear(activation="tanh"), V, "activation: expected None, 'relu', .* got 'tanh'"),
     (29, linear(as_rows=True, residual=np.zeros((6, 9), np.float32)), V, "as_rows: expected neither"),
     (29, weight(np.ones((2, 2), np.int8)), T, "w: expected dtype float32 or .*, got int8"),
-    (29, weight(np.ones((2, 2), np.float32), "int8"), T, r"config: expected lowbit.Int8\(\), got 'int8'"),
+    (29, weight(np.ones((2, 2), np.float32), "int8"), T, r"config: expected lowbit.Int8\(\) or .* got 'int8'"),
+    (29, lambda: lowbit.Uniform(4.0), T, "nbits: expected an int, got 4.0"),
+    (29, lambda: lowbit.Uniform(True), T, "nbits: expected an int, got True"),
+    (29, lambda: lowbit.Uniform(4, symmetric=1), T, "symmetric: expected a bool, got 1"),
+    (33, lambda: lowbit.Uniform(8), V, r"nbits: expected 2 to 6, got 8; 8 bits are lowbit.Int8\(\)"),
+    (33, lambda: lowbit.Uniform(4, 12), V, "group_size: expected a multiple of 8 below .*, got 12"),
+    (33, lambda: lowbit.Uniform(4, 0), V, "group_size: .* got 0"),
+    (33, lambda: lowbit.GroupedWeight(np.empty(0, np.uint8), 2**62, 2**62, lowbit.Uniform(4)), V, "overflow"),
+    (1, weight(np.full((2, 9), np.nan, np.float32), lowbit.Uniform(4)), V, "weight: row 0 holds NaN"),
+    (29, weight(np.ones((2, 9), np.float32), importance=np.ones(9)), V, "importance: expected None with Int8"),
+    (29, weight(np.ones((2, 9), np.float32), lowbit.Uniform(4), importance=np.ones(8)), V, r"importance: .*\(9,\)"),
+    (1, weight(np.ones((2, 9), np.float32), lowbit.Uniform(4), importance=-np.ones(9)), V, "importance: expected 9"),
     (29, mlp(lowbit.quantize_rows(X)), T, "x: expected floats, got RowCodes"),
     (31, matmul([[1, 2], [3]]), V, "a: expected an array, got a ragged list"),
     (31, matmul([[1, 300]]), V, "a: expected values of -128 to 127, got 300 at flat index 1"),

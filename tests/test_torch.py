@@ -232,6 +232,43 @@ def test_a_weight_that_is_not_finite_leaves_the_model_untouched_rows_1_2(bad):
     assert [type(m) for m in model] == [nn.Linear, nn.GELU, nn.Linear]
 
 
+def test_below_eight_bits(tmp_path):
+    torch.manual_seed(1)
+    model = nn.ModuleDict(
+        {
+            "words": nn.Embedding(50, 64),
+            "mlp": nn.Sequential(nn.Linear(64, 96), nn.GELU(), nn.Linear(96, 64)),
+            "head": nn.Linear(64, 50, bias=False),
+        }
+    ).eval()
+    model["head"].weight = model["words"].weight
+    before = copy.deepcopy(model)
+    report = quantize_(model, lowbit.Uniform(4), rules=[("mlp.2", lowbit.Uniform(3, 16)), ("mlp.0", INT8)])
+    assert [layer.config for layer in report.layers] == ["Uniform", "Int8", "Uniform", "Uniform"]
+    assert all(0 < layer.error < 0.3 for layer in report.layers)
+    assert "4-bit look-up" in str(report)
+    assert report.fused == ("mlp.2",)
+    assert model["words"].tiled.data_ptr() == model["head"].tiled.data_ptr()
+
+    ids = torch.tensor([[3, 49], [0, 7]])
+    weight = lowbit.quantize_weight(before["words"].weight.detach().numpy(), lowbit.Uniform(4))
+    assert torch.equal(model["words"](ids), torch.from_numpy(weight.dequantize())[ids])
+    x = torch.randn(7, 64)
+    assert torch.equal(model["head"](x), torch.from_numpy(lowbit.linear(x.numpy(), weight)))
+    want = before["mlp"](x)
+    assert (model["mlp"](x) - want).norm() < 0.3 * want.norm()
+
+    torch.save(model.state_dict(), tmp_path / "state.pt")
+    other = copy.deepcopy(before)
+    quantize_(other, lowbit.Uniform(4), rules=[("mlp.2", lowbit.Uniform(3, 16)), ("mlp.0", INT8)])
+    other.load_state_dict(torch.load(tmp_path / "state.pt"))
+    assert torch.equal(other["mlp"](x), model["mlp"](x))
+    compiled = torch.compile(model["mlp"], fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x), model["mlp"](x))
+    back = dequantize_(model)
+    assert torch.equal(back["head"].weight, torch.from_numpy(weight.dequantize()))
+
+
 def test_a_row_with_nan_spoils_itself_alone_row_87():
     model = mlp()
     quantize_(model, INT8)

@@ -16,7 +16,16 @@ from lowbit.types import RowCodes
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["GroupedWeight", "QuantizedWeight", "TiledMatrix", "linear", "matmul_int8", "mlp", "quantize_weight", "tile_matrix"]
+__all__ = [
+    "GroupedWeight",
+    "QuantizedWeight",
+    "TiledMatrix",
+    "linear",
+    "matmul_int8",
+    "mlp",
+    "quantize_weight",
+    "tile_matrix",
+]
 
 Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
 
@@ -312,7 +321,9 @@ def _rows_in(x: ArrayLike | RowCodes, k: int, equalized: bool) -> tuple[Any, tup
         if x.codes.shape[-1] != k:
             raise ValueError(f"x, weight: expected (..., {k}), got {x.codes.shape}")
         if equalized:
-            raise ValueError("x: expected floats with an equalized weight, got RowCodes; use equalize=False in its config")
+            raise ValueError(
+                "x: expected floats with an equalized weight, got RowCodes; use equalize=False in its config"
+            )
         parts = x.codes, x.scale, x.zero_point
         return tuple(np.ascontiguousarray(p) for p in parts), x.codes.shape[:-1], np.dtype(np.float32)
     x = as_array("x", x, _FLOATS)

@@ -6,6 +6,7 @@ accepted and ignored.
 
 from lowbit.reference.affine import choose_qparams, dequantize, quantize, quantize_rows
 from lowbit.reference.gemm import (
+    GroupedWeight,
     QuantizedWeight,
     TiledMatrix,
     linear,
@@ -17,6 +18,7 @@ from lowbit.reference.gemm import (
 from lowbit.reference.packing import pack_codes, unpack_codes
 
 __all__ = [
+    "GroupedWeight",
     "QuantizedWeight",
     "TiledMatrix",
     "choose_qparams",

@@ -241,7 +241,7 @@ def _least_squares(
             value = np.clip(value, -np.float32(GREATEST["float32"]), np.float32(GREATEST["float32"]))
         off = (x - value).astype(np.float64)
         squares = off * off if weights is None else weights * (off * off)
-        error = _sum(squares)
+        error = sums_of_squares(squares)
         better = (error < best_error) | ((error == best_error) & (step < best))
         best[better], best_error[better] = step[better], error[better]
 
@@ -255,7 +255,7 @@ def _least_squares(
     return low * r, high * r
 
 
-def _sum(squares: np.ndarray) -> np.ndarray:
+def sums_of_squares(squares: np.ndarray) -> np.ndarray:
     """Row sums of (groups, n): of each chunk 16 sums of every 16th element,
     added in halves; then of the chunks in order. NumPy adds along an axis that
     is not the last in order."""

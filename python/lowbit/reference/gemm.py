@@ -13,11 +13,20 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lowbit.config import Config, Int8
-from lowbit.reference.affine import quantize_rows
+from lowbit.config import Config, Int8, Uniform
+from lowbit.reference.affine import quantize_rows, sums_of_squares
 from lowbit.types import RowCodes
 
-__all__ = ["QuantizedWeight", "TiledMatrix", "linear", "matmul_int8", "mlp", "quantize_weight", "tile_matrix"]
+__all__ = [
+    "GroupedWeight",
+    "QuantizedWeight",
+    "TiledMatrix",
+    "linear",
+    "matmul_int8",
+    "mlp",
+    "quantize_weight",
+    "tile_matrix",
+]
 
 Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
 
@@ -56,6 +65,39 @@ class QuantizedWeight(TiledMatrix):
         """``codes() * scale()[:, None] * equalizer()``, float32 (N, K)."""
         equalizer = self.equalizer()
         return self.codes() * self.scale()[:, None] * (1 if equalizer is None else equalizer)
+
+
+@dataclass(frozen=True, eq=False)
+class GroupedWeight:
+    """`lowbit.GroupedWeight`: the same bytes."""
+
+    tiled: NDArray[np.uint8]
+    k: int
+    n: int
+    config: Uniform
+
+    def codes(self) -> NDArray[np.uint8]:
+        """The codes in row order, uint8 (N, K)."""
+        return _untile_groups(self)[0]
+
+    def scale(self) -> NDArray[np.float32]:
+        """The groups' scales, float32 (N, groups)."""
+        _, multipliers, _, scale = _untile_groups(self)
+        return multipliers * scale[:, None]
+
+    def zero_point(self) -> NDArray[np.uint8]:
+        """The groups' zero points, uint8 (N, groups)."""
+        return _untile_groups(self)[2]
+
+    def equalizer(self) -> NDArray[np.float32] | None:
+        """What each input is multiplied with before it is rounded, float32 (K,), or None."""
+        return _equalizer(self)
+
+    def dequantize(self) -> NDArray[np.float32]:
+        """``(code - zero point) * multiplier``, an integer, times the row's scale, times the equalizer."""
+        w, scale = _values(self)
+        equalizer = self.equalizer()
+        return w.astype(np.float32) * scale[:, None] * (1 if equalizer is None else equalizer)
 
 
 def tile_matrix(b: ArrayLike) -> TiledMatrix:
@@ -105,6 +147,12 @@ def _untile(b: Any) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
 
 def _equalizer(weight: Any) -> NDArray[np.float32] | None:
     """The K floats after the panels, if they are there."""
+    if isinstance(weight.config, Uniform):
+        return (
+            np.frombuffer(np.asarray(weight.tiled)[-4 * weight.k :].tobytes(), "<f4")
+            if weight.config.equalize
+            else None
+        )
     panels = (-(-weight.k // 4) + 2) * 4 * -(-weight.n // STEP) * STEP
     tail = np.asarray(weight.tiled)[panels:]
     return np.frombuffer(tail.tobytes(), "<f4") if tail.size else None
@@ -137,8 +185,10 @@ def matmul_int8(
     return out
 
 
-def quantize_weight(w: ArrayLike, config: Config | None = None, *, isa: str | None = None) -> QuantizedWeight:
-    """`lowbit.quantize_weight`: int8, one symmetric scale for each row of (N, K).
+def quantize_weight(
+    w: ArrayLike, config: Config | None = None, *, importance: ArrayLike | None = None, isa: str | None = None
+) -> QuantizedWeight | GroupedWeight:
+    """`lowbit.quantize_weight` of (N, K): int8, or groups of 2 to 6 bits.
 
     Raises
     ------
@@ -148,27 +198,177 @@ def quantize_weight(w: ArrayLike, config: Config | None = None, *, isa: str | No
     Examples
     --------
     >>> import numpy as np
-    >>> from lowbit import Int8, reference
+    >>> from lowbit import Int8, Uniform, reference
     >>> reference.quantize_weight(np.array([[-1.27, 0.5]], np.float32), Int8(equalize=False)).codes()
     array([[-127,   50]], dtype=int8)
+    >>> reference.quantize_weight(np.arange(8, dtype=np.float32)[None], Uniform(3, 8)).codes()
+    array([[0, 1, 2, 3, 4, 5, 6, 7]], dtype=uint8)
     """
     floats: NDArray[Any] = np.asarray(w).astype(np.float32)
     if not np.isfinite(floats).all():
         raise ValueError("w: expected finite values")
     config = config or Int8()
-    assert isinstance(config, Int8)
+    assert isinstance(config, (Int8, Uniform))
     tail = np.empty(0, np.uint8)
+    counts = np.ones(floats.shape[1], np.float32) if importance is None else np.asarray(importance).astype(np.float32)
     if config.equalize:
-        # The power of two nearest to √(a column's root mean square / their mean).
-        rms = np.sqrt(np.mean(floats.astype(np.float64) ** 2, axis=0))
-        steps = rms.mean() * 2.0 ** (2 * np.arange(-5, 5) + 1)
-        equalizer = 2.0 ** (np.searchsorted(steps, rms, side="right") - 5).astype(np.float32)
-        floats = floats / equalizer
+        equalizer = _made_alike(floats, 4 if isinstance(config, Uniform) else 1)
+        floats, counts = floats / equalizer, counts * (equalizer * equalizer)
         tail = equalizer.astype("<f4").view(np.uint8)
+    if isinstance(config, Uniform):
+        tiled = np.concatenate([_tile_groups(*_grouped(floats, config, counts), config), tail])
+        return GroupedWeight(tiled, floats.shape[1], floats.shape[0], config)
     rows = _rows(floats, symmetric=True)
     codes = (rows.codes ^ 0x80).view(np.int8)  # stored codes are 128 higher
     tiled = np.concatenate([_tile(codes.T, rows.scale), tail])
     return QuantizedWeight(tiled, floats.shape[1], floats.shape[0], config)
+
+
+def _made_alike(w: NDArray[np.float32], fine: int) -> NDArray[np.float32]:
+    """The power of 2^(1/fine) nearest to a power of each column's root mean square
+    over their mean: to its square root for int8, to its 3/4 for groups."""
+    rms = np.sqrt(np.mean(w.astype(np.float64) ** 2, axis=0))
+    size = rms / rms.mean() if rms.any() else np.ones_like(rms)
+    steps = np.arange(-5 * fine, 5 * fine)
+    # c² = size, or c⁴ = size³, squared again: the next power of 2^(2 / fine) is past the middle.
+    power = np.searchsorted(2.0 ** (2 * steps + 1), size if fine == 1 else size**6, side="right") - 5 * fine
+    quarters = np.array([1, 2**0.25, 2**0.5, 2**0.75], np.float32)[power % fine * (4 // fine)]
+    return (quarters * 2.0 ** (power // fine)).astype(np.float32)
+
+
+Parts = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8], NDArray[np.float32]]
+
+
+def _grouped(w: NDArray[np.float32], config: Uniform, counts: NDArray[np.float32]) -> Parts:
+    """Codes (N, K), multipliers and zero points (N, groups), scales (N,): every
+    multiplier and zero point that FORMATS.md names is tried on all groups at once."""
+    (n, k), g = w.shape, min(config.group_size, w.shape[1])
+    qmax, middle = np.float32(2**config.nbits - 1), 2 ** (config.nbits - 1)
+    pad = [(0, 0), (0, -k % g)]
+    x = np.pad(w, pad).reshape(n, -1, g)  # zeros have no error
+    counts = np.pad(counts[None], pad).reshape(1, -1, g)
+    low, high = np.minimum(x.min(-1), 0), np.maximum(x.max(-1), 0)
+    step = np.maximum(high, -low) / np.float32(middle - 1) if config.symmetric else high / qmax - low / qmax
+    scale = np.maximum(step.max(1) / np.float32(255), np.float32(2.0**-126))
+    whole = np.clip(np.ceil(step / scale[:, None]), 1, 255).astype(int)
+
+    error, m, z = np.full(whole.shape, np.inf), np.zeros_like(whole), np.full(whole.shape, middle)
+
+    def try_all(multiplier: NDArray[Any], zero: NDArray[Any] | int, allowed: NDArray[np.bool_]) -> None:
+        nonlocal error, m, z
+        zero = np.broadcast_to(zero, whole.shape)
+        by = (multiplier.astype(np.float32) * scale[:, None])[..., None]
+        below = zero[..., None].astype(np.float32)
+        off = x - np.clip(np.rint(x * (1 / by)), -below, qmax - below) * by
+        squares = counts * (off.astype(np.float64) * off)
+        found = sums_of_squares(squares.reshape(-1, g)).reshape(whole.shape)
+        better = allowed & (found < error)
+        error, m, z = np.where(better, found, error), np.where(better, multiplier, m), np.where(better, zero, z)
+
+    for i in range(16):
+        multiplier = whole - i * whole // 32
+        by = multiplier.astype(np.float32) * scale[:, None]
+        ends = np.minimum(np.rint(-low / by), qmax), np.maximum(qmax - np.rint(high / by), 0)
+        for zero in [middle] if config.symmetric else range(int(qmax) + 1):
+            inside = (zero >= np.minimum(*ends)) & (zero <= np.maximum(*ends))
+            try_all(multiplier, zero, inside | config.symmetric)
+    best_m, best_z, apart = m, z, whole // 32
+    for d in range(-apart.max(initial=0), apart.max(initial=0) + 1):
+        multiplier = best_m + d
+        near = (abs(d) <= apart) & (multiplier >= 1) & (multiplier <= 255)
+        for zero in [best_z] if config.symmetric else [best_z - 1, best_z, best_z + 1]:
+            try_all(np.maximum(multiplier, 1), zero, near & (zero >= 0) & (zero <= qmax))
+    m, z = np.where(low == high, 0, m), np.where(low == high, middle, z)
+    below = z[..., None].astype(np.float32)
+    inv_scale = 1 / (np.maximum(m, 1).astype(np.float32) * scale[:, None])[..., None]
+    codes = np.clip(np.rint(x * inv_scale), -below, qmax - below) + below
+    return codes.reshape(n, -1)[:, :k].astype(np.uint8), m.astype(np.uint8), z.astype(np.uint8), scale
+
+
+def _tile_groups(
+    codes: NDArray[np.uint8],
+    multipliers: NDArray[np.uint8],
+    zeros: NDArray[np.uint8],
+    scale: NDArray[np.float32],
+    config: Uniform,
+) -> NDArray[np.uint8]:
+    """A header; and each panel: its columns' scales and sums, the groups' multipliers
+    and zero points, and the codes, 32 rows at a time, in planes of 4, 2 and 1 bits."""
+    n, k = codes.shape
+    values = _integers(codes, multipliers, zeros, config.group_size)
+    reach = min(int(np.abs(values).sum(1).max(initial=0)), 2**32 - 1)
+    header = np.array([config.nbits, config.group_size, config.symmetric, reach], "<u4")
+    parts = [b"lowbit g", header.tobytes(), bytes(40)]
+    for first in range(0, n, PANEL):
+        rows = slice(first, min(first + PANEL, n))
+        width = -(-(rows.stop - first) // STEP) * STEP
+        pad = [(0, width - (rows.stop - first)), (0, 0)]
+        parts += [np.pad(scale[rows], pad[0]).astype("<f4").tobytes()]
+        parts += [np.pad(values[rows].sum(1), pad[0]).astype("<i4").tobytes()]
+        parts += [np.pad(multipliers[rows], pad).T.tobytes()]
+        if not config.symmetric:
+            bits = np.pad(zeros[rows], pad).T[..., None] >> np.arange(config.nbits) & 1
+            parts += [np.packbits(bits.reshape(len(bits), -1), axis=1, bitorder="little").tobytes()]
+        quads = np.pad(codes[rows], [pad[0], (0, -k % 32)]).T.reshape(-1, 8, 4, width).swapaxes(2, 3)
+        planes, up = [], 0
+        for size in (4, 2, 1):
+            if config.nbits & size:
+                shifts = size * np.arange(8 // size)[:, None, None]
+                part = (quads >> up & (1 << size) - 1).reshape(len(quads), size, 8 // size, width, 4)
+                planes.append((part << shifts).sum(2).astype(np.uint8))
+                up += size
+        parts += [np.concatenate(planes, 1).tobytes()]
+    return np.frombuffer(b"".join(parts), np.uint8)
+
+
+def _untile_groups(weight: Any) -> Parts:
+    """Codes (N, K), multipliers and zero points (N, groups), scales (N,)."""
+    n, k, nbits = weight.n, weight.k, weight.config.nbits
+    groups = -(-k // weight.config.group_size)
+    codes, scale = np.empty((n, k), np.uint8), np.empty(n, np.float32)
+    multipliers, zeros = np.full((2, n, groups), 2 ** (nbits - 1), np.uint8)
+    tiled, at = np.asarray(weight.tiled), 64
+
+    def take(size: int) -> NDArray[np.uint8]:
+        nonlocal at
+        at += size
+        return tiled[at - size : at]
+
+    for first in range(0, n, PANEL):
+        cols = min(PANEL, n - first)
+        rows, width = slice(first, first + cols), -(-cols // STEP) * STEP
+        scale[rows] = take(4 * width).view("<f4")[:cols]
+        take(4 * width)
+        multipliers[rows] = take(groups * width).reshape(groups, width).T[:cols]
+        if not weight.config.symmetric:
+            bits = np.unpackbits(take(groups * width * nbits // 8).reshape(groups, -1), axis=1, bitorder="little")
+            zeros[rows] = (bits.reshape(groups, width, nbits) << np.arange(nbits)).sum(2).T[:cols]
+        planes = take(-(-k // 32) * 4 * width * nbits).reshape(-1, nbits, 1, width, 4)
+        quads, vector, up = np.zeros((len(planes), 8, width, 4), np.uint8), 0, 0
+        for size in (4, 2, 1):
+            if nbits & size:
+                shifts = size * np.arange(8 // size)[:, None, None]
+                part = planes[:, vector : vector + size] >> shifts & (1 << size) - 1
+                quads |= (part << up).astype(np.uint8).reshape(quads.shape)
+                vector, up = vector + size, up + size
+        codes[rows] = quads.swapaxes(2, 3).reshape(-1, width)[:k, :cols].T
+    return codes, multipliers, zeros, scale
+
+
+def _integers(codes: Any, multipliers: Any, zeros: Any, group_size: int) -> NDArray[np.int64]:
+    """(code - zero point) * multiplier, (N, K)."""
+    k = codes.shape[1]
+    m, z = (np.repeat(part.astype(np.int64), group_size, axis=1)[:, :k] for part in (multipliers, zeros))
+    return m * (codes - z)
+
+
+def _values(weight: Any) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """A layer's weight as integers (N, K), and what they are multiplied with (N,)."""
+    if isinstance(weight.config, Uniform):
+        codes, multipliers, zeros, scale = _untile_groups(weight)
+        return _integers(codes, multipliers, zeros, weight.config.group_size), scale
+    int8, scale = _untile(weight)
+    return int8.T.astype(np.int64), scale
 
 
 def _rows(x: NDArray[np.float32], *, symmetric: bool = False) -> RowCodes:
@@ -221,7 +421,7 @@ def _sum(x: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def linear(
     x: ArrayLike | RowCodes,
-    weight: QuantizedWeight,
+    weight: QuantizedWeight | GroupedWeight,
     bias: ArrayLike | None = None,
     *,
     activation: Activation | None = None,
@@ -253,9 +453,9 @@ def linear(
         floats, equalizer = x.reshape(-1, weight.k).astype(np.float32), _equalizer(weight)
         rows = _rows(floats if equalizer is None else floats * equalizer)
         codes, scale, zero = rows.codes, rows.scale, rows.zero_point
-    w, w_scale = _untile(weight)
+    w, w_scale = _values(weight)
     centred = codes.astype(np.float64) - zero[:, None]
-    y = (centred @ w.astype(np.float64)).astype(np.float32) * (scale[:, None] * w_scale)
+    y = (centred @ w.T.astype(np.float64)).astype(np.float32) * (scale[:, None] * w_scale)
     if bias is not None:
         y = y + np.asarray(bias).astype(np.float32)
     y = _activate(y, activation)
@@ -280,9 +480,9 @@ def linear(
 
 def mlp(
     x: ArrayLike,
-    up: QuantizedWeight,
+    up: QuantizedWeight | GroupedWeight,
     up_bias: ArrayLike | None,
-    down: QuantizedWeight,
+    down: QuantizedWeight | GroupedWeight,
     down_bias: ArrayLike | None = None,
     *,
     activation: Activation | None,

@@ -14,7 +14,7 @@ __all__ = ["FeedForward", "PassThrough", "QuantEmbedding", "QuantLinear", "Resid
 
 
 class QuantLinear(nn.Module):
-    """A linear layer on 8-bit integers: ``y = x Wᵀ + bias``.
+    """A linear layer on integers, weights of 8 bits or fewer: ``y = x Wᵀ + bias``.
 
     Buffers: ``tiled``, uint8, the codes, scales and equalizer as FORMATS.md says
     under "Layer weights"; ``bias``, float32 (N,), or None.
@@ -174,10 +174,11 @@ class ResidualNorm(Whole):
 
 
 class QuantEmbedding(nn.Module):
-    """An embedding whose rows stay in 8 bits: a look-up dequantizes what it reads.
+    """An embedding whose rows stay in codes: a look-up dequantizes what it reads.
 
     Buffers: ``codes``, uint8 (N, D), each code + 128, and ``scale``, float32
-    (N,); or, where a linear layer shares the weight, that layer's ``tiled``.
+    (N,); or, below eight bits and where a linear layer shares the weight, ``tiled``
+    as that layer has it.
     """
 
     def __init__(

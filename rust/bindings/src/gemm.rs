@@ -168,14 +168,7 @@ fn quantize_weight(
 }
 
 #[pyfunction]
-fn groups_len(
-    k: usize,
-    n: usize,
-    nbits: u32,
-    group_size: usize,
-    symmetric: bool,
-    equalized: bool,
-) -> PyResult<usize> {
+fn groups_len(k: usize, n: usize, nbits: u32, group_size: usize, symmetric: bool, equalized: bool) -> PyResult<usize> {
     let groups = Groups::new(nbits, group_size, symmetric).map_err(to_py)?;
     gemm::groups_weight_len(k, n, groups, equalized).map_err(to_py)
 }

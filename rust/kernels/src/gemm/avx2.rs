@@ -946,8 +946,11 @@ fn zero_points<const V: usize>(panel: &GroupPanel, depth: Range<usize>, first: u
             let zero = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(zero as i64));
             // Both within 16 bits, the product too: 255 · 63.
             let part = _mm256_mullo_epi16(multipliers_of(panel, group, first + 8 * v), _mm256_sub_epi32(offset, zero));
-            let part =
-                if i % 2 == 0 { _mm256_and_si256(part, _mm256_set1_epi32(0xffff)) } else { _mm256_slli_epi32(part, 16) };
+            let part = if i % 2 == 0 {
+                _mm256_and_si256(part, _mm256_set1_epi32(0xffff))
+            } else {
+                _mm256_slli_epi32(part, 16)
+            };
             // SAFETY: the chunk is 8 dwords.
             unsafe {
                 let both = _mm256_or_si256(part, _mm256_loadu_si256(to.as_ptr().cast()));
@@ -1022,7 +1025,8 @@ impl GroupPart<'_> {
         let (last, quads) = (first + R * out.len() - 1, self.columns.len() / (8 * V));
         assert!(self.a.len() >= last * self.stride + quads && quads >= self.depth.len().div_ceil(4));
         let whole = self.group_size.is_multiple_of(SUPER);
-        let segments_here = if whole { quads / SEGMENT } else { cut(self.depth.clone(), SUPER, self.group_size).count() };
+        let segments_here =
+            if whole { quads / SEGMENT } else { cut(self.depth.clone(), SUPER, self.group_size).count() };
         assert!(quads.is_multiple_of(SEGMENT) && quads > 0 && self.multipliers.len() >= 8 * V * segments_here);
         for (i, out) in out.iter_mut().enumerate() {
             let a = self.a.as_ptr().wrapping_add((first + R * i) * self.stride);

@@ -192,12 +192,8 @@ pub(crate) fn places(nbits: u32, step: usize) -> impl Iterator<Item = Place> {
     let (mut vector, mut up) = (0, 0);
     [4u32, 2, 1].into_iter().filter(move |bits| nbits & bits != 0).map(move |bits| {
         let steps = 8 / bits as usize;
-        let place = Place {
-            vector: vector + step / steps,
-            shift: (step % steps) as u32 * bits,
-            mask: (1 << bits) - 1,
-            up,
-        };
+        let place =
+            Place { vector: vector + step / steps, shift: (step % steps) as u32 * bits, mask: (1 << bits) - 1, up };
         vector += bits as usize;
         up += bits;
         place
@@ -393,7 +389,8 @@ pub fn tile_groups(parts: &PartsMut, groups: Groups, n: usize, k: usize, out: &m
                     magnitudes += u64::from(part.unsigned_abs());
                     let superstep = &mut codes_to[k / SUPER * 4 * width * bits..];
                     for place in places(groups.nbits, k % SUPER / 4) {
-                        superstep[place.vector * 4 * width + 4 * j + k % 4] |= (code >> place.up & place.mask) << place.shift;
+                        superstep[place.vector * 4 * width + 4 * j + k % 4] |=
+                            (code >> place.up & place.mask) << place.shift;
                     }
                 }
             }

@@ -157,8 +157,7 @@ impl Grouping {
         let mut zeros: Vec<u8> = (0..n * count).map(|_| zero(next() >> 8)).collect();
         let mut scale = vec![1.0; n];
         let mut bytes = vec![0; groups.len(k, n).unwrap()];
-        let parts =
-            PartsMut { codes: &mut codes, multipliers: &mut multipliers, zeros: &mut zeros, scale: &mut scale };
+        let parts = PartsMut { codes: &mut codes, multipliers: &mut multipliers, zeros: &mut zeros, scale: &mut scale };
         tile_groups(&parts, groups, n, k, &mut bytes, &Ctl::new(1)).unwrap();
         Grouping { groups, codes, multipliers, zeros, scale, bytes }
     }
@@ -210,7 +209,8 @@ fn products_in_groups_equal_the_definition_on_every_isa_and_thread_count() {
 
 #[test]
 fn weights_in_groups_are_what_was_tiled() {
-    for (nbits, group_size, symmetric) in [(2, 8, false), (3, 32, false), (4, 40, true), (5, 64, false), (6, 1024, true)]
+    for (nbits, group_size, symmetric) in
+        [(2, 8, false), (3, 32, false), (4, 40, true), (5, 64, false), (6, 1024, true)]
     {
         let groups = Groups::new(nbits, group_size, symmetric).unwrap();
         for (n, k) in [(1, 1), (70, 33), (130, 100)] {
