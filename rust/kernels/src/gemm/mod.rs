@@ -611,7 +611,7 @@ fn equalizer(w: &[f32], n: usize, k: usize, ctl: &Ctl) -> Result<Vec<f32>> {
 /// The power of 2^(1/4) that is nearest to each column's size to the 3/4: between what
 /// the inputs and what the weights want.
 fn equalizer_of_groups(w: &[f32], n: usize, k: usize, ctl: &Ctl) -> Result<Vec<f32>> {
-    const QUARTERS: [f32; 4] = [1.0, 1.189_207_1, 1.414_213_5, 1.681_792_9];
+    const QUARTERS: [f32; 4] = [1.0, 1.189_207_1, std::f32::consts::SQRT_2, 1.681_792_9];
     // c⁴ = size³; 2^(i/4) is nearest to c where 2^(2i - 1) ≤ c⁸ < 2^(2i + 1).
     let nearest = |size: &f64| (-20..20).find(|&i| size.powi(6) < 2f64.powi(2 * i + 1)).unwrap_or(20);
     let power = |i: i32| 2f32.powi(i.div_euclid(4)) * QUARTERS[i.rem_euclid(4) as usize];
