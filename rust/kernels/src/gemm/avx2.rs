@@ -730,6 +730,8 @@ const CHUNK: usize = 4 * DEPTH;
 /// 255 · 8 < 2^15.
 const SEGMENT: usize = SUPER / 4;
 
+/// Fewer rows than this do not repay unpacking columns to memory.
+const FEW_IN_GROUPS: usize = 4;
 /// Depth whose rows' sums fit 16 bits: 128 · 255 < 2^15.
 const SPAN: usize = 128;
 
@@ -764,7 +766,8 @@ fn segments_of_chunk(group_size: usize) -> usize {
 pub(super) fn groups_scratch_len(rows: usize, k: usize, pass: usize, group_size: usize) -> usize {
     let pairs = pairs_of(pass, group_size);
     let row = k.next_multiple_of(SUPER) / 4 + k.div_ceil(pass) * pairs;
-    row * rows + NR * (DEPTH + segments_of_chunk(group_size) + pairs) + LINE
+    let many = row * rows + NR * (DEPTH + segments_of_chunk(group_size) + pairs) + LINE;
+    many.max(rows.min(FEW_IN_GROUPS) * k.div_ceil(SUPER) * (SEGMENT + 1))
 }
 
 /// The block's rows to a multiple of a superstep, and their sums over spans as 16-bit
@@ -808,7 +811,22 @@ pub(super) unsafe fn groups(
     col: usize,
 ) {
     let (k, pass) = (block.panel.k, block.panel.pass);
-    let pairs = pairs_of(pass, block.panel.groups.group_size());
+    let (groups, whole) = (block.panel.groups, block.depth == (0..k));
+    if out.len() < FEW_IN_GROUPS && whole && groups.nbits() <= 4 && groups.group_size().is_multiple_of(SUPER) {
+        let steps = k.div_ceil(SUPER);
+        let (bytes, rest) = scratch.split_at_mut(steps * SEGMENT * out.len());
+        let sums = &mut rest[..steps * out.len()];
+        if !std::mem::replace(made, true) {
+            rows_for_few(block, bytes, sums);
+        }
+        return match out {
+            [a, b, c] => few_in_groups(block.panel, bytes, sums, [a, b, c].map(|out| &mut out[col..])),
+            [a, b] => few_in_groups(block.panel, bytes, sums, [a, b].map(|out| &mut out[col..])),
+            [a] => few_in_groups(block.panel, bytes, sums, [&mut a[col..]]),
+            _ => (),
+        };
+    }
+    let pairs = pairs_of(pass, groups.group_size());
     let (bytes, rest) = scratch.split_at_mut(k.next_multiple_of(SUPER) / 4 * out.len());
     let (sums, rest) = rest.split_at_mut(k.div_ceil(pass) * pairs * out.len());
     if !std::mem::replace(made, true) {
@@ -826,6 +844,135 @@ pub(super) unsafe fn groups(
             }
         }
     }
+}
+
+/// The block's rows as `[row][K]` of i8, 128 less; and of each superstep, as two i16,
+/// minus the sums of those that `vpmaddubsw` adds to a dword's low and high half.
+fn rows_for_few(block: &GroupBlock, bytes: &mut [i32], sums: &mut [i32]) {
+    let steps = block.panel.k.div_ceil(SUPER);
+    let bytes: &mut [i8] = bytemuck::cast_slice_mut(bytes);
+    let rows = block.a.chunks_exact(block.panel.k).zip(bytes.chunks_exact_mut(steps * SUPER));
+    for ((a, row), sums) in rows.zip(sums.chunks_exact_mut(steps)) {
+        row[a.len()..].fill(0);
+        row.iter_mut().zip(a).for_each(|(to, a)| *to = (a ^ 0x80) as i8);
+        for (sums, step) in sums.iter_mut().zip(row.chunks_exact(SUPER)) {
+            let mut halves = [0i16; 2];
+            step.iter().enumerate().for_each(|(i, &a)| halves[i / 2 % 2] -= i16::from(a));
+            *sums = bytemuck::cast(halves);
+        }
+    }
+}
+
+/// [`groups`] of a few rows: the panel's bytes are unpacked in registers, in order. With
+/// rows 128 less, codes of up to four bits as they are give sums of 32 in 16 bits: 8 · 2
+/// · 15 · 128 < 2^15. What is missing is 128 times the columns' sums.
+#[target_feature(enable = "avx2,bmi2")]
+fn few_in_groups<const R: usize>(panel: &GroupPanel, bytes: &[i32], sums: &[i32], mut out: [&mut [i32]; R]) {
+    match panel.groups.nbits() {
+        2 => few_of::<R, 2>(panel, bytes, sums, &mut out),
+        3 => few_of::<R, 3>(panel, bytes, sums, &mut out),
+        _ => few_of::<R, 4>(panel, bytes, sums, &mut out),
+    }
+}
+
+#[target_feature(enable = "avx2,bmi2")]
+fn few_of<const R: usize, const NBITS: usize>(
+    panel: &GroupPanel,
+    bytes: &[i32],
+    sums: &[i32],
+    out: &mut [&mut [i32]; R],
+) {
+    const EACH: u64 = 0x0101_0101_0101_0101;
+    let (groups, width, steps) = (panel.groups, panel.width, panel.k.div_ceil(SUPER));
+    for out in out.iter_mut() {
+        for (out, sum) in out.iter_mut().zip(panel.col_sum) {
+            *out = i32::from_le_bytes(*sum).wrapping_mul(128);
+        }
+    }
+    let row = 4 * width;
+    let codes = panel.codes.chunks_exact(row * NBITS);
+    assert!(bytes.len() == R * steps * SEGMENT && sums.len() == R * steps && codes.len() == steps);
+    assert!(out.iter().all(|out| out.len() >= width) && width.is_multiple_of(8));
+    // Eight bytes to the low bytes of eight dwords' halves.
+    let twice = _mm256_setr_epi8(
+        0, -1, 0, -1, 1, -1, 1, -1, 2, -1, 2, -1, 3, -1, 3, -1, 4, -1, 4, -1, 5, -1, 5, -1, 6, -1, 6, -1, 7, -1, 7, -1,
+    );
+    let per_group = groups.group_size() / SUPER;
+    for (step, codes) in codes.enumerate() {
+        let group = step / per_group;
+        let multipliers = &panel.multipliers[group * width..][..width];
+        let mut zero = u64::from(groups.middle()) * EACH;
+        for v in 0..width / 8 {
+            if !groups.symmetric() {
+                // The codes follow: there are eight bytes.
+                let at = (group * width + 8 * v) * NBITS / 8;
+                let packed = panel.zeros[at..].first_chunk().map_or(0, |&b| u64::from_le_bytes(b));
+                zero = _pdep_u64(packed, u64::from(groups.qmax()) * EACH);
+            }
+            let quads = quads_of::<NBITS>(&codes[32 * v..], row);
+            // SAFETY: 8 multipliers; a row has 8 dwords and a sum for each step, and each
+            // output 8 dwords for each vector; a prefetch of any address is harmless.
+            unsafe {
+                for i in 0..NBITS.div_ceil(2) {
+                    _mm_prefetch::<_MM_HINT_T0>(codes.as_ptr().wrapping_add(AHEAD + 64 * (v * NBITS.div_ceil(2) + i)).cast());
+                }
+                let by = _mm256_set1_epi64x(multipliers[8 * v..].as_ptr().cast::<i64>().read_unaligned());
+                let by = _mm256_shuffle_epi8(by, twice);
+                let zero = _mm256_shuffle_epi8(_mm256_set1_epi64x(zero as i64), twice);
+                for (r, out) in out.iter_mut().enumerate() {
+                    let a = bytes.as_ptr().wrapping_add((r * steps + step) * SEGMENT);
+                    let mut sum = _mm256_mullo_epi16(zero, _mm256_set1_epi32(sums[r * steps + step]));
+                    for (i, quad) in quads.iter().enumerate() {
+                        let a = _mm256_set1_epi32(a.wrapping_add(i).read());
+                        sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(*quad, a));
+                    }
+                    let out = out.as_mut_ptr().wrapping_add(8 * v).cast();
+                    let sum = _mm256_add_epi32(_mm256_loadu_si256(out), _mm256_madd_epi16(sum, by));
+                    _mm256_storeu_si256(out, sum);
+                }
+            }
+        }
+    }
+}
+
+/// The eight quads of a superstep of eight columns, whose first row of bytes is at the
+/// start of `codes` and the others `row` apart.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn quads_of<const NBITS: usize>(codes: &[u8], row: usize) -> [__m256i; SEGMENT] {
+    assert!(codes.len() >= (NBITS - 1) * row + 32);
+    // SAFETY: by the assertion.
+    let load = |i: usize| unsafe { _mm256_loadu_si256(codes.as_ptr().wrapping_add(i * row).cast()) };
+    let (fifteen, three) = (_mm256_set1_epi8(15), _mm256_set1_epi8(3));
+    let mut quads = [_mm256_setzero_si256(); SEGMENT];
+    if NBITS == 4 {
+        for (i, two) in quads.chunks_exact_mut(2).enumerate() {
+            let bytes = load(i);
+            two[0] = _mm256_and_si256(bytes, fifteen);
+            two[1] = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), fifteen);
+        }
+        return quads;
+    }
+    for (i, four) in quads.chunks_exact_mut(4).enumerate() {
+        let bytes = load(i);
+        four[0] = _mm256_and_si256(bytes, three);
+        four[1] = _mm256_and_si256(_mm256_srli_epi16(bytes, 2), three);
+        four[2] = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), three);
+        four[3] = _mm256_and_si256(_mm256_srli_epi16(bytes, 6), three);
+    }
+    if NBITS == 3 {
+        let (bytes, four) = (load(2), _mm256_set1_epi8(4));
+        let third = |bits| _mm256_and_si256(bits, four);
+        quads[0] = _mm256_or_si256(quads[0], third(_mm256_slli_epi16(bytes, 2)));
+        quads[1] = _mm256_or_si256(quads[1], third(_mm256_slli_epi16(bytes, 1)));
+        quads[2] = _mm256_or_si256(quads[2], third(bytes));
+        quads[3] = _mm256_or_si256(quads[3], third(_mm256_srli_epi16(bytes, 1)));
+        quads[4] = _mm256_or_si256(quads[4], third(_mm256_srli_epi16(bytes, 2)));
+        quads[5] = _mm256_or_si256(quads[5], third(_mm256_srli_epi16(bytes, 3)));
+        quads[6] = _mm256_or_si256(quads[6], third(_mm256_srli_epi16(bytes, 4)));
+        quads[7] = _mm256_or_si256(quads[7], third(_mm256_srli_epi16(bytes, 5)));
+    }
+    quads
 }
 
 /// `V` vectors of columns from `first` on.
