@@ -866,6 +866,7 @@ fn rows_for_few(block: &GroupBlock, bytes: &mut [i32], sums: &mut [i32]) {
 /// [`groups`] of a few rows: the panel's bytes are unpacked in registers, in order. With
 /// rows 128 less, codes of up to four bits as they are give sums of 32 in 16 bits: 8 · 2
 /// · 15 · 128 < 2^15. What is missing is 128 times the columns' sums.
+#[inline(never)]
 #[target_feature(enable = "avx2,bmi2")]
 fn few_in_groups<const R: usize>(panel: &GroupPanel, bytes: &[i32], sums: &[i32], mut out: [&mut [i32]; R]) {
     match panel.groups.nbits() {
@@ -891,58 +892,65 @@ fn few_of<const R: usize, const NBITS: usize>(
     }
     let row = 4 * width;
     let codes = panel.codes.chunks_exact(row * NBITS);
+    let (per_group, zeros) = (groups.group_size() / SUPER, width * NBITS / 8);
     assert!(bytes.len() == R * steps * SEGMENT && sums.len() == R * steps && codes.len() == steps);
     assert!(out.iter().all(|out| out.len() >= width) && width.is_multiple_of(8));
+    // The codes follow: eight bytes can be read from the last column's on.
+    assert!(groups.symmetric() || panel.zeros.len() >= groups.count(panel.k) * zeros + 8);
     // Eight bytes to the low bytes of eight dwords' halves.
     let twice = _mm256_setr_epi8(
         0, -1, 0, -1, 1, -1, 1, -1, 2, -1, 2, -1, 3, -1, 3, -1, 4, -1, 4, -1, 5, -1, 5, -1, 6, -1, 6, -1, 7, -1, 7, -1,
     );
-    let per_group = groups.group_size() / SUPER;
     for (step, codes) in codes.enumerate() {
         let group = step / per_group;
-        let multipliers = &panel.multipliers[group * width..][..width];
-        let mut zero = u64::from(groups.middle()) * EACH;
-        for v in 0..width / 8 {
-            if !groups.symmetric() {
-                // The codes follow: there are eight bytes.
-                let at = (group * width + 8 * v) * NBITS / 8;
-                let packed = panel.zeros[at..].first_chunk().map_or(0, |&b| u64::from_le_bytes(b));
-                zero = _pdep_u64(packed, u64::from(groups.qmax()) * EACH);
-            }
-            let quads = quads_of::<NBITS>(&codes[32 * v..], row);
-            // SAFETY: 8 multipliers; a row has 8 dwords and a sum for each step, and each
-            // output 8 dwords for each vector; a prefetch of any address is harmless.
+        // Pointers, so that nothing else is in the loop.
+        let mut codes = codes.as_ptr();
+        let mut zero = panel.zeros.as_ptr().wrapping_add(group * zeros);
+        let a: [*const i32; R] = std::array::from_fn(|r| bytes.as_ptr().wrapping_add((r * steps + step) * SEGMENT));
+        let sums: [__m256i; R] = std::array::from_fn(|r| _mm256_set1_epi32(sums[r * steps + step]));
+        let mut out: [*mut __m256i; R] = std::array::from_fn(|r| out[r].as_mut_ptr().cast());
+        for by in panel.multipliers[group * width..][..width].as_chunks().0 {
+            // SAFETY: the asserts: a row has 8 dwords for each step, each output 8 for each
+            // vector of columns, codes as `quads_of` wants them; a prefetch is harmless.
             unsafe {
-                for i in 0..NBITS.div_ceil(2) {
-                    _mm_prefetch::<_MM_HINT_T0>(codes.as_ptr().wrapping_add(AHEAD + 64 * (v * NBITS.div_ceil(2) + i)).cast());
+                for line in 0..NBITS.div_ceil(2) {
+                    _mm_prefetch::<_MM_HINT_T0>(codes.wrapping_add(AHEAD + 64 * line).cast());
                 }
-                let by = _mm256_set1_epi64x(multipliers[8 * v..].as_ptr().cast::<i64>().read_unaligned());
-                let by = _mm256_shuffle_epi8(by, twice);
-                let zero = _mm256_shuffle_epi8(_mm256_set1_epi64x(zero as i64), twice);
-                for (r, out) in out.iter_mut().enumerate() {
-                    let a = bytes.as_ptr().wrapping_add((r * steps + step) * SEGMENT);
-                    let mut sum = _mm256_mullo_epi16(zero, _mm256_set1_epi32(sums[r * steps + step]));
+                let quads = quads_of::<NBITS>(codes, row);
+                let by = _mm256_shuffle_epi8(_mm256_set1_epi64x(i64::from_le_bytes(*by)), twice);
+                let points = if groups.symmetric() {
+                    _mm256_set1_epi16(groups.middle().into())
+                } else {
+                    let points = _pdep_u64(zero.cast::<u64>().read_unaligned(), u64::from(groups.qmax()) * EACH);
+                    _mm256_shuffle_epi8(_mm256_set1_epi64x(points as i64), twice)
+                };
+                for r in 0..R {
+                    let mut sum = _mm256_mullo_epi16(points, sums[r]);
                     for (i, quad) in quads.iter().enumerate() {
-                        let a = _mm256_set1_epi32(a.wrapping_add(i).read());
+                        let a = _mm256_set1_epi32(a[r].wrapping_add(i).read());
                         sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(*quad, a));
                     }
-                    let out = out.as_mut_ptr().wrapping_add(8 * v).cast();
-                    let sum = _mm256_add_epi32(_mm256_loadu_si256(out), _mm256_madd_epi16(sum, by));
-                    _mm256_storeu_si256(out, sum);
+                    let sum = _mm256_add_epi32(_mm256_loadu_si256(out[r]), _mm256_madd_epi16(sum, by));
+                    _mm256_storeu_si256(out[r], sum);
+                    out[r] = out[r].wrapping_add(1);
                 }
             }
+            codes = codes.wrapping_add(32);
+            zero = zero.wrapping_add(NBITS);
         }
     }
 }
 
 /// The eight quads of a superstep of eight columns, whose first row of bytes is at the
 /// start of `codes` and the others `row` apart.
+///
+/// # Safety
+/// 32 bytes can be read from each of the `NBITS` rows.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn quads_of<const NBITS: usize>(codes: &[u8], row: usize) -> [__m256i; SEGMENT] {
-    assert!(codes.len() >= (NBITS - 1) * row + 32);
-    // SAFETY: by the assertion.
-    let load = |i: usize| unsafe { _mm256_loadu_si256(codes.as_ptr().wrapping_add(i * row).cast()) };
+unsafe fn quads_of<const NBITS: usize>(codes: *const u8, row: usize) -> [__m256i; SEGMENT] {
+    // SAFETY: the caller's promise.
+    let load = |i: usize| unsafe { _mm256_loadu_si256(codes.wrapping_add(i * row).cast()) };
     let (fifteen, three) = (_mm256_set1_epi8(15), _mm256_set1_epi8(3));
     let mut quads = [_mm256_setzero_si256(); SEGMENT];
     if NBITS == 4 {
