@@ -2,6 +2,7 @@
 
     python benches/bench_gemm.py                        products of the acceptance lines
     python benches/bench_gemm.py --shapes minilm llm_1b --linear --growth
+    python benches/bench_gemm.py --shapes --groups      layers of 2 to 4 bits alone
     pytest benches/bench_gemm.py --benchmark-only       a table of times
 
 The limit of a product is the longer of two loops timed in turn with it: as many
@@ -12,6 +13,7 @@ rows, reading as many bytes as B has.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Callable
@@ -21,7 +23,7 @@ import limits
 import lowbit
 import numpy as np
 import pytest
-from gemm_peers import PEERS
+from gemm_peers import PEERS, ort_matmulnbits
 from limits import Skip
 from measure import Shape, Timing, clock_for, cpu_name, interleave, settle, shapes, table
 
@@ -186,6 +188,47 @@ def small_call() -> dict[str, Callable[[], Any]]:
     }
 
 
+#: Bits and group sizes of the table.
+GROUPS = ((4, 32), (3, 32), (2, 32), (4, 128))
+
+
+def in_groups(shape: Shape, rounds: int, threads: int) -> list[list[object]]:
+    """Layers below eight bits, floats in and out: the share of the limit, and the ratio
+    to lowbit's own eight bits and to onnxruntime's MatMulNBits of the same codes."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((shape.m, shape.k), dtype=np.float32)
+    w = rng.standard_normal((shape.n, shape.k), dtype=np.float32) / np.float32(shape.k**0.5)
+    peak, left_over = limits.peak_for_groups(lowbit.isa())
+
+    def layer(config: lowbit.Int8 | lowbit.Uniform) -> Callable[[], Any]:
+        weight, out = lowbit.quantize_weight(w, config), np.zeros((shape.m, shape.n), np.float32)
+        return lambda: lowbit.linear(x, weight, out=out)
+
+    rows: list[list[object]] = []
+    for nbits, group_size in GROUPS:
+        config = lowbit.Uniform(nbits, group_size, equalize=False)
+        weight = lowbit.quantize_weight(w, config)
+        fs = {"lowbit": layer(config), "lowbit int8": layer(lowbit.Int8())}
+        with contextlib.suppress(Skip):
+            fs["MatMulNBits"] = ort_matmulnbits(x, weight)
+            assert np.abs(fs["MatMulNBits"]() - fs["lowbit"]()).max() < 0.1
+        few = shape.m == 1 and threads == 1
+        loop = limits.read(weight.tiled.size) if few else peak.work(shape.ops, threads)
+        timing = interleave({**fs, "limit": loop}, rounds, at_least=2e-3, clock=clock_for(threads), warm=True)
+        share = timing.share("lowbit", ["limit"])
+        part = 1.0 if few or group_size > 32 else left_over
+        gops = [
+            f"{shape.ops / timing.seconds(name).median / 1e9:.0f}" if name in fs else "-" for name in PEERS_OF_GROUPS
+        ]
+        against = [timing.ratio("lowbit", name) if name in fs else "-" for name in PEERS_OF_GROUPS[1:]]
+        shown = _quartiles([share.low / part, share.median / part, share.high / part])
+        rows.append([shape, nbits, group_size, shown, *against, *gops])
+    return rows
+
+
+PEERS_OF_GROUPS = ("lowbit", "lowbit int8", "MatMulNBits")
+
+
 def growth(rounds: int, threads: int) -> list[list[object]]:
     """Squares of growing size: GOP/s and share, to see where calls and caches show."""
     rows = []
@@ -275,10 +318,13 @@ def test_limits_run():
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--shapes", nargs="+", default=["acceptance"], help="files of shapes/, without .txt")
+    parser.add_argument(
+        "--shapes", nargs="*", default=["acceptance"], help="files of shapes/, without .txt; none: no int8 products"
+    )
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--linear", action="store_true", help="linear layers with floats in and out too")
+    parser.add_argument("--groups", action="store_true", help="layers of 2 to 4 bits too")
     parser.add_argument("--growth", action="store_true", help="squares of growing size too")
     parser.add_argument("--avx2", action="store_true", help="hold lowbit, torch and oneDNN to AVX2")
     parser.add_argument("--quick", action="store_true", help="5 rounds")
@@ -346,6 +392,16 @@ def main() -> None:
             say(table(["gradients", "lowbit", "torch fp32", "cost"], cost))
         except Skip as e:
             say(f"\n- left out: one call at 1x64x64: {e}")
+    if args.groups:
+        rows = [
+            row
+            for shape in [*shapes("acceptance"), Shape(16, 4096, 4096, "few")]
+            for row in in_groups(shape, rounds, args.threads)
+        ]
+        told["groups"] = rows
+        say("\nLayers below eight bits, floats in and out; 1 row: the limit is reading the weight\n")
+        head = ["M x N x K", "bits", "group", "share of limit", *(f"vs {name}" for name in PEERS_OF_GROUPS[1:])]
+        say(table([*head, *(f"{name} GOP/s" for name in PEERS_OF_GROUPS)], rows))
     if args.growth:
         rows = growth(rounds, args.threads)
         told["growth"] = rows

@@ -12,10 +12,11 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 
+import lowbit
 import numpy as np
 from limits import Skip, library
 
-__all__ = ["PEERS", "Skip"]
+__all__ = ["PEERS", "Skip", "ort_matmulnbits"]
 
 Product = Callable[[], np.ndarray]
 
@@ -68,14 +69,14 @@ def _onnx_session(nodes, initializers, a, out_type, n):
     try:
         import onnx
         import onnxruntime as ort
-        from onnx import TensorProto, helper
+        from onnx import helper
     except ImportError as e:
         raise Skip(f"not installed: {e.name}") from None
     m, k = a.shape
     graph = helper.make_graph(
         nodes,
         "product",
-        [helper.make_tensor_value_info("a", TensorProto.UINT8, [m, k])],
+        [helper.make_tensor_value_info("a", helper.np_dtype_to_tensor_dtype(a.dtype), [m, k])],
         [helper.make_tensor_value_info("y", out_type, [m, n])],
         [onnx.numpy_helper.from_array(v, name) for name, v in initializers.items()],
     )
@@ -88,12 +89,11 @@ def _onnx_session(nodes, initializers, a, out_type, n):
     options.intra_op_num_threads = _threads()
     options.log_severity_level = 3
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.add_session_config_entry("mlas.use_lut_gemm", "1")
     return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def _threads() -> int:
-    import lowbit
-
     return lowbit.get_num_threads()
 
 
@@ -136,6 +136,30 @@ def ort_qgemm(a: np.ndarray, b: np.ndarray) -> Product:
     constants = {"sa": one, "za": zero, "b": b, "sb": one, "zb": zero.view(np.int8)}
     session = _onnx_session([node], constants, a, TensorProto.FLOAT, b.shape[1])
     return _bound(session, a, np.zeros((a.shape[0], b.shape[1]), np.float32))
+
+
+def ort_matmulnbits(x: np.ndarray, weight: lowbit.GroupedWeight) -> Product:
+    """onnxruntime's MatMulNBits of lowbit's own codes and zero points: activations as
+    int8 (accuracy level 4), look-up tables where it has them; floats in and out."""
+    try:
+        from onnx import TensorProto, helper
+    except ImportError:
+        raise Skip("not installed: onnx") from None
+    (k, n), config = weight.shape, weight.config
+    if config.nbits not in (2, 4, 8) or k % config.group_size:
+        raise Skip(f"no MatMulNBits of {config.nbits} bits in groups of {config.group_size}")
+    packed = lowbit.pack_codes(weight.codes().reshape(n, -1, config.group_size), config.nbits)
+    constants = {
+        "b": packed,
+        "scales": weight.scale().reshape(-1),
+        "zero_points": lowbit.pack_codes(weight.zero_point(), config.nbits).reshape(-1),
+    }
+    node = helper.make_node(
+        "MatMulNBits", ["a", *constants], ["y"], domain="com.microsoft", K=k, N=n, bits=config.nbits,
+        block_size=config.group_size, accuracy_level=4,
+    )  # fmt: skip
+    session = _onnx_session([node], constants, x, TensorProto.FLOAT, n)
+    return _bound(session, x, np.zeros((x.shape[0], n), np.float32))
 
 
 def openvino(a: np.ndarray, b: np.ndarray) -> Product:

@@ -904,6 +904,7 @@ fn few_of<const R: usize, const NBITS: usize>(
     for (step, codes) in codes.enumerate() {
         let group = step / per_group;
         // Pointers, so that nothing else is in the loop.
+        let mut ahead = codes.as_ptr().wrapping_add(AHEAD);
         let mut codes = codes.as_ptr();
         let mut zero = panel.zeros.as_ptr().wrapping_add(group * zeros);
         let a: [*const i32; R] = std::array::from_fn(|r| bytes.as_ptr().wrapping_add((r * steps + step) * SEGMENT));
@@ -913,8 +914,10 @@ fn few_of<const R: usize, const NBITS: usize>(
             // SAFETY: the asserts: a row has 8 dwords for each step, each output 8 for each
             // vector of columns, codes as `quads_of` wants them; a prefetch is harmless.
             unsafe {
-                for line in 0..NBITS.div_ceil(2) {
-                    _mm_prefetch::<_MM_HINT_T0>(codes.wrapping_add(AHEAD + 64 * line).cast());
+                // The superstep's lines, spread over its columns.
+                for _ in 0..NBITS.div_ceil(2) {
+                    _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
+                    ahead = ahead.wrapping_add(64);
                 }
                 let quads = quads_of::<NBITS>(codes, row);
                 let by = _mm256_shuffle_epi8(_mm256_set1_epi64x(i64::from_le_bytes(*by)), twice);
