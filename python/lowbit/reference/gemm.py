@@ -32,6 +32,7 @@ Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
 
 #: Columns of a panel, and what its columns are padded to (FORMATS.md, "Tiled int8").
 PANEL, STEP = 64, 16
+GREATEST = np.finfo(np.float32).max
 
 
 @dataclass(frozen=True, eq=False)
@@ -259,7 +260,8 @@ def _grouped(w: NDArray[np.float32], config: Uniform, counts: NDArray[np.float32
         zero = np.broadcast_to(zero, whole.shape)
         by = (multiplier.astype(np.float32) * scale[:, None])[..., None]
         below = zero[..., None].astype(np.float32)
-        off = x - np.clip(np.rint(x * (1 / by)), -below, qmax - below) * by
+        value = np.clip(np.rint(x * (1 / by)), -below, qmax - below) * by
+        off = x - np.clip(value, -GREATEST, GREATEST)
         squares = counts * (off.astype(np.float64) * off)
         found = sums_of_squares(squares.reshape(-1, g)).reshape(whole.shape)
         better = allowed & (found < error)
