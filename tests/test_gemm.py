@@ -297,11 +297,58 @@ def test_importance_lessens_the_error_that_counts():
     assert errors[0] < errors[1]
 
 
+@pytest.mark.parametrize("equalize", [True, False])
+@pytest.mark.parametrize("form", [(2, 8, False), (4, 32, False), (2, 8, True), (6, 32, True)], ids=str)
+def test_a_finite_weight_stays_finite(form, equalize, isa):
+    greatest = np.finfo(np.float32).max
+    config = lowbit.Uniform(*form, equalize)
+    for w in ([[3e38, 1, -3e38, 0]], [[greatest, -greatest] * 20]):
+        w = np.array(w, np.float32)
+        ours, ref = lowbit.quantize_weight(w, config, isa=isa), reference.quantize_weight(w, config)
+        assert same(ours.tiled, ref.tiled)
+        assert same(ours.dequantize(), ref.dequantize())
+        assert np.isfinite(ours.dequantize()).all()
+
+
+def test_a_weight_too_large_to_equalize_is_refused(isa):
+    w = np.full((40, 40), 1e30, np.float32)
+    w[0] = 3e38
+    w[1:, 0] = 3e38
+    lowbit.quantize_weight(w, lowbit.Uniform(4, equalize=False), isa=isa)
+    with pytest.raises(ValueError, match=r"weight: row 0 holds .* overflow where they are equalized"):
+        lowbit.quantize_weight(w, lowbit.Uniform(4), isa=isa)
+
+
+@pytest.mark.parametrize("greatest", [1e38, 3e38, 1.0, 1e-30])
+def test_importance_of_any_size(greatest, isa):
+    w = np.ones((2, 64), np.float32) + np.arange(64, dtype=np.float32)
+    w[:, 0] = 1000
+    ratio = np.random.default_rng(0).random(64, np.float32)
+    want = lowbit.quantize_weight(w, lowbit.Uniform(4), importance=ratio).tiled
+    importance = ratio * np.float32(2.0 ** math.floor(math.log2(greatest)))
+    assert same(lowbit.quantize_weight(w, lowbit.Uniform(4), importance=importance, isa=isa).tiled, want)
+    assert same(reference.quantize_weight(w, lowbit.Uniform(4), importance=importance).tiled, want)
+
+
+def test_a_weight_in_groups_without_rows():  # row 4
+    w = lowbit.quantize_weight(np.empty((0, 40), np.float32), lowbit.Uniform(4))
+    assert w.codes().shape == (0, 40)
+    assert w.scale().shape == w.zero_point().shape == (0, 2)
+    assert w.dequantize().shape == (0, 40)
+    assert lowbit.linear(np.ones((3, 40), np.float32), w).shape == (3, 0)
+    for config in (lowbit.Uniform(4, equalize=False), PLAIN):  # row 33
+        assert lowbit.quantize_weight(np.empty((0, 1 << 58), np.float32), config).shape == (1 << 58, 0)
+
+
 def test_bytes_that_are_no_weight_in_groups():
     w = lowbit.quantize_weight(np.ones((3, 40), np.float32), lowbit.Uniform(4))
-    with pytest.raises(ValueError, match=r"3 rows of 40 take .* bytes, got"):
+    with pytest.raises(ValueError, match=r"tiled: 40 by 3 takes .* bytes, got"):
         lowbit.GroupedWeight(w.tiled[:-1], 40, 3, w.config)
-    for at, byte, words in [(8, 7, "nbits: expected 2 to 6, got 7"), (12, 3, "group_size"), (16, 2, "symmetric")]:
+    for at, byte, words in [
+        (8, 7, "weight: nbits: expected 2 to 6, got 7"),
+        (12, 3, "weight: group_size"),
+        (16, 2, "weight: .* symmetric"),
+    ]:
         bad = w.tiled.copy()
         bad[at] = byte
         with pytest.raises(ValueError, match=words):
@@ -691,6 +738,15 @@ REFUSED = [
     (29, linear(as_rows=True, residual=np.zeros((6, 9), np.float32)), V, "as_rows: expected neither"),
     (29, weight(np.ones((2, 2), np.int8)), T, "w: expected dtype float32 or .*, got int8"),
     (29, weight(np.ones((2, 2), np.float32), "int8"), T, r"config: expected lowbit.Int8\(\) or .* got 'int8'"),
+    (
+        29,
+        lambda: lowbit.GroupedWeight(np.empty(64, np.uint8), 0, 0, lowbit.Int8()),
+        T,
+        "config: expected lowbit.Uniform",
+    ),
+    (29, lambda: lowbit.TiledMatrix(np.empty(64, np.int8), 0, 0), T, "tiled: expected dtype uint8, got int8"),
+    (32, lambda: lowbit.TiledMatrix(np.empty((8, 8), np.uint8), 0, 0), V, r"tiled: expected 1-D, got shape \(8, 8\)"),
+    (33, lambda: lowbit.TiledMatrix(np.empty(0, np.uint8), -1, 0), V, "k: .* got -1"),
     (29, lambda: lowbit.Uniform(4.0), T, "nbits: expected an int, got 4.0"),
     (29, lambda: lowbit.Uniform(True), T, "nbits: expected an int, got True"),
     (29, lambda: lowbit.Uniform(4, symmetric=1), T, "symmetric: expected a bool, got 1"),

@@ -269,6 +269,43 @@ def test_below_eight_bits(tmp_path):
     assert torch.equal(back["head"].weight, torch.from_numpy(weight.dequantize()))
 
 
+@pytest.mark.parametrize("order", [1, -1])
+@pytest.mark.parametrize("other", [nn.Embedding(50, 64), nn.Linear(64, 50, bias=False)], ids=["embedding", "linear"])
+def test_a_weight_shared_under_two_configs_is_quantized_by_each(order, other):
+    model = nn.ModuleDict({"a": nn.Embedding(50, 64), "b": copy.deepcopy(other)})
+    model["b"].weight = model["a"].weight
+    weight = model["a"].weight.detach().clone()
+    configs = [INT8, lowbit.Uniform(4)][::order]
+    report = quantize_(model, None, rules=list(zip("ab", configs, strict=True)))
+    errors = {layer.config: layer.error for layer in report.layers}
+    assert errors["Int8"] < 0.02 < errors["Uniform"]
+    for name, config, layer in zip("ab", configs, report.layers, strict=True):
+        error = (model[name].dequantize() - weight).norm() / weight.norm()
+        assert error == pytest.approx(errors[type(config).__name__], rel=1e-3)
+        assert ("int8" if config is INT8 else "4-bit") in layer.kernel
+
+
+@pytest.mark.parametrize("config", [INT8, lowbit.Uniform(4)], ids=["int8", "4 bits"])
+def test_under_another_default_dtype(config):
+    model = nn.ModuleDict({"words": nn.Embedding(9, 32), "head": nn.Linear(32, 9)})
+    other = copy.deepcopy(model)
+    quantize_(model, config)
+    x, ids = torch.randn(3, 32, requires_grad=True), torch.arange(4)
+    wanted = model["head"](x).sum()
+    wanted.backward()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        quantize_(other, config)
+        y = x.detach().requires_grad_()
+        got = other["head"](y).sum()
+        got.backward()
+        assert torch.equal(got, wanted)
+        assert torch.equal(y.grad, x.grad)
+        assert torch.equal(other["words"](ids), model["words"](ids))
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_a_row_with_nan_spoils_itself_alone_row_87():
     model = mlp()
     quantize_(model, INT8)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from lowbit import _core
-from lowbit._check import as_array, check_out
+from lowbit._check import as_array, check_int, check_out
 from lowbit.config import Config, Int8, Uniform
 from lowbit.types import RowCodes
 
@@ -37,12 +37,8 @@ _FLOATS = ("float32", "bfloat16", "float16", "float64")
 
 
 @dataclass(frozen=True, eq=False)
-class TiledMatrix:
-    """An int8 matrix (K, N) in the order that the kernels read.
-
-    ``tiled`` is uint8, laid out as FORMATS.md says under "Tiled int8": the same
-    bytes on every machine.
-    """
+class _Tiled:
+    """Bytes in an order that kernels read, checked."""
 
     tiled: NDArray[np.uint8]
     k: int
@@ -54,10 +50,28 @@ class TiledMatrix:
         return self.k, self.n
 
     def __post_init__(self) -> None:
+        for name in ("k", "n"):
+            object.__setattr__(self, name, check_int(name, getattr(self, name), 0, 2**63 - 1))
+        tiled = as_array("tiled", self.tiled, ("uint8",))
+        if tiled.ndim != 1:
+            raise ValueError(f"tiled: expected 1-D, got shape {tiled.shape}")
+        object.__setattr__(self, "tiled", tiled)
         sizes = self._sizes()
-        if self.tiled.size not in sizes:
+        if tiled.size not in sizes:
             takes = " or ".join(map(str, sizes))
-            raise ValueError(f"tiled: {self.k} by {self.n} takes {takes} bytes, got {self.tiled.size}")
+            raise ValueError(f"tiled: {self.k} by {self.n} takes {takes} bytes, got {tiled.size}")
+
+    def _sizes(self) -> tuple[int, ...]:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False)
+class TiledMatrix(_Tiled):
+    """An int8 matrix (K, N) in the order that the kernels read.
+
+    ``tiled`` is uint8, laid out as FORMATS.md says under "Tiled int8": the same
+    bytes on every machine.
+    """
 
     def _sizes(self) -> tuple[int, ...]:
         return (_core.tiled_len(self.k, self.n),)
@@ -103,27 +117,22 @@ class QuantizedWeight(TiledMatrix):
 
 
 @dataclass(frozen=True, eq=False)
-class GroupedWeight:
+class GroupedWeight(_Tiled):
     """A layer's weight (N, K) of 2 to 6 bits in groups (:class:`lowbit.Uniform`).
 
     ``tiled`` is uint8, laid out as FORMATS.md says under "Tiled groups": the same
     bytes on every machine.
     """
 
-    tiled: NDArray[np.uint8]
-    k: int
-    n: int
     config: Uniform
 
     def __post_init__(self) -> None:
-        takes = _core.groups_len(self.k, self.n, *_form(self.config))
-        if self.tiled.size != takes:
-            raise ValueError(f"tiled: {self.n} rows of {self.k} take {takes} bytes, got {self.tiled.size}")
+        if not isinstance(self.config, Uniform):
+            raise TypeError(f"config: expected lowbit.Uniform(...), got {self.config!r}")
+        super().__post_init__()
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(K, N)."""
-        return self.k, self.n
+    def _sizes(self) -> tuple[int, ...]:
+        return (_core.groups_len(self.k, self.n, *_form(self.config)),)
 
     def codes(self) -> NDArray[np.uint8]:
         """The codes in row order, uint8 (N, K)."""
@@ -147,12 +156,14 @@ class GroupedWeight:
 
     def equalizer(self) -> NDArray[np.float32] | None:
         """What each input is multiplied with before it is rounded, float32 (K,); None for no such thing."""
-        return np.frombuffer(self.tiled[-4 * self.k :].tobytes(), "<f4") if self.config.equalize else None
+        return (
+            np.frombuffer(self.tiled[self.tiled.size - 4 * self.k :].tobytes(), "<f4") if self.config.equalize else None
+        )
 
     def _untile(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8], NDArray[np.float32]]:
         groups = -(-self.k // self.config.group_size)
         codes = np.empty((self.n, self.k), np.uint8)
-        multipliers, zeros = np.empty((2, self.n, groups), np.uint8)
+        multipliers, zeros = np.empty((self.n, groups), np.uint8), np.empty((self.n, groups), np.uint8)
         scale = np.empty(self.n, np.float32)
         _core.untile_groups(self.tiled, self.k, self.n, codes, multipliers, zeros, scale)
         return codes, multipliers, zeros, scale

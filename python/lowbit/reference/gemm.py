@@ -64,8 +64,7 @@ class QuantizedWeight(TiledMatrix):
 
     def dequantize(self) -> NDArray[np.float32]:
         """``codes() * scale()[:, None] * equalizer()``, float32 (N, K)."""
-        equalizer = self.equalizer()
-        return self.codes() * self.scale()[:, None] * (1 if equalizer is None else equalizer)
+        return _equalized(self.codes() * self.scale()[:, None], self.equalizer())
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,8 +96,7 @@ class GroupedWeight:
     def dequantize(self) -> NDArray[np.float32]:
         """``(code - zero point) * multiplier``, an integer, times the row's scale, times the equalizer."""
         w, scale = _values(self)
-        equalizer = self.equalizer()
-        return w.astype(np.float32) * scale[:, None] * (1 if equalizer is None else equalizer)
+        return _equalized(w.astype(np.float32) * scale[:, None], self.equalizer())
 
 
 def tile_matrix(b: ArrayLike) -> TiledMatrix:
@@ -159,6 +157,14 @@ def _equalizer(weight: Any) -> NDArray[np.float32] | None:
     return np.frombuffer(tail.tobytes(), "<f4") if tail.size else None
 
 
+def _equalized(w: NDArray[np.float32], equalizer: NDArray[np.float32] | None) -> NDArray[np.float32]:
+    """Columns times the equalizer, kept within float32."""
+    if equalizer is None:
+        return w
+    with np.errstate(over="ignore"):
+        return np.clip(w * equalizer, -GREATEST, GREATEST)
+
+
 def matmul_int8(
     a: ArrayLike,
     b: ArrayLike | TiledMatrix,
@@ -214,7 +220,9 @@ def quantize_weight(
     counts = np.ones(floats.shape[1], np.float32) if importance is None else np.asarray(importance).astype(np.float32)
     if config.equalize:
         equalizer = _made_alike(floats, 4 if isinstance(config, Uniform) else 1)
-        floats, counts = floats / equalizer, counts * (equalizer * equalizer)
+        # Only ratios count: with the greatest between 1/2 and 1 none overflows.
+        counts = np.ldexp(counts, -np.frexp(counts.max(initial=0))[1]) * (equalizer * equalizer)
+        floats = floats / equalizer
         tail = equalizer.astype("<f4").view(np.uint8)
     if isinstance(config, Uniform):
         tiled = np.concatenate([_tile_groups(*_grouped(floats, config, counts), config), tail])
@@ -258,12 +266,12 @@ def _grouped(w: NDArray[np.float32], config: Uniform, counts: NDArray[np.float32
     def try_all(multiplier: NDArray[Any], zero: NDArray[Any] | int, allowed: NDArray[np.bool_]) -> None:
         nonlocal error, m, z
         zero = np.broadcast_to(zero, whole.shape)
-        by = (multiplier.astype(np.float32) * scale[:, None])[..., None]
         below = zero[..., None].astype(np.float32)
-        value = np.clip(np.rint(x * (1 / by)), -below, qmax - below) * by
-        off = x - np.clip(value, -GREATEST, GREATEST)
-        squares = counts * (off.astype(np.float64) * off)
-        found = sums_of_squares(squares.reshape(-1, g)).reshape(whole.shape)
+        with np.errstate(over="ignore", invalid="ignore"):  # what overflows has no finite error
+            by = (multiplier.astype(np.float32) * scale[:, None])[..., None]
+            off = x - np.clip(np.rint(x * (1 / by)), -below, qmax - below) * by
+            squares = counts * (off.astype(np.float64) * off)
+            found = sums_of_squares(squares.reshape(-1, g)).reshape(whole.shape)
         better = allowed & (found < error)
         error, m, z = np.where(better, found, error), np.where(better, multiplier, m), np.where(better, zero, z)
 

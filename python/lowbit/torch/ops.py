@@ -120,7 +120,7 @@ def _mlp(
 
 
 def _embedding(indices: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    out = torch.empty((*indices.shape, codes.shape[1]))
+    out = torch.empty((*indices.shape, codes.shape[1]), dtype=torch.float32, device="cpu")
     view = _bridge.view
     with _index_errors():
         gemm._core.lookup_rows(view(indices.long().contiguous()), view(codes), view(scale.float()), view(out))
@@ -128,7 +128,7 @@ def _embedding(indices: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor) 
 
 
 def _embedding_tiled(indices: torch.Tensor, tiled: torch.Tensor, k: int, n: int) -> torch.Tensor:
-    out = torch.empty((*indices.shape, k))
+    out = torch.empty((*indices.shape, k), dtype=torch.float32, device="cpu")
     view = _bridge.view
     with _index_errors():
         gemm._core.lookup(view(indices.long().contiguous()), view(tiled), k, n, view(out))
@@ -146,7 +146,7 @@ class _index_errors:
 
 
 def _dequantize(tiled: torch.Tensor, k: int, n: int) -> torch.Tensor:
-    out = torch.empty((n, k))
+    out = torch.empty((n, k), dtype=torch.float32, device="cpu")
     gemm._core.lookup(None, _bridge.view(tiled), k, n, _bridge.view(out))
     return out
 

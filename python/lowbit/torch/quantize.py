@@ -22,6 +22,8 @@ from lowbit.torch.modules import QuantEmbedding, QuantLinear
 __all__ = ["LayerReport", "Report", "dequantize_", "quantize_"]
 
 Rule = tuple[str, Config | None]
+#: A weight's id, and a config: layers that have both share their buffers.
+Shared = tuple[int, Config]
 Progress = Callable[[int, int, str], Any]
 
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -149,7 +151,7 @@ def quantize_(
     tell = _teller(progress)
 
     swapped: dict[int, nn.Module] = {}
-    tiled: dict[int, torch.Tensor] = {}
+    made: dict[Shared, dict[str, torch.Tensor]] = {}
     todo.reverse()
     total = len(todo)
     while todo:
@@ -158,7 +160,7 @@ def quantize_(
         chosen = decided[name]
         assert chosen is not None
         if id(module) not in swapped:
-            swapped[id(module)] = _quantized(module, chosen, kinds[id(module.weight)], tiled)
+            swapped[id(module)] = _quantized(module, chosen, kinds, made)
             _inherit(swapped[id(module)], module)
         new = swapped[id(module)]
         reports[name] = _report(name, module, new, chosen)
@@ -297,20 +299,21 @@ def _check_finite(name: str, module: nn.Module) -> None:
 
 def _plan(
     model: nn.Module, decided: dict[str, Config | None]
-) -> tuple[dict[str, LayerReport], list[tuple[str, nn.Module]], dict[int, set[type[nn.Module]]]]:
+) -> tuple[dict[str, LayerReport], list[tuple[str, nn.Module]], dict[Shared, set[type[nn.Module]]]]:
     """The reports of layers that are left alone, the others, and the kinds of layer
-    that share a weight, by its id."""
+    that share a weight and a config."""
     reports, todo = {}, []
-    kinds: dict[int, set[type[nn.Module]]] = {}
+    kinds: dict[Shared, set[type[nn.Module]]] = {}
     for name, module in _layers(model):
-        reason = _reason(module, decided[name])
-        if reason is not None:
+        config = decided[name]
+        reason = _reason(module, config)
+        if config is None or reason is not None:
             size = _tensor_bytes(module)
             reports[name] = LayerReport(name, type(module).__name__, None, size, size, reason=reason)
         else:
             _check_finite(name, module)
             todo.append((name, module))
-            kinds.setdefault(id(module.weight), set()).add(type(module))
+            kinds.setdefault((id(module.weight), config), set()).add(type(module))
     return reports, todo, kinds
 
 
@@ -318,30 +321,36 @@ def _plan(
 
 
 def _quantized(
-    module: nn.Module, config: Config, kinds: set[type[nn.Module]], tiled: dict[int, torch.Tensor]
+    module: nn.Module,
+    config: Config,
+    kinds: dict[Shared, set[type[nn.Module]]],
+    made: dict[Shared, dict[str, torch.Tensor]],
 ) -> nn.Module:
-    """The layer that takes the place of ``module``. ``kinds``: of all layers that share its weight."""
+    """The layer that takes the place of ``module``; ``made``: the buffers that others have."""
     weight = module.weight
     assert isinstance(weight, torch.Tensor)
-    n, k = weight.shape
-    if isinstance(module, nn.Embedding) and nn.Linear not in kinds and isinstance(config, Int8):
-        if id(weight) not in tiled:
-            rows = lowbit.quantize_rows(_numpy_floats(weight), symmetric=True)
-            tiled[id(weight)] = torch.from_numpy(rows.codes)
-            tiled[-id(weight)] = torch.from_numpy(rows.scale)
-        buffers = {"codes": tiled[id(weight)], "scale": tiled[-id(weight)]}
-        return QuantEmbedding(n, k, buffers, config, weight.dtype, module.padding_idx)
-    if id(weight) not in tiled:
-        quantized = lowbit.quantize_weight(_numpy_floats(weight), config)
-        # torch's memory starts at a cache line and can be resized and shared.
-        tiled[id(weight)] = torch.empty(quantized.tiled.size, dtype=torch.uint8)
-        tiled[id(weight)].numpy()[:] = quantized.tiled
+    (n, k), shared = weight.shape, (id(weight), config)
+    if shared not in made:
+        made[shared] = _buffers(weight, config, rows=nn.Linear not in kinds[shared])
+    buffers = made[shared]
     if isinstance(module, nn.Embedding):
-        return QuantEmbedding(n, k, {"tiled": tiled[id(weight)]}, config, weight.dtype, module.padding_idx)
+        return QuantEmbedding(n, k, buffers, config, weight.dtype, module.padding_idx)
     bias = module.bias
     if bias is not None:
         bias = bias.detach().float().clone()
-    return QuantLinear(k, n, tiled[id(weight)], bias, config, weight.dtype)
+    return QuantLinear(k, n, buffers["tiled"], bias, config, weight.dtype)
+
+
+def _buffers(weight: torch.Tensor, config: Config, *, rows: bool) -> dict[str, torch.Tensor]:
+    """A weight's codes: int8 in row order if only rows of it are read, else tiled."""
+    if rows and isinstance(config, Int8):
+        codes = lowbit.quantize_rows(_numpy_floats(weight), symmetric=True)
+        return {"codes": torch.from_numpy(codes.codes), "scale": torch.from_numpy(codes.scale)}
+    quantized = lowbit.quantize_weight(_numpy_floats(weight), config)
+    # torch's memory starts at a cache line and can be resized and shared.
+    tiled = torch.empty(quantized.tiled.size, dtype=torch.uint8, device="cpu")
+    tiled.numpy()[:] = quantized.tiled
+    return {"tiled": tiled}
 
 
 def _numpy_floats(weight: torch.Tensor) -> Any:

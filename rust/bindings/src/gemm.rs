@@ -1,9 +1,7 @@
 //! Products and layers.
 
-use lowbit_kernels::affine::{Floats, RowScale};
-use lowbit_kernels::gemm::{
-    self, Activation, After, Codes, Groups, Input, Layer, Lhs, Norm, Output, PartsMut, Tiled, Weight,
-};
+use lowbit_kernels::affine::{Floats, GroupedRows, RowScale};
+use lowbit_kernels::gemm::{self, Activation, After, Codes, Groups, Input, Layer, Lhs, Norm, Output, Tiled, Weight};
 use numpy::{PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyReadwriteArrayDyn};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -221,7 +219,7 @@ fn untile_groups(
     let (mut zeros, mut scale) = (Write::<u8>::new(zeros)?, Write::<f32>::new(scale)?);
     let (codes, multipliers) = (codes.slice()?, multipliers.slice()?);
     let (zeros, scale) = (zeros.slice()?, scale.slice()?);
-    let parts = PartsMut { codes, multipliers, zeros, scale };
+    let parts = GroupedRows { codes, multipliers, zeros, scale };
     run(py, n.saturating_mul(k).saturating_mul(16), Threads::default(), |_| grouped.untile(parts))
 }
 

@@ -25,6 +25,20 @@ pub struct GroupedRows<'a> {
     pub scale: &'a mut [f32],
 }
 
+impl GroupedRows<'_> {
+    /// # Errors
+    /// [`crate::Error::Value`] where these are not rows of `k` in groups of `group_size`.
+    pub(crate) fn check(&self, rows: usize, k: usize, group_size: usize) -> Result<()> {
+        let groups = checked_product("multipliers", &[rows, k.div_ceil(group_size)])?;
+        let got = [self.codes.len(), self.multipliers.len(), self.zeros.len(), self.scale.len()];
+        let expected = [checked_product("codes", &[rows, k])?, groups, groups, rows];
+        if got != expected {
+            bail!("codes, multipliers, zeros, scale: expected {expected:?} elements, got {got:?}");
+        }
+        Ok(())
+    }
+}
+
 /// Quantizes rows of `k` weights to `nbits`, 2 to 6. A row's scale is the step of its
 /// widest group over 255; of each group the multiplier and the zero point are tried
 /// together, as they are stored, and those with the least squared error are taken.
@@ -32,15 +46,15 @@ pub struct GroupedRows<'a> {
 /// `importance`: what its squared error counts, or none.
 ///
 /// # Errors
-/// [`crate::Error::Value`] where lengths do not fit, a weight is not finite or so
-/// large that a step overflows; [`crate::Error::Interrupted`].
+/// [`crate::Error::Value`] where lengths do not fit, a weight is not
+/// finite; [`crate::Error::Interrupted`].
 pub fn quantize_groups(
     x: &[f32],
     k: usize,
     (nbits, group_size, symmetric): (u32, usize, bool),
     dividers: &[f32],
     importance: Option<&[f32]>,
-    out: GroupedRows,
+    out: &mut GroupedRows,
     isa: Isa,
     ctl: &Ctl,
 ) -> Result<()> {
@@ -48,9 +62,9 @@ pub fn quantize_groups(
         bail!("nbits, k, group_size: expected 2 to 6 and at least 1, got {nbits}, {k}, {group_size}");
     }
     let (rows, groups) = (out.scale.len(), k.div_ceil(group_size));
-    let (values, all) = (checked_product("x", &[rows, k])?, checked_product("x", &[rows, groups])?);
-    if [x.len(), out.codes.len()] != [values; 2] || [out.multipliers.len(), out.zeros.len()] != [all; 2] {
-        bail!("x: {rows} rows of {k} in groups of {group_size} do not fit {} values", x.len());
+    out.check(rows, k, group_size)?;
+    if x.len() != out.codes.len() {
+        bail!("x: expected {rows} rows of {k}, got {} values", x.len());
     }
     if !dividers.is_empty() && dividers.len() != k {
         bail!("dividers: expected {k} or none, got {}", dividers.len());
@@ -88,7 +102,7 @@ pub fn quantize_groups(
     })?;
     match bad.into_inner() {
         usize::MAX => Ok(()),
-        row => bail!("weight: row {row} holds NaN, an infinity, or a range that exceeds float32"),
+        row => bail!("weight: row {row} holds NaN, an infinity, or values that overflow where they are equalized"),
     }
 }
 
@@ -114,9 +128,6 @@ impl Job {
             widest = widest.max(self.step(range(x, self.isa)?));
         }
         let scale = (widest / 255.0).max(MIN_SCALE);
-        if !widest.is_finite() {
-            return None;
-        }
         for (g, ((x, codes), (multiplier, zero))) in
             (x.chunks(group_size).zip(codes.chunks_mut(group_size))).zip(multipliers.iter_mut().zip(zeros)).enumerate()
         {
@@ -137,7 +148,7 @@ impl Job {
     }
 
     /// The multiplier and the zero point of the least error; of equals the first that
-    /// was tried.
+    /// was tried. Those with which a value overflows have no finite error.
     fn group(&self, x: &[f32], importance: Option<&[f32]>, scale: f32) -> (u8, u8) {
         let (low, high) = range(x, self.isa).unwrap_or_default();
         if low == 0.0 && high == 0.0 {
@@ -147,7 +158,7 @@ impl Job {
         let try_all = |m: u32, zeros: (f32, f32), best: &mut (f64, u32, f32)| {
             let (step, mut z) = (m as f32 * scale, zeros.0);
             while z <= zeros.1 {
-                let clip = Clip { scale: step, inv_scale: 1.0 / step, least: -z, most: self.qmax - z, huge: true };
+                let clip = Clip { scale: step, inv_scale: 1.0 / step, least: -z, most: self.qmax - z, huge: false };
                 let error = squares(x, importance, &clip, best.0, self.isa);
                 if error < best.0 {
                     *best = (error, m, z);

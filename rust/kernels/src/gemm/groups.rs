@@ -4,7 +4,8 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::tiled::{PANEL, width_of};
-use crate::error::{bail, checked_product};
+use crate::affine::GroupedRows;
+use crate::error::bail;
 use crate::par::Parts;
 use crate::{Ctl, Error, Result};
 
@@ -49,7 +50,10 @@ impl Groups {
             bail!("weight: not in tiled groups");
         }
         match word_of(bytes, 4) {
-            symmetric @ 0..=1 => Groups::new(word_of(bytes, 2), word_of(bytes, 3) as usize, symmetric == 1),
+            symmetric @ 0..=1 => {
+                let groups = Groups::new(word_of(bytes, 2), word_of(bytes, 3) as usize, symmetric == 1);
+                groups.map_err(|error| Error::Value(format!("weight: {error}")))
+            }
             other => bail!("weight: expected 0 or 1 for symmetric, got {other}"),
         }
     }
@@ -296,9 +300,9 @@ impl<'a> Grouped<'a> {
     ///
     /// # Errors
     /// [`Error::Value`] where a length is another.
-    pub fn untile(&self, parts: PartsMut) -> Result<()> {
+    pub fn untile(&self, parts: GroupedRows) -> Result<()> {
         let (k, groups) = (self.k, self.groups.count(self.k));
-        parts.check(self.n, k, groups)?;
+        parts.check(self.n, k, self.groups.group_size)?;
         for n in 0..self.n {
             let (panel, j) = (self.panel(n / PANEL), n % PANEL);
             parts.scale[n] = f32::from_le_bytes(panel.scale[j]);
@@ -314,37 +318,13 @@ impl<'a> Grouped<'a> {
     }
 }
 
-/// A weight in groups, in row order.
-#[derive(Debug)]
-pub struct PartsMut<'a> {
-    /// (N, K), below 2^nbits
-    pub codes: &'a mut [u8],
-    /// (N, groups)
-    pub multipliers: &'a mut [u8],
-    /// (N, groups), below 2^nbits
-    pub zeros: &'a mut [u8],
-    /// (N,)
-    pub scale: &'a mut [f32],
-}
-
-impl PartsMut<'_> {
-    pub(crate) fn check(&self, n: usize, k: usize, groups: usize) -> Result<()> {
-        let got = [self.codes.len(), self.multipliers.len(), self.zeros.len(), self.scale.len()];
-        let expected = [checked_product("codes", &[n, k])?, n * groups, n * groups, n];
-        if got != expected {
-            bail!("codes, multipliers, zeros, scale: expected {expected:?} elements, got {got:?}");
-        }
-        Ok(())
-    }
-}
-
 /// Tiles a weight (N, K) into `out` of [`Groups::len`] bytes.
 ///
 /// # Errors
 /// [`Error::Value`] where a length is another, [`Error::Interrupted`].
-pub fn tile_groups(parts: &PartsMut, groups: Groups, n: usize, k: usize, out: &mut [u8], ctl: &Ctl) -> Result<()> {
+pub fn tile_groups(parts: &GroupedRows, groups: Groups, n: usize, k: usize, out: &mut [u8], ctl: &Ctl) -> Result<()> {
     let count = groups.count(k);
-    parts.check(n, k, count)?;
+    parts.check(n, k, groups.group_size)?;
     if out.len() != groups.len(k, n)? {
         bail!("out: expected {} bytes, got {}", groups.len(k, n)?, out.len());
     }
@@ -353,6 +333,9 @@ pub fn tile_groups(parts: &PartsMut, groups: Groups, n: usize, k: usize, out: &m
     header[..8].copy_from_slice(&MAGIC);
     for (i, word) in [groups.nbits, groups.group_size as u32, u32::from(groups.symmetric)].into_iter().enumerate() {
         header[8 + 4 * i..12 + 4 * i].copy_from_slice(&word.to_le_bytes());
+    }
+    if n == 0 {
+        return Ok(());
     }
     let (codes, bits) = (&*parts.codes, groups.nbits as usize);
     let (multipliers, zeros, scale) = (&*parts.multipliers, &*parts.zeros, &*parts.scale);

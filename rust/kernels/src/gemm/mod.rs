@@ -31,7 +31,7 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 pub use epilogue::{Activation, Norm};
-pub use groups::{Grouped, Groups, PartsMut, tile_groups};
+pub use groups::{Grouped, Groups, tile_groups};
 pub use tiled::{Tiled, tile, tiled_len};
 
 use crate::affine::{Floats, GroupedRows, RowScale, quantize_groups, quantize_row};
@@ -515,8 +515,9 @@ impl<'a> Weight<'a> {
             None => tiled_len(k, n)?,
         };
         let (codes, rest) = bytes.split_at(plain.min(bytes.len()));
-        if codes.len() != plain || !(rest.is_empty() || rest.len() == 4 * k) {
-            bail!("weight: {n} rows of {k} take {plain} bytes, or {} if equalized, got {}", plain + 4 * k, bytes.len());
+        let equalized = with_equalizer(plain, k, n, true)?;
+        if bytes.len() != plain && bytes.len() != equalized {
+            bail!("weight: {n} rows of {k} take {plain} bytes, or {equalized} if equalized, got {}", bytes.len());
         }
         let codes = match groups {
             Some(_) => Codes::Groups(Grouped::from_bytes(codes, k, n)?),
@@ -553,7 +554,7 @@ impl<'a> Weight<'a> {
             Codes::Int8(tiled) => tiled.dequantize_column(n, out)?,
             Codes::Groups(grouped) => grouped.dequantize_column(n, out)?,
         }
-        out.iter_mut().zip(&self.equalizer).for_each(|(out, by)| *out *= by);
+        out.iter_mut().zip(&self.equalizer).for_each(|(out, by)| *out = (*out * by).clamp(-f32::MAX, f32::MAX));
         Ok(())
     }
 }
@@ -703,18 +704,21 @@ pub fn quantize_weight_groups(
         for (bytes, by) in rest.chunks_exact_mut(4).zip(&dividers) {
             bytes.copy_from_slice(&by.to_le_bytes());
         }
-        // An error of the divided weight is as much larger in the weight.
+        // An error of the divided weight is as much larger in the weight. Only ratios
+        // count, so the greatest importance is brought to 1 to 2, and none overflows.
+        let down = counts.iter().flatten().fold(0f32, |most, &count| most.max(count));
+        let down = if down.is_normal() { 2f32.powi(127 - (down.to_bits() >> 23) as i32) } else { 1.0 };
         let counts = counts.get_or_insert_with(|| vec![1.0; k]);
-        counts.iter_mut().zip(&dividers).for_each(|(count, by)| *count *= by * by);
+        counts.iter_mut().zip(&dividers).for_each(|(count, by)| *count = *count * down * (by * by));
     }
     let all = checked_product("weight", &[n, groups.count(k)])?;
     let (mut codes, mut scale) = (try_zeroed::<u8>(w.len())?, try_zeroed::<f32>(n)?);
     let (mut multipliers, mut zeros) = (try_zeroed::<u8>(all)?, try_zeroed::<u8>(all)?);
-    let (codes, scale, multipliers, zeros) = (&mut codes[..], &mut scale[..], &mut multipliers[..], &mut zeros[..]);
-    let rows = GroupedRows { codes, multipliers, zeros, scale };
+    let mut rows =
+        GroupedRows { codes: &mut codes, multipliers: &mut multipliers, zeros: &mut zeros, scale: &mut scale };
     let form = (groups.nbits(), groups.group_size(), groups.symmetric());
-    quantize_groups(w, k, form, &dividers, counts.as_deref(), rows, isa, ctl)?;
-    tile_groups(&PartsMut { codes, multipliers, zeros, scale }, groups, n, k, out, ctl)
+    quantize_groups(w, k, form, &dividers, counts.as_deref(), &mut rows, isa, ctl)?;
+    tile_groups(&rows, groups, n, k, out, ctl)
 }
 
 /// Bytes of a layer's weight in groups.

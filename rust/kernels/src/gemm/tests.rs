@@ -157,7 +157,8 @@ impl Grouping {
         let mut zeros: Vec<u8> = (0..n * count).map(|_| zero(next() >> 8)).collect();
         let mut scale = vec![1.0; n];
         let mut bytes = vec![0; groups.len(k, n).unwrap()];
-        let parts = PartsMut { codes: &mut codes, multipliers: &mut multipliers, zeros: &mut zeros, scale: &mut scale };
+        let parts =
+            GroupedRows { codes: &mut codes, multipliers: &mut multipliers, zeros: &mut zeros, scale: &mut scale };
         tile_groups(&parts, groups, n, k, &mut bytes, &Ctl::new(1)).unwrap();
         Grouping { groups, codes, multipliers, zeros, scale, bytes }
     }
@@ -220,7 +221,7 @@ fn weights_in_groups_are_what_was_tiled() {
             let (mut codes, mut multipliers) = (vec![9; n * k], vec![9; n * count]);
             let (mut zeros, mut scale) = (vec![9; n * count], vec![9.0; n]);
             let parts =
-                PartsMut { codes: &mut codes, multipliers: &mut multipliers, zeros: &mut zeros, scale: &mut scale };
+                GroupedRows { codes: &mut codes, multipliers: &mut multipliers, zeros: &mut zeros, scale: &mut scale };
             grouped.untile(parts).unwrap();
             assert_eq!((&codes, &multipliers, &zeros, &scale), (&w.codes, &w.multipliers, &w.zeros, &w.scale));
             let mut row = vec![0f32; k];

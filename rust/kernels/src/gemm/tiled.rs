@@ -209,6 +209,9 @@ pub fn tile(
     if out.len() != tiled_len(k, n)? {
         bail!("out: a tiled {k} by {n} matrix takes {} bytes, got {}", tiled_len(k, n)?, out.len());
     }
+    if n == 0 {
+        return Ok(());
+    }
     let column = 4 * (k.div_ceil(4) + 2);
     let panels = Parts::new(out.chunks_mut(PANEL * column));
     ctl.for_each(panels.len(), &|_, panel| {
