@@ -19,6 +19,7 @@ KERNELS = {
     "affine": ("avx512", "avx2", "scalar"),
     "packing": ("avx512vbmi", "avx2", "scalar"),
     "gemm": ("avx512", "avxvnni", "avx2", "scalar"),
+    "gemm below 8 bits": ("avx2", "scalar"),
 }
 
 #: What each instruction set implies for KERNELS.

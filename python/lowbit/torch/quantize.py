@@ -401,8 +401,10 @@ def _report(name: str, old: nn.Module, new: nn.Module, config: Config) -> LayerR
         norm += float(part.square().sum(dtype=torch.float64))
         error += float((new.rows(rows) - part).square().sum(dtype=torch.float64))
     error = math.sqrt(error / norm) if norm else 0.0
-    bits = f"{config.nbits}-bit" if isinstance(config, Uniform) else "int8"
-    kernel = f"{bits} {'gemm' if isinstance(new, QuantLinear) else 'look-up'}, {lowbit.isa()}"
+    bits, isa = "int8", lowbit.isa()
+    if isinstance(config, Uniform):
+        bits, isa = f"{config.nbits}-bit", isa if isa == "scalar" else "avx2"  # no wider kernel yet
+    kernel = f"{bits} {'gemm' if isinstance(new, QuantLinear) else 'look-up'}, {isa}"
     return LayerReport(
         name, type(old).__name__, type(config).__name__, _tensor_bytes(old), _tensor_bytes(new), error, kernel
     )
