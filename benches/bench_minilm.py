@@ -57,10 +57,28 @@ def lowbit_uniform(nbits: int) -> Encoder:
     return minilm.torch_encoder(module, f"groups of 32, {len(report.fused)} fused")
 
 
+def lowbit_calibrated(nbits: int, group_size: int = 56) -> Encoder:
+    """The same, with 150 passages of topics that none of the tests is from.
+
+    Groups of 56 are 12 / 56 and 11 / 56 bits of scales and zero points a weight: with
+    the rows' scales below 4.3 and 3.3 bits.
+    """
+    import lowbit
+    import torch
+    from lowbit.torch import calibrate_
+
+    module = minilm.encoder_module()
+    batches = minilm.batches(minilm.passages(150, calibration=True))
+    data = [{"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)} for ids, mask in batches]
+    report = calibrate_(module.model, data, lowbit.Uniform(nbits, group_size))
+    return minilm.torch_encoder(module, f"groups of {group_size}, {len(report.fused)} fused")
+
+
 CANDIDATES: dict[str, Callable[[], Encoder]] = {
     "lowbit int8": lowbit_int8,
     "lowbit int8, bf16 between": lambda: lowbit_int8("bfloat16"),
     **{f"lowbit {nbits} bits": lambda nbits=nbits: lowbit_uniform(nbits) for nbits in (6, 5, 4, 3, 2)},
+    **{f"lowbit {nbits} bits, calibrated": lambda nbits=nbits: lowbit_calibrated(nbits) for nbits in (4, 3)},
     **PEERS,
 }
 

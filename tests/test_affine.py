@@ -861,3 +861,71 @@ def test_input_changed_meanwhile():  # row 60: torn values at worst
             assert lowbit.quantize(x, q).shape == x.shape
             lowbit.choose_qparams(x, method="percentile")
         job.result()
+
+
+# ------------------------------------------------------------------ feedback
+
+
+def moments(rng, k, rows=None):
+    x = rng.normal(size=(rows or 3 * k, k)) @ rng.normal(size=(k, k))
+    return x.T @ x
+
+
+@pytest.mark.parametrize("order", ["activation", "index"])
+@pytest.mark.parametrize(
+    ("n", "k", "group_size", "size"),
+    [(1, 1, None, 1), (5, 7, 3, 4), (40, 33, 8, 16), (33, 66, 16, 7), (64, 40, None, 256), (0, 9, 4, 2)],
+)
+def test_feedback_is_the_references(n, k, group_size, size, order, isa, ran):
+    rng = np.random.default_rng(n + k)
+    w, second = rng.normal(size=(n, k)).astype(np.float32), moments(rng, k)
+    groups = 1 if group_size is None else -(-k // group_size)
+    levels = np.sort(rng.normal(size=(n, groups, size)), -1).astype(np.float32)
+    given = {"group_size": group_size, "order": order}
+    want = reference.round_with_feedback(w, levels, second, **given)
+    for threads in (1, 2, 7):
+        with lowbit.threads(threads):
+            got = lowbit.round_with_feedback(w, levels, second, isa=isa, **given)
+        np.testing.assert_array_equal(got, want)
+        ran(isa)
+    np.testing.assert_array_equal(lowbit.round_with_feedback(w, levels, second * 1e300, isa=isa, **given), want)
+
+
+def test_feedback_lessens_the_products_error():
+    rng = np.random.default_rng(3)
+    w, second = rng.normal(size=(64, 96)).astype(np.float32), moments(rng, 96)
+    levels = np.broadcast_to(np.linspace(-2, 2, 8, dtype=np.float32), (64, 1, 8))
+
+    def error(codes):
+        off = np.take_along_axis(levels[:, 0], codes.astype(np.intp), 1) - w
+        return float(((off @ second) * off).sum())
+
+    nearest = np.abs(w[..., None] - levels[:, :1]).argmin(-1)
+    found = {
+        order: error(lowbit.round_with_feedback(w, levels, second, order=order)) for order in ("activation", "index")
+    }
+    assert max(found.values()) < 0.6 * error(nearest)
+    np.testing.assert_array_equal(lowbit.round_with_feedback(w, levels, np.zeros((96, 96))), nearest)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"w": np.ones(3, np.float32)}, "w: expected at least 2-D"),
+        ({"w": np.full((2, 3), np.nan, np.float32)}, "finite"),
+        ({"levels": np.zeros((2, 2, 4), np.float32)}, r"levels: expected shape \(2, 1, 1 to 256\)"),
+        ({"levels": np.zeros((2, 1, 0), np.float32)}, "levels: expected shape"),
+        ({"levels": np.array([[[1, 0]]] * 2, np.float32)}, "levels: expected ascending"),
+        ({"second_moments": np.eye(4)}, r"second_moments: expected shape \(3, 3\)"),
+        ({"second_moments": -np.eye(3)}, "second_moments: .* below 0"),
+        ({"second_moments": np.full((3, 3), np.inf)}, "second_moments: expected finite"),
+        ({"second_moments": np.eye(3) - 2}, "second_moments"),
+        ({"second_moments": np.eye(3) + 5 * np.eye(3)[::-1]}, "second_moments: expected a positive semidefinite"),
+        ({"order": "size"}, "order: expected 'activation' or 'index', got 'size'"),
+        ({"group_size": 0}, "group_size: expected at least 1, got 0"),
+    ],
+)
+def test_feedback_names_what_does_not_fit(change, message):
+    given = {"w": np.ones((2, 3), np.float32), "levels": np.zeros((2, 1, 4), np.float32), "second_moments": np.eye(3)}
+    with pytest.raises(ValueError, match=message):
+        lowbit.round_with_feedback(**{**given, **change})

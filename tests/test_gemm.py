@@ -286,6 +286,21 @@ def test_searched_groups_are_closer_than_ranges(nbits):
     assert np.linalg.norm(ours - w) < np.linalg.norm(plain - w)
 
 
+@pytest.mark.parametrize("config", GROUPS, ids=str)
+def test_groups_with_second_moments(config, isa, ran):
+    rng = np.random.default_rng(8)
+    x = rng.normal(size=(300, 100)) @ rng.normal(size=(100, 100))
+    w, second = floats(rng, 30, 100), x.T @ x
+    ours = lowbit.quantize_weight(w, config, second_moments=second, isa=isa)
+    assert same(ours.tiled, reference.quantize_weight(w, config, second_moments=second).tiled)
+    plain = lowbit.quantize_weight(w, config, importance=second.diagonal(), isa=isa)
+    for part in ("scale", "zero_point"):
+        assert same(getattr(ours, part)(), getattr(plain, part)())
+    errors = [(((q.dequantize() - w) @ second) * (q.dequantize() - w)).sum() for q in (ours, plain)]
+    assert errors[0] < 0.8 * errors[1]
+    ran(isa)
+
+
 def test_importance_lessens_the_error_that_counts():
     rng = np.random.default_rng(7)
     w, importance = floats(rng, 64, 128), np.exp(2 * rng.normal(size=128)).astype(np.float32)
@@ -758,6 +773,8 @@ REFUSED = [
     (29, weight(np.ones((2, 9), np.float32), importance=np.ones(9)), V, "importance: expected None with Int8"),
     (29, weight(np.ones((2, 9), np.float32), lowbit.Uniform(4), importance=np.ones(8)), V, r"importance: .*\(9,\)"),
     (1, weight(np.ones((2, 9), np.float32), lowbit.Uniform(4), importance=-np.ones(9)), V, "importance: expected 9"),
+    (29, weight(np.ones((2, 9), np.float32), second_moments=np.eye(9)), V, "second_moments: expected None with Int8"),
+    (29, weight(np.ones((2, 9), np.float32), lowbit.Uniform(4), second_moments=np.eye(8)), V, r"shape \(9, 9\)"),
     (29, mlp(lowbit.quantize_rows(X)), T, "x: expected floats, got RowCodes"),
     (31, matmul([[1, 2], [3]]), V, "a: expected an array, got a ragged list"),
     (31, matmul([[1, 300]]), V, "a: expected values of -128 to 127, got 300 at flat index 1"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
+import math
 import os
 import re
 import shutil
@@ -21,6 +22,7 @@ import lowbit  # noqa: E402
 from lowbit.torch import (  # noqa: E402
     QuantEmbedding,
     QuantLinear,
+    calibrate_,
     dequantize_,
     ops,
     quantize_,
@@ -267,6 +269,121 @@ def test_below_eight_bits(tmp_path):
     assert torch.equal(compiled(x), model["mlp"](x))
     back = dequantize_(model)
     assert torch.equal(back["head"].weight, torch.from_numpy(weight.dequantize()))
+
+
+def correlated(rows: int, k: int, seed: int) -> torch.Tensor:
+    """Inputs of one distribution."""
+    mix = torch.randn(k, k, generator=torch.Generator().manual_seed(0))
+    return torch.randn(rows, k, generator=torch.Generator().manual_seed(seed)) @ mix / k**0.5
+
+
+def test_calibration_brings_the_outputs_nearer():
+    model = mlp().eval()
+    data, x = [correlated(64, 64, seed) for seed in range(8)], correlated(500, 64, 99)
+    want, errors = model(x).detach(), {}
+    for name in ("calibrate_", "quantize_"):
+        other, told = copy.deepcopy(model), []
+        if name == "calibrate_":
+            report = calibrate_(other, data, lowbit.Uniform(3), progress=lambda *state, told=told: told.append(state))
+            assert told[0][1] == told[-1][0] == len(report.quantized)
+        else:
+            report = quantize_(other, lowbit.Uniform(3))
+        assert len(report.fused) == 1
+        assert len(report.quantized) == 2
+        errors[name] = float((other(x).detach() - want).norm() / want.norm())
+    assert errors["calibrate_"] < 0.75 * errors["quantize_"]
+
+    again, state = copy.deepcopy(model), {}
+    for threads in (1, 2, 7):
+        again = copy.deepcopy(model)
+        with lowbit.threads(threads):
+            calibrate_(again, iter(data), lowbit.Uniform(3))
+        state[threads] = again.state_dict()
+    assert all(torch.equal(state[1][name], state[n][name]) for name in state[1] for n in (2, 7))
+
+
+def test_calibration_that_fails_leaves_the_model_as_it_was():
+    model = mlp().train()
+    model[1].eval()
+    before = copy.deepcopy(model.state_dict())
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    spoilt = correlated(8, 64, 0)
+    spoilt[3, 5] = math.nan
+    good = correlated(8, 64, 1)
+    for data, options, error, message in [
+        ([], {}, ValueError, "data: expected at least one batch"),
+        (good, {}, TypeError, "data: expected an iterable of batches, got Tensor"),
+        ([good, spoilt], {}, ValueError, "data: the inputs of 0 hold NaN"),
+        ([good, good[:, :5]], {}, ValueError, "data: 0 expects 64 inputs, got 5"),
+        ([good], {"order": "size"}, ValueError, "order: expected"),
+        ([good], {"rules": [("nothing", None)]}, ValueError, "matches no linear layer"),
+        ([good], {"progress": stop}, KeyboardInterrupt, None),
+    ]:
+        with pytest.raises(error, match=message):
+            calibrate_(model, data, lowbit.Uniform(4), **options)
+        assert [module.training for module in model] == [True, False, True]
+        assert [type(module) for module in model][::2] == [nn.Linear, nn.Linear]
+        assert all(torch.equal(model.state_dict()[name], before[name]) for name in before)
+    with pytest.raises(RuntimeError, match="from the data"):
+        calibrate_(model, (_raise("from the data") for _ in range(2)), lowbit.Uniform(4))
+
+
+def _raise(message: str):
+    raise RuntimeError(message)
+
+
+def test_what_calibration_can_not_learn_from_is_quantized_as_ever():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words = nn.Embedding(30, 64)
+            self.often, self.unused, self.head = nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 30, bias=False)
+            self.eight = nn.Linear(64, 64)
+            self.head.weight = self.words.weight
+
+        def forward(self, ids, attention_mask=None):
+            x = self.words(ids)
+            return self.head(self.eight(self.often(input=self.often(x).tanh())))
+
+    torch.manual_seed(3)
+    model = Model().eval()
+    plain = copy.deepcopy(model)
+    ids = torch.randint(30, (9, 12))
+    rules = [("eight", INT8)]
+    report = calibrate_(model, [{"ids": ids}, {"ids": ids[:3]}], lowbit.Uniform(4), rules=rules, fuse=False)
+    quantize_(plain, lowbit.Uniform(4), rules=rules, fuse=False)
+    assert [layer.name for layer in report.quantized] == ["words", "often", "unused", "head", "eight"]
+    same = [
+        torch.equal(model.get_submodule(n).tiled, plain.get_submodule(n).tiled)
+        for n in ("words", "unused", "head", "eight")
+    ]
+    assert all(same)
+    assert not torch.equal(model.often.tiled, plain.often.tiled)
+    assert model.words.tiled.data_ptr() == model.head.tiled.data_ptr()
+
+
+def test_padding_is_left_out_of_calibration():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.only = nn.Linear(64, 32)
+
+        def forward(self, x, attention_mask):
+            return self.only(x)
+
+    model = Model().eval()
+    x, other = correlated(40, 64, 0).reshape(4, 10, 64), correlated(40, 64, 1).reshape(4, 10, 64)
+    mask = torch.arange(10) < torch.tensor([[10], [3], [1], [7]])
+    states = []
+    for garbage in (x, other * 50):
+        padded = copy.deepcopy(model)
+        data = [{"x": torch.where(mask[..., None], x, garbage), "attention_mask": mask.long()}]
+        calibrate_(padded, data, lowbit.Uniform(4))
+        states.append(padded.state_dict())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
 @pytest.mark.parametrize("order", [1, -1])

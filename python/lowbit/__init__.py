@@ -5,7 +5,7 @@ functions in plain NumPy; ``lowbit.torch`` quantizes PyTorch models.
 """
 
 from lowbit._core import InternalError, __version__
-from lowbit.affine import choose_qparams, dequantize, quantize, quantize_rows
+from lowbit.affine import choose_qparams, dequantize, quantize, quantize_rows, round_with_feedback
 from lowbit.config import Int8, Uniform
 from lowbit.gemm import (
     GroupedWeight,
@@ -46,6 +46,7 @@ __all__ = [
     "quantize",
     "quantize_rows",
     "quantize_weight",
+    "round_with_feedback",
     "set_num_threads",
     "threads",
     "tile_matrix",

@@ -70,6 +70,17 @@ def quantize_rows(
     group_sums: NDArray[np.int32],
     isa: str | None,
 ) -> None: ...
+def round_with_feedback(
+    w: NDArray[np.float32],
+    k: int,
+    coefficients: NDArray[np.float32],
+    levels: NDArray[np.float32],
+    tables: tuple[int, int],
+    group: NDArray[np.uint32],
+    codes: NDArray[np.uint8],
+    fresh: bool,
+    isa: str | None,
+) -> None: ...
 
 # packing
 def pack_u8(codes: NDArray[np.uint8], nbits: int, out: NDArray[np.uint8], isa: str | None) -> None: ...
@@ -96,6 +107,13 @@ def quantize_weight_groups(
     importance: NDArray[np.float32] | None,
     out: NDArray[np.uint8],
     isa: str | None,
+) -> None: ...
+def tile_groups(
+    parts: tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8], NDArray[np.float32]],
+    n: int,
+    k: int,
+    form: tuple[int, int, bool],
+    out: NDArray[np.uint8],
 ) -> None: ...
 def untile_groups(
     weight: NDArray[np.uint8],

@@ -13,7 +13,12 @@ from lowbit import _core
 from lowbit._check import as_array, check_int, check_out
 from lowbit.types import Granularity, PerAxis, PerGroup, PerTensor, QParams, RowCodes
 
-__all__ = ["choose_qparams", "dequantize", "quantize", "quantize_rows"]
+__all__ = ["choose_qparams", "dequantize", "quantize", "quantize_rows", "round_with_feedback"]
+
+#: Of the second moments' mean diagonal, added to the diagonal; what calibration has too few rows for counts less.
+DAMPING = 0.1
+#: Rounds of coordinate descent.
+SWEEPS = 2
 
 _U8, _F32, _I32 = np.dtype(np.uint8), np.dtype(np.float32), np.dtype(np.int32)
 _FLOATS = ("float32", "float64", "float16", "bfloat16")
@@ -405,3 +410,115 @@ def _weight(weight: Any, shape: tuple[int, ...]) -> np.ndarray:
         return np.array(np.broadcast_to(array, shape), order="C")
     except ValueError:
         raise ValueError(f"sample_weight: expected a shape that broadcasts to {shape}, got {array.shape}") from None
+
+
+def round_with_feedback(
+    w: ArrayLike,
+    levels: ArrayLike,
+    second_moments: ArrayLike,
+    *,
+    group_size: int | None = None,
+    order: Literal["activation", "index"] = "activation",
+    isa: str | None = None,
+) -> NDArray[np.uint8]:
+    """Rounds a weight to given levels so that its products change least.
+
+    Column by column, each error is carried into the columns still to come through
+    the second moments of the inputs (GPTQ, Frantar et al. 2022), which are damped by
+    a tenth of their mean diagonal. Then every code is chosen twice more, the others
+    as they are (coordinate descent).
+
+    Parameters
+    ----------
+    w : array_like of float32, (N, K)
+    levels : array_like of float32, (N, groups, L)
+        For each row and group 1 to 256 levels, ascending.
+    second_moments : array_like of float64 or float32, (K, K)
+        ``x.T @ x`` of inputs x (rows, K), or any multiple of it.
+    group_size : int, optional
+        Columns of a group; None: all.
+    order : {"activation", "index"}
+        Which columns come first: those with the greatest moments, or the first.
+    isa : str, optional
+
+    Returns
+    -------
+    numpy.ndarray of uint8, (N, K)
+        Which level each weight has.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Shapes that do not fit, values that are not finite, levels that descend,
+        moments of no inputs (not positive semidefinite).
+
+    Examples
+    --------
+    >>> import numpy as np, lowbit
+    >>> w, levels = np.full((1, 4), 0.4, np.float32), np.array([[[0, 1]]], np.float32)
+    >>> lowbit.round_with_feedback(w, levels, np.eye(4))
+    array([[0, 0, 0, 0]], dtype=uint8)
+    >>> lowbit.round_with_feedback(w, levels, np.ones((4, 4))).sum()
+    np.uint64(2)
+    """
+    w = as_array("w", w, _FLOATS, min_ndim=2).astype(np.float32, copy=False)
+    levels = as_array("levels", levels, _FLOATS, min_ndim=3).astype(np.float32, copy=False)
+    if w.ndim != 2 or w.shape[1] == 0:
+        raise ValueError(f"w: expected 2-D (N, K) with K of at least 1, got shape {w.shape}")
+    n, k = w.shape
+    size = k if group_size is None else check_int("group_size", group_size, 1)
+    groups = -(-k // size)
+    if levels.shape[:2] != (n, groups) or levels.ndim != 3 or not 1 <= levels.shape[2] <= 256:
+        raise ValueError(f"levels: expected shape ({n}, {groups}, 1 to 256), got {levels.shape}")
+    if not (np.isfinite(w).all() and np.isfinite(levels).all()):
+        raise ValueError("w, levels: expected finite values")
+    if (levels[..., 1:] < levels[..., :-1]).any():
+        raise ValueError("levels: expected ascending levels in each table")
+    positions, first, again = _coefficients(check_moments(second_moments, k), order)
+    group = (np.arange(k) // size).astype(np.uint32)
+    codes, in_order = np.empty((n, k), np.uint8), np.empty((n, k), np.uint8)
+    moved = np.ascontiguousarray(w[:, positions])
+    tables = groups, levels.shape[2]
+    _core.round_with_feedback(moved, k, first, levels, tables, group[positions], in_order, True, isa)
+    codes[:, positions] = in_order
+    for _ in range(SWEEPS):
+        _core.round_with_feedback(w, k, again, levels, tables, group, codes, False, isa)
+    return codes
+
+
+def check_moments(second_moments: ArrayLike, k: int) -> NDArray[np.float64]:
+    """Second moments as float64 of mean diagonal 1; the identity where all are 0."""
+    moments = as_array("second_moments", second_moments, ("float64", "float32"), min_ndim=2).astype(np.float64)
+    if moments.shape != (k, k):
+        raise ValueError(f"second_moments: expected shape ({k}, {k}), got {moments.shape}")
+    diagonal = moments.diagonal()
+    if not np.isfinite(moments).all() or (diagonal < 0).any():
+        raise ValueError("second_moments: expected finite values, and none below 0 on the diagonal")
+    greatest = diagonal.max()
+    if greatest == 0:
+        return np.eye(k)
+    moments = moments / greatest  # their mean might overflow
+    return moments / moments.diagonal().mean()
+
+
+def _coefficients(
+    moments: NDArray[np.float64], order: str
+) -> tuple[NDArray[np.intp], NDArray[np.float32], NDArray[np.float32]]:
+    """The columns' order, and what is carried on: to those still to come, in that
+    order; to every column, in their own.
+
+    With M = U D Uᵀ, U unit upper triangular, GPTQ's step by the inverse of M carries
+    of column i's error U[i, j] into column j: no inverse is needed.
+    """
+    if order not in ("activation", "index"):
+        raise ValueError(f"order: expected 'activation' or 'index', got {order!r}")
+    damped = moments + DAMPING * np.eye(len(moments))
+    diagonal = damped.diagonal()
+    positions = np.argsort(-diagonal, kind="stable") if order == "activation" else np.arange(len(moments))
+    try:
+        lower = np.linalg.cholesky(damped[np.ix_(positions[::-1], positions[::-1])])
+    except np.linalg.LinAlgError:
+        raise ValueError("second_moments: expected a positive semidefinite matrix") from None
+    upper = lower[::-1, ::-1]
+    first = np.ascontiguousarray((upper / upper.diagonal()).T, np.float32)
+    return positions, first, np.ascontiguousarray(damped.T / diagonal[:, None], np.float32)

@@ -10,6 +10,7 @@ import numpy as np
 
 from lowbit import _core
 from lowbit._check import as_array, check_int, check_out
+from lowbit.affine import check_moments, round_with_feedback
 from lowbit.config import Config, Int8, Uniform
 from lowbit.types import RowCodes
 
@@ -264,7 +265,13 @@ def matmul_int8(
 
 
 def quantize_weight(
-    w: ArrayLike, config: Config | None = None, *, importance: ArrayLike | None = None, isa: str | None = None
+    w: ArrayLike,
+    config: Config | None = None,
+    *,
+    importance: ArrayLike | None = None,
+    second_moments: ArrayLike | None = None,
+    order: Literal["activation", "index"] = "activation",
+    isa: str | None = None,
 ) -> QuantizedWeight | GroupedWeight:
     """Quantizes and tiles a layer's weight.
 
@@ -277,6 +284,11 @@ def quantize_weight(
     importance : array_like of floats, (K,), optional
         How much the squared error of each input's weights counts where scales are
         searched (Uniform): the inputs' mean squares, say.
+    second_moments : array_like of floats, (K, K), optional
+        ``x.T @ x`` of inputs (rows, K), in place of an importance: scales are searched
+        with its diagonal, and the codes chosen by :func:`lowbit.round_with_feedback`.
+    order : {"activation", "index"}
+        As there.
     isa : str, optional
 
     Returns
@@ -307,16 +319,40 @@ def quantize_weight(
     n, k = w.shape
     w = w.astype(np.float32, copy=False)
     if isinstance(config, Uniform):
-        if importance is not None:
+        moments = None
+        if second_moments is not None:
+            if importance is not None:
+                raise ValueError("importance: expected None beside second_moments, whose diagonal it is")
+            moments = check_moments(second_moments, k)
+            importance = moments.diagonal().astype(np.float32)
+        elif importance is not None:
             importance = _vector("importance", importance, k)
         tiled = _aligned(_core.groups_len(k, n, *_form(config)))
         _core.quantize_weight_groups(w, n, k, *_form(config), importance, tiled, isa)
-        return GroupedWeight(tiled, k, n, config)
-    if importance is not None:
-        raise ValueError("importance: expected None with Int8, whose scales are not searched")
+        weight = GroupedWeight(tiled, k, n, config)
+        if moments is not None:
+            _feed_back(w, weight, moments, order, isa)
+        return weight
+    for name, given in (("importance", importance), ("second_moments", second_moments)):
+        if given is not None:
+            raise ValueError(f"{name}: expected None with Int8, whose scales are not searched")
     tiled = _aligned(_core.weight_len(k, n, config.equalize))
     _core.quantize_weight(w, n, k, config.equalize, tiled, isa)
     return QuantizedWeight(tiled, k, n, config)
+
+
+def _feed_back(w: Any, weight: GroupedWeight, moments: Any, order: Any, isa: str | None) -> None:
+    """Chooses the codes of a weight again, its scales and zero points as they are."""
+    codes, multipliers, zeros, scale = weight._untile()
+    if (equalizer := weight.equalizer()) is not None:
+        w, moments = w / equalizer, moments * np.outer(equalizer, equalizer).astype(np.float64)
+    nbits, group_size, symmetric, _ = _form(weight.config)
+    steps = (np.arange(2**nbits) - zeros[..., None].astype(np.int32)) * multipliers[..., None]
+    levels = steps.astype(np.float32) * scale[:, None, None]
+    codes = round_with_feedback(w, levels, moments, group_size=group_size, order=order, isa=isa)
+    size = weight.tiled.size - (0 if equalizer is None else 4 * weight.k)
+    parts = codes, multipliers, zeros, scale
+    _core.tile_groups(parts, weight.n, weight.k, (nbits, group_size, symmetric), weight.tiled[:size])
 
 
 def _kernel_floats(x: NDArray[Any]) -> NDArray[Any]:

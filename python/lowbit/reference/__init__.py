@@ -4,7 +4,7 @@ The oracle of the tests, and what a user would write without lowbit. ``isa`` is
 accepted and ignored.
 """
 
-from lowbit.reference.affine import choose_qparams, dequantize, quantize, quantize_rows
+from lowbit.reference.affine import choose_qparams, dequantize, quantize, quantize_rows, round_with_feedback
 from lowbit.reference.gemm import (
     GroupedWeight,
     QuantizedWeight,
@@ -30,6 +30,7 @@ __all__ = [
     "quantize",
     "quantize_rows",
     "quantize_weight",
+    "round_with_feedback",
     "tile_matrix",
     "unpack_codes",
 ]

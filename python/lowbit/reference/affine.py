@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from lowbit.types import Granularity, PerAxis, PerGroup, PerTensor, QParams, RowCodes
 
-__all__ = ["choose_qparams", "dequantize", "quantize", "quantize_rows"]
+__all__ = ["choose_qparams", "dequantize", "quantize", "quantize_rows", "round_with_feedback"]
 
 MIN_SCALE = np.float32(2.0**-126)
 CHUNK = 1 << 16  # values of a group whose squared errors are summed by themselves
@@ -342,3 +342,63 @@ def _spread(values: np.ndarray, shape: tuple[int, ...], granularity: Granularity
         after = len(shape) - 1 - granularity.axis % len(shape)
         return values.reshape(-1, *[1] * after)
     return values
+
+
+def round_with_feedback(
+    w: ArrayLike,
+    levels: ArrayLike,
+    second_moments: ArrayLike,
+    *,
+    group_size: int | None = None,
+    order: Literal["activation", "index"] = "activation",
+    isa: str | None = None,
+) -> NDArray[np.uint8]:
+    """`lowbit.round_with_feedback`: which of the levels (N, groups, L) each weight has.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lowbit import reference
+    >>> w, levels = np.full((1, 4), 0.4, np.float32), np.array([[[0, 1]]], np.float32)
+    >>> reference.round_with_feedback(w, levels, np.ones((4, 4))).sum()
+    np.uint64(2)
+    """
+    w, levels = np.asarray(w, np.float32), np.asarray(levels, np.float32)
+    (n, k), group_size = w.shape, group_size or w.shape[1]
+    moments = np.asarray(second_moments, np.float64)
+    moments = moments / moments.diagonal().max() if moments.diagonal().any() else np.eye(k)
+    moments = moments / moments.diagonal().mean() + 0.1 * np.eye(k)
+    positions = np.argsort(-moments.diagonal(), kind="stable") if order == "activation" else np.arange(k)
+    backwards = positions[::-1]
+    upper = np.linalg.cholesky(moments[np.ix_(backwards, backwards)])[::-1, ::-1]
+    carried = (upper / upper.diagonal()).T.astype(np.float32)
+    again = (moments.T / moments.diagonal()[:, None]).astype(np.float32)
+    codes, errors = np.zeros((n, k), np.uint8), np.zeros((n, k), np.float32)
+
+    def take(column: int, total: NDArray[np.float32]) -> None:
+        """Of two as near the lower, and the first of equals."""
+        table = levels[:, column // group_size]
+        above = (table < total[:, None]).sum(1)
+        low, high = np.maximum(above - 1, 0), np.minimum(above, table.shape[1] - 1)
+        below, over = (
+            np.take_along_axis(table, low[:, None], 1)[:, 0],
+            np.take_along_axis(table, high[:, None], 1)[:, 0],
+        )
+        nearer = (above > 0) & ((above == table.shape[1]) | (total - below <= over - total))
+        codes[:, column] = np.where(nearer, low, high)
+        errors[:, column] = w[:, column] - np.where(nearer, below, over)
+
+    for j, column in enumerate(positions):
+        total = w[:, column].copy()
+        for i in range(j):
+            total += errors[:, positions[i]] * carried[j, i]
+        take(column, total)
+    for _ in range(2):
+        for j in range(k):
+            total = w[:, j].copy()
+            four = range(j // 4 * 4, min(j // 4 * 4 + 4, k))  # the order in which the kernel adds
+            for i in [*range(four.start), *range(four.stop, k), *four]:
+                if i != j:
+                    total += errors[:, i] * again[j, i]
+            take(j, total)
+    return codes

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lowbit.config import Config, Int8, Uniform
-from lowbit.reference.affine import quantize_rows, sums_of_squares
+from lowbit.reference.affine import quantize_rows, round_with_feedback, sums_of_squares
 from lowbit.types import RowCodes
 
 __all__ = [
@@ -193,7 +193,13 @@ def matmul_int8(
 
 
 def quantize_weight(
-    w: ArrayLike, config: Config | None = None, *, importance: ArrayLike | None = None, isa: str | None = None
+    w: ArrayLike,
+    config: Config | None = None,
+    *,
+    importance: ArrayLike | None = None,
+    second_moments: ArrayLike | None = None,
+    order: Literal["activation", "index"] = "activation",
+    isa: str | None = None,
 ) -> QuantizedWeight | GroupedWeight:
     """`lowbit.quantize_weight` of (N, K): int8, or groups of 2 to 6 bits.
 
@@ -217,15 +223,26 @@ def quantize_weight(
     config = config or Int8()
     assert isinstance(config, (Int8, Uniform))
     tail = np.empty(0, np.uint8)
+    moments = np.eye(floats.shape[1]) if second_moments is None else np.asarray(second_moments, np.float64)
+    if second_moments is not None:
+        moments = moments / moments.diagonal().max() if moments.any() else np.eye(len(moments))
+        moments = moments / moments.diagonal().mean()
+        importance = moments.diagonal()
     counts = np.ones(floats.shape[1], np.float32) if importance is None else np.asarray(importance).astype(np.float32)
     if config.equalize:
         equalizer = _made_alike(floats, 4 if isinstance(config, Uniform) else 1)
         # Only ratios count: with the greatest between 1/2 and 1 none overflows.
         counts = np.ldexp(counts, -np.frexp(counts.max(initial=0))[1]) * (equalizer * equalizer)
         floats = floats / equalizer
+        moments = moments * np.outer(equalizer, equalizer).astype(np.float64)
         tail = equalizer.astype("<f4").view(np.uint8)
     if isinstance(config, Uniform):
-        tiled = np.concatenate([_tile_groups(*_grouped(floats, config, counts), config), tail])
+        chosen, multipliers, zeros, scale = _grouped(floats, config, counts)
+        if second_moments is not None:
+            steps = (np.arange(2**config.nbits) - zeros[..., None].astype(int)) * multipliers[..., None]
+            levels = steps.astype(np.float32) * scale[:, None, None]
+            chosen = round_with_feedback(floats, levels, moments, group_size=config.group_size, order=order)
+        tiled = np.concatenate([_tile_groups(chosen, multipliers, zeros, scale, config), tail])
         return GroupedWeight(tiled, floats.shape[1], floats.shape[0], config)
     rows = _rows(floats, symmetric=True)
     codes = (rows.codes ^ 0x80).view(np.int8)  # stored codes are 128 higher

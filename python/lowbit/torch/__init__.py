@@ -12,9 +12,20 @@ except ImportError as error:
     raise ImportError("lowbit.torch needs PyTorch: pip install 'lowbit[torch]'") from error
 
 from lowbit.config import Int8, Uniform
+from lowbit.torch.calibrate import calibrate_
 from lowbit.torch.modules import QuantEmbedding, QuantLinear
 from lowbit.torch.quantize import LayerReport, Report, dequantize_, quantize_
 
-__all__ = ["Int8", "LayerReport", "QuantEmbedding", "QuantLinear", "Report", "Uniform", "dequantize_", "quantize_"]
+__all__ = [
+    "Int8",
+    "LayerReport",
+    "QuantEmbedding",
+    "QuantLinear",
+    "Report",
+    "Uniform",
+    "calibrate_",
+    "dequantize_",
+    "quantize_",
+]
 
 del _torch

@@ -139,10 +139,7 @@ def quantize_(
     >>> model(torch.randn(2, 64)).shape
     torch.Size([2, 8])
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    if isinstance(model, (nn.Linear, nn.Embedding)):
-        raise ValueError(f"model: a bare {type(model).__name__} cannot be swapped in place; wrap it in nn.Sequential")
+    _check_model(model)
     _check_config("config", config)
     names = [name for name, _ in _layers(model)]
     decided = _decide(names, config, _check_rules(rules))
@@ -229,6 +226,13 @@ def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, (nn.Linear, nn.Embedding, QuantLinear, QuantEmbedding)):
             yield name, module
+
+
+def _check_model(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(model, (nn.Linear, nn.Embedding)):
+        raise ValueError(f"model: a bare {type(model).__name__} cannot be swapped in place; wrap it in nn.Sequential")
 
 
 def _check_config(name: str, config: Any) -> None:
@@ -346,7 +350,10 @@ def _buffers(weight: torch.Tensor, config: Config, *, rows: bool) -> dict[str, t
     if rows and isinstance(config, Int8):
         codes = lowbit.quantize_rows(_numpy_floats(weight), symmetric=True)
         return {"codes": torch.from_numpy(codes.codes), "scale": torch.from_numpy(codes.scale)}
-    quantized = lowbit.quantize_weight(_numpy_floats(weight), config)
+    return _bytes_of(lowbit.quantize_weight(_numpy_floats(weight), config))
+
+
+def _bytes_of(quantized: lowbit.QuantizedWeight | lowbit.GroupedWeight) -> dict[str, torch.Tensor]:
     # torch's memory starts at a cache line and can be resized and shared.
     tiled = torch.empty(quantized.tiled.size, dtype=torch.uint8, device="cpu")
     tiled.numpy()[:] = quantized.tiled
@@ -410,7 +417,7 @@ def _report(name: str, old: nn.Module, new: nn.Module, config: Config) -> LayerR
     )
 
 
-def _teller(progress: bool | Progress | None) -> Progress:
+def _teller(progress: bool | Progress | None, doing: str = "quantize_") -> Progress:
     if callable(progress):
         return progress
     if not progress or not sys.stderr.isatty():
@@ -418,7 +425,7 @@ def _teller(progress: bool | Progress | None) -> Progress:
 
     def draw(done: int, total: int, name: str) -> None:
         end = "\n" if done == total else ""
-        sys.stderr.write(f"\r\033[Kquantize_ {done}/{total} {name}{end}")
+        sys.stderr.write(f"\r\033[K{doing} {done}/{total} {name}{end}")
         sys.stderr.flush()
 
     return draw

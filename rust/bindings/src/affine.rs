@@ -2,7 +2,7 @@
 //! name of their real type, float16 and bfloat16 as uint16; lengths are checked
 //! again by the kernel.
 
-use lowbit_kernels::affine::{self, Floats, FloatsMut, Layout, Levels, Method, RowScale};
+use lowbit_kernels::affine::{self, Floats, FloatsMut, Layout, Levels, Method, RowScale, Tables};
 use numpy::{Element, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyReadwriteArrayDyn};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -178,9 +178,35 @@ fn quantize_rows(
     Ok(())
 }
 
+/// Codes of levels, each error carried on. `tables`: (groups, levels of each).
+#[pyfunction]
+fn round_with_feedback(
+    py: Python<'_>,
+    w: &Bound<'_, PyAny>,
+    k: usize,
+    coefficients: &Bound<'_, PyAny>,
+    levels: &Bound<'_, PyAny>,
+    tables: (usize, usize),
+    group: &Bound<'_, PyAny>,
+    codes: &Bound<'_, PyAny>,
+    fresh: bool,
+    isa: Option<&str>,
+) -> PyResult<()> {
+    let isa = self::isa(isa)?;
+    let (w, coefficients) = (read::<f32>("w", w)?, read::<f32>("coefficients", coefficients)?);
+    let (levels, group) = (read::<f32>("levels", levels)?, read::<u32>("group", group)?);
+    let mut codes = write::<u8>("codes", codes)?;
+    let (w, coefficients, codes) = (w.as_slice()?, coefficients.as_slice()?, codes.as_slice_mut()?);
+    let tables = Tables { levels: levels.as_slice()?, group: group.as_slice()?, groups: tables.0, size: tables.1 };
+    run(py, w.len().saturating_mul(k), Threads::default(), |ctl| {
+        affine::round_with_feedback(w, k, coefficients, tables, codes, fresh, isa, ctl)
+    })
+}
+
 pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(choose_qparams, m)?)?;
     m.add_function(wrap_pyfunction!(quantize, m)?)?;
     m.add_function(wrap_pyfunction!(dequantize, m)?)?;
-    m.add_function(wrap_pyfunction!(quantize_rows, m)?)
+    m.add_function(wrap_pyfunction!(quantize_rows, m)?)?;
+    m.add_function(wrap_pyfunction!(round_with_feedback, m)?)
 }

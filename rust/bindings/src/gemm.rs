@@ -223,6 +223,29 @@ fn untile_groups(
     run(py, n.saturating_mul(k).saturating_mul(16), Threads::default(), |_| grouped.untile(parts))
 }
 
+/// The inverse of [`untile_groups`], without an equalizer.
+#[pyfunction]
+fn tile_groups(
+    py: Python<'_>,
+    parts: (Bound<'_, PyAny>, Bound<'_, PyAny>, Bound<'_, PyAny>, Bound<'_, PyAny>),
+    n: usize,
+    k: usize,
+    form: (u32, usize, bool),
+    out: &Bound<'_, PyAny>,
+) -> PyResult<()> {
+    let groups = Groups::new(form.0, form.1, form.2).map_err(to_py)?;
+    let (mut codes, mut multipliers) = (Write::<u8>::new(&parts.0)?, Write::<u8>::new(&parts.1)?);
+    let (mut zeros, mut scale) = (Write::<u8>::new(&parts.2)?, Write::<f32>::new(&parts.3)?);
+    let (codes, multipliers) = (codes.slice()?, multipliers.slice()?);
+    let (zeros, scale) = (zeros.slice()?, scale.slice()?);
+    let parts = GroupedRows { codes, multipliers, zeros, scale };
+    let mut out = Write::<u8>::new(out)?;
+    let out = out.slice()?;
+    run(py, n.saturating_mul(k).saturating_mul(16), Threads::default(), |ctl| {
+        gemm::tile_groups(&parts, groups, n, k, out, ctl)
+    })
+}
+
 /// A weight's scales (N) and codes (N, K).
 #[pyfunction]
 fn untile(
@@ -435,6 +458,7 @@ pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(untile, m)?)?;
     m.add_function(wrap_pyfunction!(groups_len, m)?)?;
     m.add_function(wrap_pyfunction!(quantize_weight_groups, m)?)?;
+    m.add_function(wrap_pyfunction!(tile_groups, m)?)?;
     m.add_function(wrap_pyfunction!(untile_groups, m)?)?;
     m.add_function(wrap_pyfunction!(lookup, m)?)?;
     m.add_function(wrap_pyfunction!(lookup_rows, m)?)?;

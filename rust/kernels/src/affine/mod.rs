@@ -11,6 +11,7 @@
 //! | [`quantize`] | f32, f64, f16, bf16, scales | u8 codes |
 //! | [`dequantize`] | u8 codes, scales | f32, f64, f16, bf16 |
 //! | [`quantize_groups`] | rows of f32 | codes of 2 to 6 bits, u8 multipliers and zero points of groups, f32 scales |
+//! | [`round_with_feedback`] | rows of f32, f32 coefficients and tables of levels | u8 codes |
 //! | [`quantize_rows`] | rows of the same | u8 codes, f32 scale, u8 zero point, i32 sums |
 //!
 //! float64 is multiplied in float64; float16 and bfloat16 as float32. Every
@@ -19,6 +20,7 @@
 //! of squares have a fixed one.
 
 mod choose;
+mod feedback;
 mod groups;
 mod layout;
 mod scalar;
@@ -28,6 +30,7 @@ mod tests;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::Relaxed};
 
 pub use choose::{Method, choose_qparams};
+pub use feedback::{Tables, round_with_feedback};
 pub use groups::{GroupedRows, quantize_groups};
 pub use layout::Layout;
 

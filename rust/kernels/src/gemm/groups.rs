@@ -321,12 +321,16 @@ impl<'a> Grouped<'a> {
 /// Tiles a weight (N, K) into `out` of [`Groups::len`] bytes.
 ///
 /// # Errors
-/// [`Error::Value`] where a length is another, [`Error::Interrupted`].
+/// [`Error::Value`] where a length is another or a code is out of range,
+/// [`Error::Interrupted`].
 pub fn tile_groups(parts: &GroupedRows, groups: Groups, n: usize, k: usize, out: &mut [u8], ctl: &Ctl) -> Result<()> {
     let count = groups.count(k);
     parts.check(n, k, groups.group_size)?;
     if out.len() != groups.len(k, n)? {
         bail!("out: expected {} bytes, got {}", groups.len(k, n)?, out.len());
+    }
+    if parts.codes.iter().chain(&*parts.zeros).any(|&code| code > groups.qmax()) {
+        bail!("codes, zero points: expected at most {}", groups.qmax());
     }
     let (header, rest) = out.split_at_mut(HEADER);
     header.fill(0);
