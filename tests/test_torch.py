@@ -22,6 +22,7 @@ import lowbit  # noqa: E402
 from lowbit.torch import (  # noqa: E402
     QuantEmbedding,
     QuantLinear,
+    allocate_bits,
     calibrate_,
     dequantize_,
     ops,
@@ -384,6 +385,43 @@ def test_padding_is_left_out_of_calibration():
         calibrate_(padded, data, lowbit.Uniform(4))
         states.append(padded.state_dict())
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_bits_go_where_they_count():
+    torch.manual_seed(5)
+    model = nn.Sequential(*(nn.Linear(128, 128) for _ in range(4))).train()
+    with torch.no_grad():
+        model[2].weight *= torch.randn(128, 128).exp()  # hard to round
+    data = [correlated(100, 128, seed) for seed in range(2)]
+    told: list[tuple] = []
+    rules = allocate_bits(model, data, 4.9, progress=lambda *state: told.append(state))
+    assert told[-1] == (4, 4, "")
+    assert model.training
+    assert [bool(re.search(pattern, str(i))) for i, (pattern, _) in enumerate(rules)] == [True] * 4
+    quantize_(model, None, rules=rules, fuse=False)
+    used = sum(8 * module.tiled.numel() for module in model) / (4 * 128 * 128)
+    assert 4.2 < used <= 4.9
+    assert len({config for _, config in rules}) > 1
+
+    tied = nn.Sequential(nn.Embedding(50, 64), nn.Linear(64, 50, bias=False)).eval()
+    tied[1].weight = tied[0].weight
+    rules = allocate_bits(tied, [torch.arange(50)], 20, configs=[lowbit.Uniform(4), INT8])
+    assert [config for _, config in rules] == [INT8, INT8]
+
+
+@pytest.mark.parametrize(
+    ("budget", "options", "error", "message"),
+    [
+        (1.0, {}, ValueError, r"budget: expected at least \d+\.\d+ bits, the smallest configs, got 1\.0"),
+        (math.nan, {}, ValueError, "budget: expected a number of bits above 0"),
+        ("4", {}, ValueError, "budget: expected a number of bits above 0, got '4'"),
+        (4, {"configs": []}, ValueError, "configs: expected at least one"),
+        (4, {"configs": [None]}, TypeError, r"configs\[0\]"),
+    ],
+)
+def test_budgets_that_can_not_be(budget, options, error, message):
+    with pytest.raises(error, match=message):
+        allocate_bits(nn.Sequential(nn.Linear(64, 64)), [torch.randn(3, 64)], budget, **options)
 
 
 @pytest.mark.parametrize("order", [1, -1])

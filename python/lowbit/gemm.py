@@ -306,9 +306,10 @@ def quantize_weight(
     >>> w = lowbit.quantize_weight(np.array([[-1.27, 0.5]], np.float32), lowbit.Int8(equalize=False))
     >>> w.codes()
     array([[-127,   50]], dtype=int8)
-    >>> lowbit.quantize_weight(np.arange(16, dtype=np.float32)[None], lowbit.Uniform(4, 8)).dequantize()
-    array([[ 0.,  1.,  2.,  3.,  4.,  5.,  6.,  7.,  8.,  9., 10., 11., 12.,
-            13., 14., 15.]], dtype=float32)
+    >>> config = lowbit.Uniform(4, 16, equalize=False)
+    >>> lowbit.quantize_weight(np.arange(16, dtype=np.float32)[None], config).codes()
+    array([[ 0,  1,  2,  3,  4,  5,  6,  7,  8,  9, 10, 11, 12, 13, 14, 15]],
+          dtype=uint8)
     """
     config = Int8() if config is None else config
     if not isinstance(config, (Int8, Uniform)):

@@ -214,7 +214,7 @@ def quantize_weight(
     >>> from lowbit import Int8, Uniform, reference
     >>> reference.quantize_weight(np.array([[-1.27, 0.5]], np.float32), Int8(equalize=False)).codes()
     array([[-127,   50]], dtype=int8)
-    >>> reference.quantize_weight(np.arange(8, dtype=np.float32)[None], Uniform(3, 8)).codes()
+    >>> reference.quantize_weight(np.arange(8, dtype=np.float32)[None], Uniform(3, 8, equalize=False)).codes()
     array([[0, 1, 2, 3, 4, 5, 6, 7]], dtype=uint8)
     """
     floats: NDArray[Any] = np.asarray(w).astype(np.float32)

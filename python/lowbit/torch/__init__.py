@@ -12,6 +12,7 @@ except ImportError as error:
     raise ImportError("lowbit.torch needs PyTorch: pip install 'lowbit[torch]'") from error
 
 from lowbit.config import Int8, Uniform
+from lowbit.torch.allocate import allocate_bits
 from lowbit.torch.calibrate import calibrate_
 from lowbit.torch.modules import QuantEmbedding, QuantLinear
 from lowbit.torch.quantize import LayerReport, Report, dequantize_, quantize_
@@ -23,6 +24,7 @@ __all__ = [
     "QuantLinear",
     "Report",
     "Uniform",
+    "allocate_bits",
     "calibrate_",
     "dequantize_",
     "quantize_",

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
 import lowbit
-from lowbit.affine import DAMPING
 from lowbit.config import Config, Uniform
 from lowbit.torch import fusion
 from lowbit.torch.modules import QuantLinear
@@ -37,6 +37,9 @@ from lowbit.torch.quantize import (
 )
 
 __all__ = ["calibrate_"]
+
+#: Of the mean square of a layer's inputs: how much a weight that is fitted is held to what it was.
+RIDGE = 1.0
 
 
 def calibrate_(
@@ -100,27 +103,17 @@ def calibrate_(
     """
     _check_model(model)
     _check_config("config", config)
-    if isinstance(data, (torch.Tensor, Mapping, str)) or not isinstance(data, Iterable):
-        raise TypeError(f"data: expected an iterable of batches, got {type(data).__name__}; one batch is [batch]")
     if order not in ("activation", "index"):
         raise ValueError(f"order: expected 'activation' or 'index', got {order!r}")
-    batches = list(data)
-    if not batches:
-        raise ValueError("data: expected at least one batch, got none")
+    batches = _batches(data)
     names = [name for name, _ in _layers(model)]
     decided = _decide(names, config, _check_rules(rules))
     before = _state_bytes(model)
     tell = _teller(progress, "calibrate_")
 
-    modes = [(module, module.training) for module in model.modules()]
     student = copy.deepcopy(model).eval()
-    model.eval()
-    try:
-        with torch.no_grad():
-            reports = _calibrated(model, student, batches, decided, order, tell)
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with _evaluating(model), torch.no_grad():
+        reports = _calibrated(model, student, batches, decided, order, tell)
     for name, report in reports.items():
         if report.reason is None:
             old, new = model.get_submodule(name), student.get_submodule(name)
@@ -129,6 +122,27 @@ def calibrate_(
                 _replace(model, name, new)
     fused = tuple(fusion.fuse_(model)) if fuse else ()
     return Report(tuple(reports[name] for name in names), before, _state_bytes(model), fused)
+
+
+def _batches(data: Iterable[Any]) -> list[Any]:
+    if isinstance(data, (torch.Tensor, Mapping, str)) or not isinstance(data, Iterable):
+        raise TypeError(f"data: expected an iterable of batches, got {type(data).__name__}; one batch is [batch]")
+    batches = list(data)
+    if not batches:
+        raise ValueError("data: expected at least one batch, got none")
+    return batches
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """In evaluation mode, each module's own put back at the end."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def _calibrated(
@@ -182,8 +196,7 @@ def _calibrated(
                 raise ValueError(f"data: {name} gets inputs of other shapes once layers before it are quantized")
             for a, b in zip(*pair, strict=True):
                 seen.add(a, b)
-        if not bool(torch.isfinite(seen.own).all() & torch.isfinite(seen.cross).all()):
-            raise ValueError(f"data: the inputs of {name} hold NaN or infinities, or overflow")
+        seen.check(name)
         for name, module in layers:
             config = decided[name]
             assert isinstance(config, Uniform)
@@ -217,10 +230,14 @@ class _Moments:
         self.after += y.sum(0, dtype=torch.float64)
         self.rows += len(x)
 
+    def check(self, name: str) -> None:
+        if not bool(torch.isfinite(self.own).all() & torch.isfinite(self.cross).all()):
+            raise ValueError(f"data: the inputs of {name} hold NaN or infinities, or overflow")
+
     def fitted(self, weight: torch.Tensor) -> torch.Tensor:
         """V of least ``‖x Wᵀ - y Vᵀ‖² + λ ‖V - W‖²``."""
         damped = self.own.clone()
-        damped.diagonal().add_(DAMPING * damped.diagonal().mean())
+        damped.diagonal().add_(RIDGE * damped.diagonal().mean())
         change = torch.linalg.solve(damped, (self.cross - self.own).T @ weight.T)
         return (weight + change.T).float()
 
