@@ -16,8 +16,6 @@ MODULES = [
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples(name):
-    try:
-        module = importlib.import_module(name)
-    except ImportError as error:
-        pytest.skip(str(error))
-    assert doctest.testmod(module).failed == 0
+    if name.startswith("lowbit.torch"):
+        pytest.importorskip("torch")
+    assert doctest.testmod(importlib.import_module(name)).failed == 0

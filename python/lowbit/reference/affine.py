@@ -365,9 +365,7 @@ def round_with_feedback(
     """
     w, levels = np.asarray(w, np.float32), np.asarray(levels, np.float32)
     (n, k), group_size = w.shape, group_size or w.shape[1]
-    moments = np.asarray(second_moments, np.float64)
-    moments = moments / moments.diagonal().max() if moments.diagonal().any() else np.eye(k)
-    moments = moments / moments.diagonal().mean() + 0.1 * np.eye(k)
+    moments = of_mean_1(second_moments) + 0.1 * np.eye(k)
     positions = np.argsort(-moments.diagonal(), kind="stable") if order == "activation" else np.arange(k)
     backwards = positions[::-1]
     upper = np.linalg.cholesky(moments[np.ix_(backwards, backwards)])[::-1, ::-1]
@@ -402,3 +400,12 @@ def round_with_feedback(
                     total += errors[:, i] * again[j, i]
             take(j, total)
     return codes
+
+
+def of_mean_1(second_moments: ArrayLike) -> NDArray[np.float64]:
+    """Second moments of mean diagonal 1; the identity where all are 0."""
+    moments = np.asarray(second_moments, np.float64)
+    if not moments.diagonal().any():
+        return np.eye(len(moments))
+    moments = moments / moments.diagonal().max()
+    return moments / moments.diagonal().mean()

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lowbit.config import Config, Int8, Uniform
-from lowbit.reference.affine import quantize_rows, round_with_feedback, sums_of_squares
+from lowbit.reference.affine import of_mean_1, quantize_rows, round_with_feedback, sums_of_squares
 from lowbit.types import RowCodes
 
 __all__ = [
@@ -223,10 +223,8 @@ def quantize_weight(
     config = config or Int8()
     assert isinstance(config, (Int8, Uniform))
     tail = np.empty(0, np.uint8)
-    moments = np.eye(floats.shape[1]) if second_moments is None else np.asarray(second_moments, np.float64)
-    if second_moments is not None:
-        moments = moments / moments.diagonal().max() if moments.any() else np.eye(len(moments))
-        moments = moments / moments.diagonal().mean()
+    moments = None if second_moments is None else of_mean_1(second_moments)
+    if moments is not None:
         importance = moments.diagonal()
     counts = np.ones(floats.shape[1], np.float32) if importance is None else np.asarray(importance).astype(np.float32)
     if config.equalize:
@@ -234,11 +232,11 @@ def quantize_weight(
         # Only ratios count: with the greatest between 1/2 and 1 none overflows.
         counts = np.ldexp(counts, -np.frexp(counts.max(initial=0))[1]) * (equalizer * equalizer)
         floats = floats / equalizer
-        moments = moments * np.outer(equalizer, equalizer).astype(np.float64)
+        moments = None if moments is None else moments * np.outer(equalizer, equalizer).astype(np.float64)
         tail = equalizer.astype("<f4").view(np.uint8)
     if isinstance(config, Uniform):
         chosen, multipliers, zeros, scale = _grouped(floats, config, counts)
-        if second_moments is not None:
+        if moments is not None:
             steps = (np.arange(2**config.nbits) - zeros[..., None].astype(int)) * multipliers[..., None]
             levels = steps.astype(np.float32) * scale[:, None, None]
             chosen = round_with_feedback(floats, levels, moments, group_size=config.group_size, order=order)

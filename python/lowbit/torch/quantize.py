@@ -143,30 +143,22 @@ def quantize_(
     _check_config("config", config)
     names = [name for name, _ in _layers(model)]
     decided = _decide(names, config, _check_rules(rules))
-    reports, todo, kinds = _plan(model, decided)
+    swaps = _Swaps(model, decided)
     before = _state_bytes(model)
     tell = _teller(progress)
 
-    swapped: dict[int, nn.Module] = {}
-    made: dict[Shared, dict[str, torch.Tensor]] = {}
+    todo = swaps.todo
     todo.reverse()
     total = len(todo)
     while todo:
         name, module = todo.pop()
         tell(total - len(todo) - 1, total, name)
-        chosen = decided[name]
-        assert chosen is not None
-        if id(module) not in swapped:
-            swapped[id(module)] = _quantized(module, chosen, kinds, made)
-            _inherit(swapped[id(module)], module)
-        new = swapped[id(module)]
-        reports[name] = _report(name, module, new, chosen)
-        _replace(model, name, new)
+        swaps.swap(name, module)
         del module  # its weight goes before the next layer's codes come
     tell(total, total, "")
 
     fused = tuple(fusion.fuse_(model)) if fuse else ()
-    return Report(tuple(reports[name] for name in names), before, _state_bytes(model), fused)
+    return Report(tuple(swaps.reports[name] for name in names), before, _state_bytes(model), fused)
 
 
 def dequantize_(model: nn.Module) -> nn.Module:
@@ -322,6 +314,30 @@ def _plan(
 
 
 # ------------------------------------------------------------------ swapping
+
+
+class _Swaps:
+    """A model's layers on their way to being quantized."""
+
+    def __init__(self, model: nn.Module, decided: dict[str, Config | None]) -> None:
+        self.model, self.decided = model, decided
+        #: Of each name, and the layers that are to be quantized.
+        self.reports, self.todo, self._kinds = _plan(model, decided)
+        #: The buffers of weights that are quantized already.
+        self.made: dict[Shared, dict[str, torch.Tensor]] = {}
+        self._swapped: dict[int, nn.Module] = {}
+
+    def swap(self, name: str, module: nn.Module) -> nn.Module:
+        """Puts the quantized layer in its place, and reports it."""
+        config = self.decided[name]
+        assert config is not None
+        if id(module) not in self._swapped:
+            self._swapped[id(module)] = _quantized(module, config, self._kinds, self.made)
+            _inherit(self._swapped[id(module)], module)
+        new = self._swapped[id(module)]
+        self.reports[name] = _report(name, module, new, config)
+        _replace(self.model, name, new)
+        return new
 
 
 def _quantized(
