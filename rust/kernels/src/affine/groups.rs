@@ -9,7 +9,8 @@ use crate::error::{bail, checked_product};
 use crate::par::Parts;
 use crate::{Ctl, Isa, Result};
 
-/// Multipliers that are tried, from that of the whole range down: m - i · m / 32.
+/// Multipliers that are tried, from that of the whole range down: m - i · m / 32; of 8
+/// bits, whose codes a shorter range would not help, the first of them.
 const TRIED: u32 = 16;
 
 /// Rows of weights in groups: `x ~ (code - zero) · (multiplier · scale)`.
@@ -39,7 +40,7 @@ impl GroupedRows<'_> {
     }
 }
 
-/// Quantizes rows of `k` weights to `nbits`, 2 to 6. A row's scale is the step of its
+/// Quantizes rows of `k` weights to `nbits`, 2 to 6 or 8. A row's scale is the step of its
 /// widest group over 255; of each group the multiplier and the zero point are tried
 /// together, as they are stored, and those with the least squared error are taken.
 /// `dividers`: what each of the `k` is first divided by, or none;
@@ -58,8 +59,8 @@ pub fn quantize_groups(
     isa: Isa,
     ctl: &Ctl,
 ) -> Result<()> {
-    if !(2..=6).contains(&nbits) || k == 0 || group_size == 0 {
-        bail!("nbits, k, group_size: expected 2 to 6 and at least 1, got {nbits}, {k}, {group_size}");
+    if !matches!(nbits, 2..=6 | 8) || k == 0 || group_size == 0 {
+        bail!("nbits, k, group_size: expected 2 to 6 or 8 and at least 1, got {nbits}, {k}, {group_size}");
     }
     let (rows, groups) = (out.scale.len(), k.div_ceil(group_size));
     out.check(rows, k, group_size)?;
@@ -169,7 +170,7 @@ impl Job {
         // From the range's own multiplier down to about half of it, with each zero point
         // from where all of one end is reached to where all of the other is.
         let whole = (self.step((low, high)) / scale).ceil().clamp(1.0, 255.0) as u32;
-        for i in 0..TRIED {
+        for i in 0..if self.qmax == 255.0 { 1 } else { TRIED } {
             let m = whole - i * whole / (2 * TRIED);
             let step = m as f32 * scale;
             let below = (-low / step).round_ties_even().min(self.qmax);

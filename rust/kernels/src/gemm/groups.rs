@@ -1,5 +1,4 @@
-//! The layout in which kernels read weights of 2 to 6 bits (FORMATS.md, "Tiled
-//! groups").
+//! The layout in which kernels read weights in groups (FORMATS.md, "Tiled groups").
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -26,14 +25,14 @@ pub struct Groups {
 }
 
 impl Groups {
-    /// Codes of 2 to 6 bits; of each output row, `group_size` of them, a multiple
+    /// Codes of 2 to 6 or of 8 bits; of each output row, `group_size` of them, a multiple
     /// of 8, share a scale and, unless symmetric, a zero point.
     ///
     /// # Errors
     /// [`Error::Value`] for other widths and sizes.
     pub fn new(nbits: u32, group_size: usize, symmetric: bool) -> Result<Groups> {
-        if !(2..=6).contains(&nbits) {
-            bail!("nbits: expected 2 to 6, got {nbits}");
+        if !matches!(nbits, 2..=6 | 8) {
+            bail!("nbits: expected 2 to 6 or 8, got {nbits}");
         }
         if group_size == 0 || !group_size.is_multiple_of(8) || u32::try_from(group_size).is_err() {
             bail!("group_size: expected a multiple of 8 below 2**32, got {group_size}");
@@ -80,7 +79,7 @@ impl Groups {
 
     /// The greatest code.
     pub(crate) fn qmax(&self) -> u8 {
-        (1 << self.nbits) - 1
+        u8::MAX >> (8 - self.nbits)
     }
 
     /// A symmetric group's zero point.
@@ -89,7 +88,7 @@ impl Groups {
     }
 
     /// Depth whose sums are sure to fit int32, whatever the activations' zero
-    /// point: 255 · 255 · qmax · depth stays below 2^31. At least 512.
+    /// point: 255 · 255 · qmax · depth stays below 2^31. At least 128.
     pub(crate) fn depth(&self) -> usize {
         ((i32::MAX / (255 * 255 * i32::from(self.qmax()))) as usize + 1).next_power_of_two() / 2
     }
@@ -190,11 +189,19 @@ pub(crate) struct Place {
     pub up: u32,
 }
 
-/// The places of the codes of a superstep's `step`-th four rows: a plane of four
+/// The places of the codes of a superstep's `step`-th four rows: planes of four
 /// bits, one of two, one of one, as the width has them.
 pub(crate) fn places(nbits: u32, step: usize) -> impl Iterator<Item = Place> {
     let (mut vector, mut up) = (0, 0);
-    [4u32, 2, 1].into_iter().filter(move |bits| nbits & bits != 0).map(move |bits| {
+    let planes: &[u32] = match nbits {
+        8 => &[4, 4],
+        6 => &[4, 2],
+        5 => &[4, 1],
+        4 => &[4],
+        3 => &[2, 1],
+        _ => &[2],
+    };
+    planes.iter().map(move |&bits| {
         let steps = 8 / bits as usize;
         let place =
             Place { vector: vector + step / steps, shift: (step % steps) as u32 * bits, mask: (1 << bits) - 1, up };
