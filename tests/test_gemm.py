@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import signal
@@ -191,17 +192,23 @@ def test_layers_of_any_shape(seed, isa, ran):  # rows 5, 28, 39
 
 
 GROUPS = [
-    lowbit.Uniform(nbits, group_size, symmetric, equalize)
-    for nbits, group_size, symmetric, equalize in [
-        (2, 32, False, True),
-        (3, 32, True, False),
-        (3, 40, False, True),
-        (4, 32, False, True),
-        (4, 8, False, False),
-        (4, 128, True, True),
-        (5, 64, False, False),
-        (5, 1024, True, True),
-        (6, 32, False, True),
+    lowbit.Uniform(nbits, group_size, symmetric, scale, activation, equalize=equalize)
+    for nbits, group_size, symmetric, scale, activation, equalize in [
+        (2, 32, False, "mse", "int8", True),
+        (2, 24, True, "absmax", "int8_group", True),
+        (3, 32, True, "mse", "int8", False),
+        (3, 40, False, "mse", "int8", True),
+        (4, 32, False, "mse", "int8", True),
+        (4, 32, False, "absmax", "int8_group", False),
+        (4, 8, False, "mse", "int8", False),
+        (4, 56, False, "absmax", "int8", True),
+        (4, 128, True, "mse", "int8", True),
+        (5, 64, False, "mse", "int8", False),
+        (5, 1024, True, "mse", "int8_group", True),
+        (6, 32, False, "mse", "int8", True),
+        (8, 32, False, "mse", "int8", True),
+        (8, 72, True, "mse", "int8_group", False),
+        (8, 16, False, "absmax", "int8", True),
     ]
 ]
 
@@ -241,9 +248,48 @@ def test_layers_in_groups_of_any_shape(seed, isa, ran):  # rows 5, 28, 39
         ran(isa, 2)
 
 
+@pytest.mark.parametrize("config", [config for config in GROUPS if config.scale == "mse"], ids=str)
+def test_floats_times_groups_keep_their_budget(config, isa, ran):
+    config = dataclasses.replace(config, activation=None)
+    rng = np.random.default_rng(config.nbits)
+    for m, k, n in [(1, 1, 1), (7, 65, 17), (13, 128, 64), (3, 200, 130)]:
+        ours = lowbit.quantize_weight(floats(rng, n, k), config, isa=isa)
+        x, bias = floats(rng, m, k), floats(rng, n)
+        got, want = lowbit.linear(x, ours, bias, isa=isa), reference.linear(x, ours, bias)
+        budget = k * 2**-24 * (np.abs(x) @ np.abs(ours.dequantize()).T) + 2**-23 * (np.abs(want) + np.abs(bias))
+        assert (np.abs(got - want) <= budget).all()
+        assert same(got, lowbit.linear(x, ours, bias, isa="scalar"))
+        up = lowbit.mlp(x, ours, bias, lowbit.quantize_weight(floats(rng, 9, n), config), activation="relu", isa=isa)
+        assert up.shape == (m, 9)
+        ran(isa, 2)
+
+
+@pytest.mark.parametrize("activation", ["int8", "int8_group", None])
+def test_a_row_that_is_not_finite_is_nan_in_groups(activation, isa):  # row 87
+    rng = np.random.default_rng(0)
+    ours = lowbit.quantize_weight(floats(rng, 20, 70), lowbit.Uniform(4, activation=activation))
+    x = floats(rng, 5, 70)
+    whole = lowbit.linear(x, ours, isa=isa)
+    for at, bad in [(1, np.nan), (3, np.inf), (4, -np.inf)]:
+        x[at, 11 * at] = bad
+    got = lowbit.linear(x, ours, isa=isa)
+    assert np.isnan(got[[1, 3, 4]]).all()
+    assert same(got[[0, 2]], whole[[0, 2]])
+
+
+def test_finer_inputs_come_closer():
+    rng = np.random.default_rng(1)
+    x, w = floats(rng, 64, 256) * np.exp(rng.normal(size=256)).astype(np.float32), floats(rng, 64, 256)
+    errors = []
+    for activation in ("int8", "int8_group", None):
+        ours = lowbit.quantize_weight(w, lowbit.Uniform(4, activation=activation, equalize=False))
+        errors.append(np.abs(lowbit.linear(x, ours) - x @ ours.dequantize().T).mean())
+    assert errors[0] > 1.3 * errors[1] > 100 * errors[2]
+
+
 def test_threads_and_batches_change_no_layer_in_groups(isa, ran):
     rng = np.random.default_rng(4)
-    for config in GROUPS:
+    for config in [*GROUPS, lowbit.Uniform(4, activation=None)]:
         ours = lowbit.quantize_weight(floats(rng, 129, 385), config)
         x = floats(rng, 200, 385)
         whole = lowbit.linear(x, ours, isa=isa)
@@ -316,7 +362,7 @@ def test_importance_lessens_the_error_that_counts():
 @pytest.mark.parametrize("form", [(2, 8, False), (4, 32, False), (2, 8, True), (6, 32, True)], ids=str)
 def test_a_finite_weight_stays_finite(form, equalize, isa):
     greatest = np.finfo(np.float32).max
-    config = lowbit.Uniform(*form, equalize)
+    config = lowbit.Uniform(*form, equalize=equalize)
     for w in ([[3e38, 1, -3e38, 0]], [[greatest, -greatest] * 20]):
         w = np.array(w, np.float32)
         ours, ref = lowbit.quantize_weight(w, config, isa=isa), reference.quantize_weight(w, config)
@@ -360,9 +406,10 @@ def test_bytes_that_are_no_weight_in_groups():
     with pytest.raises(ValueError, match=r"tiled: 40 by 3 takes .* bytes, got"):
         lowbit.GroupedWeight(w.tiled[:-1], 40, 3, w.config)
     for at, byte, words in [
-        (8, 7, "weight: nbits: expected 2 to 6, got 7"),
+        (8, 7, "weight: nbits: expected 2 to 6 or 8, got 7"),
         (12, 3, "weight: group_size"),
         (16, 2, "weight: .* symmetric"),
+        (28, 3, "weight: expected 0 to 2 for inputs, got 3"),
     ]:
         bad = w.tiled.copy()
         bad[at] = byte
@@ -661,6 +708,7 @@ def misaligned(shape, dtype):
 
 SHARED = np.zeros(4096, np.uint8)
 
+FLOAT_INPUTS = lowbit.quantize_weight(np.ones((4, 50), np.float32), lowbit.Uniform(4, activation=None, equalize=False))
 REFUSED = [
     # row, the call, the exception, words of its message
     (1, weight(np.array([[1, np.nan]], np.float32)), V, "NaN"),
@@ -765,7 +813,15 @@ REFUSED = [
     (29, lambda: lowbit.Uniform(4.0), T, "nbits: expected an int, got 4.0"),
     (29, lambda: lowbit.Uniform(True), T, "nbits: expected an int, got True"),
     (29, lambda: lowbit.Uniform(4, symmetric=1), T, "symmetric: expected a bool, got 1"),
-    (33, lambda: lowbit.Uniform(8), V, r"nbits: expected 2 to 6, got 8; 8 bits are lowbit.Int8\(\)"),
+    (33, lambda: lowbit.Uniform(7), V, "nbits: expected 2 to 6 or 8, got 7"),
+    (33, lambda: lowbit.Uniform(4, scale="max"), V, "scale: expected 'mse' or 'absmax', got 'max'"),
+    (33, lambda: lowbit.Uniform(4, activation="int4"), V, "activation: expected 'int8', 'int8_group' or None"),
+    (
+        29,
+        lambda: lowbit.linear(lowbit.quantize_rows(np.ones((2, 50), np.float32)), FLOAT_INPUTS),
+        V,
+        "x: expected floats with a weight whose",
+    ),
     (33, lambda: lowbit.Uniform(4, 12), V, "group_size: expected a multiple of 8 below .*, got 12"),
     (33, lambda: lowbit.Uniform(4, 0), V, "group_size: .* got 0"),
     (33, lambda: lowbit.GroupedWeight(np.empty(0, np.uint8), 2**62, 2**62, lowbit.Uniform(4)), V, "overflow"),

@@ -95,15 +95,17 @@ def weight_len(k: int, n: int, equalized: bool) -> int: ...
 def quantize_weight(
     w: NDArray[np.float32], n: int, k: int, equalized: bool, out: NDArray[np.uint8], isa: str | None
 ) -> None: ...
-def groups_len(k: int, n: int, nbits: int, group_size: int, symmetric: bool, equalized: bool) -> int: ...
+
+_Form = tuple[int, int, bool, str | None]
+
+def groups_len(k: int, n: int, form: _Form, equalized: bool) -> int: ...
 def quantize_weight_groups(
     w: NDArray[np.float32],
     n: int,
     k: int,
-    nbits: int,
-    group_size: int,
-    symmetric: bool,
+    form: _Form,
     equalized: bool,
+    searched: bool,
     importance: NDArray[np.float32] | None,
     out: NDArray[np.uint8],
     isa: str | None,
@@ -112,7 +114,7 @@ def tile_groups(
     parts: tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8], NDArray[np.float32]],
     n: int,
     k: int,
-    form: tuple[int, int, bool],
+    form: _Form,
     out: NDArray[np.uint8],
 ) -> None: ...
 def untile_groups(

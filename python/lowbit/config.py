@@ -57,22 +57,26 @@ class Int8(Config):
 
 @dataclass(frozen=True)
 class Uniform(Config):
-    """Two to six bits: weights in groups along each output row.
+    """Two to eight bits: weights in groups along each output row.
 
     A group has an 8-bit scale, a multiple of one float32 per row, and a zero point
-    of as many bits as a code. Scale and zero point are searched together for the
-    least squared error, in the form in which they are stored. 4 bits in groups of
-    32 are 4.375 bits a weight. Activations are rounded to 8 bits per row, with a
-    zero point, within the call.
+    of as many bits as a code. 4 bits in groups of 32 are 4.375 bits a weight.
 
     Parameters
     ----------
     nbits : int
-        2 to 6.
+        2 to 6, or 8.
     group_size : int
         A multiple of 8; the last group of a row may be shorter.
     symmetric : bool
         No zero points: a code of ``2**(nbits - 1)`` is 0.
+    scale : {"mse", "absmax"}
+        Scale and zero point are searched together for the least squared error, in
+        the form in which they are stored; or reach all of a group's range.
+    activation : {"int8", "int8_group"} or None
+        How a layer takes its inputs: rounded to 8 bits, with a zero point, per row
+        or per 32 of a row, within the call; or None, as the floats that they are,
+        which costs the speed of integers.
     equalize : bool
         As in :class:`Int8`.
     """
@@ -80,19 +84,25 @@ class Uniform(Config):
     nbits: int
     group_size: int = 32
     symmetric: bool = False
+    scale: str = "mse"
+    activation: str | None = "int8"
     equalize: bool = True
 
     def __post_init__(self) -> None:
         for name, value in (("nbits", self.nbits), ("group_size", self.group_size)):
             if not isinstance(value, int) or isinstance(value, bool):
                 raise TypeError(f"{name}: expected an int, got {value!r}")
-        if not 2 <= self.nbits <= 6:
-            raise ValueError(f"nbits: expected 2 to 6, got {self.nbits}; 8 bits are lowbit.Int8()")
+        if self.nbits not in (2, 3, 4, 5, 6, 8):
+            raise ValueError(f"nbits: expected 2 to 6 or 8, got {self.nbits}")
         if self.group_size < 8 or self.group_size % 8 or self.group_size >= 1 << 32:
             raise ValueError(f"group_size: expected a multiple of 8 below 2**32, got {self.group_size}")
         for name, value in (("symmetric", self.symmetric), ("equalize", self.equalize)):
             if not isinstance(value, bool):
                 raise TypeError(f"{name}: expected a bool, got {value!r}")
+        if self.scale not in ("mse", "absmax"):
+            raise ValueError(f"scale: expected 'mse' or 'absmax', got {self.scale!r}")
+        if self.activation not in ("int8", "int8_group", None):
+            raise ValueError(f"activation: expected 'int8', 'int8_group' or None, got {self.activation!r}")
 
 
 def from_json(text: str) -> Config:

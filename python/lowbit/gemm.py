@@ -119,7 +119,7 @@ class QuantizedWeight(TiledMatrix):
 
 @dataclass(frozen=True, eq=False)
 class GroupedWeight(_Tiled):
-    """A layer's weight (N, K) of 2 to 6 bits in groups (:class:`lowbit.Uniform`).
+    """A layer's weight (N, K) of 2 to 8 bits in groups (:class:`lowbit.Uniform`).
 
     ``tiled`` is uint8, laid out as FORMATS.md says under "Tiled groups": the same
     bytes on every machine.
@@ -133,7 +133,7 @@ class GroupedWeight(_Tiled):
         super().__post_init__()
 
     def _sizes(self) -> tuple[int, ...]:
-        return (_core.groups_len(self.k, self.n, *_form(self.config)),)
+        return (_core.groups_len(self.k, self.n, _form(self.config), self.config.equalize),)
 
     def codes(self) -> NDArray[np.uint8]:
         """The codes in row order, uint8 (N, K)."""
@@ -173,8 +173,8 @@ class GroupedWeight(_Tiled):
 Weight = QuantizedWeight | GroupedWeight
 
 
-def _form(config: Uniform) -> tuple[int, int, bool, bool]:
-    return config.nbits, config.group_size, config.symmetric, config.equalize
+def _form(config: Uniform) -> tuple[int, int, bool, str | None]:
+    return config.nbits, config.group_size, config.symmetric, config.activation
 
 
 def _aligned(size: int) -> NDArray[np.uint8]:
@@ -328,8 +328,9 @@ def quantize_weight(
             importance = moments.diagonal().astype(np.float32)
         elif importance is not None:
             importance = _vector("importance", importance, k)
-        tiled = _aligned(_core.groups_len(k, n, *_form(config)))
-        _core.quantize_weight_groups(w, n, k, *_form(config), importance, tiled, isa)
+        form, searched = _form(config), config.scale == "mse"
+        tiled = _aligned(_core.groups_len(k, n, form, config.equalize))
+        _core.quantize_weight_groups(w, n, k, form, config.equalize, searched, importance, tiled, isa)
         weight = GroupedWeight(tiled, k, n, config)
         if moments is not None:
             _feed_back(w, weight, moments, order, isa)
@@ -347,13 +348,13 @@ def _feed_back(w: Any, weight: GroupedWeight, moments: Any, order: Any, isa: str
     codes, multipliers, zeros, scale = weight._untile()
     if (equalizer := weight.equalizer()) is not None:
         w, moments = w / equalizer, moments * np.outer(equalizer, equalizer).astype(np.float64)
-    nbits, group_size, symmetric, _ = _form(weight.config)
-    steps = (np.arange(2**nbits) - zeros[..., None].astype(np.int32)) * multipliers[..., None]
+    form = _form(weight.config)
+    steps = (np.arange(2**weight.config.nbits) - zeros[..., None].astype(np.int32)) * multipliers[..., None]
     levels = steps.astype(np.float32) * scale[:, None, None]
-    codes = round_with_feedback(w, levels, moments, group_size=group_size, order=order, isa=isa)
+    codes = round_with_feedback(w, levels, moments, group_size=weight.config.group_size, order=order, isa=isa)
     size = weight.tiled.size - (0 if equalizer is None else 4 * weight.k)
     parts = codes, multipliers, zeros, scale
-    _core.tile_groups(parts, weight.n, weight.k, (nbits, group_size, symmetric), weight.tiled[:size])
+    _core.tile_groups(parts, weight.n, weight.k, form, weight.tiled[:size])
 
 
 def _kernel_floats(x: NDArray[Any]) -> NDArray[Any]:
@@ -363,12 +364,15 @@ def _kernel_floats(x: NDArray[Any]) -> NDArray[Any]:
     return x.view(np.uint16) if x.dtype.name == "bfloat16" else x.astype(np.float32)
 
 
-def _rows_in(x: ArrayLike | RowCodes, k: int, equalized: bool) -> tuple[Any, tuple[int, ...], np.dtype]:
+def _rows_in(x: ArrayLike | RowCodes, weight: Weight) -> tuple[Any, tuple[int, ...], np.dtype]:
     """What the core takes, the leading shape, and the dtype to answer in."""
+    k = weight.k
     if isinstance(x, RowCodes):
         if x.codes.shape[-1] != k:
             raise ValueError(f"x, weight: expected (..., {k}), got {x.codes.shape}")
-        if equalized:
+        if getattr(weight.config, "activation", "int8") != "int8":
+            raise ValueError("x: expected floats with a weight whose activation is not 'int8', got RowCodes")
+        if weight.equalizer() is not None:
             raise ValueError(
                 "x: expected floats with an equalized weight, got RowCodes; use equalize=False in its config"
             )
@@ -495,7 +499,7 @@ def linear(
     array([[3., 0.]], dtype=float32)
     """
     n = _weight("weight", weight).n
-    rows, lead, dtype = _rows_in(x, weight.k, weight.equalizer() is not None)
+    rows, lead, dtype = _rows_in(x, weight)
     m, shape = math.prod(lead), (*lead, n)
     bias, act = _bias("bias", bias, n), _activation(activation)
     if as_rows:
@@ -559,7 +563,7 @@ def mlp(
     inner, n = _weight("up", up).n, _weight("down", down).n
     if isinstance(x, RowCodes):
         raise TypeError("x: expected floats, got RowCodes")
-    rows, lead, dtype = _rows_in(x, up.k, False)
+    rows, lead, dtype = _rows_in(x, up)
     if down.k != inner:
         raise ValueError(f"up, down: expected (H, K) and (N, H), got {up.shape[::-1]} and {down.shape[::-1]}")
     m, act = math.prod(lead), _activation(activation)

@@ -201,7 +201,7 @@ def quantize_weight(
     order: Literal["activation", "index"] = "activation",
     isa: str | None = None,
 ) -> QuantizedWeight | GroupedWeight:
-    """`lowbit.quantize_weight` of (N, K): int8, or groups of 2 to 6 bits.
+    """`lowbit.quantize_weight` of (N, K): int8, or groups of 2 to 8 bits.
 
     Raises
     ------
@@ -260,6 +260,9 @@ def _made_alike(w: NDArray[np.float32], fine: int) -> NDArray[np.float32]:
     return (quarters * 2.0 ** (power // fine)).astype(np.float32)
 
 
+#: Bits of the planes in which codes of a width are stored.
+PLANES = {2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 8: (4, 4)}
+
 Parts = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8], NDArray[np.float32]]
 
 
@@ -290,14 +293,17 @@ def _grouped(w: NDArray[np.float32], config: Uniform, counts: NDArray[np.float32
         better = allowed & (found < error)
         error, m, z = np.where(better, found, error), np.where(better, multiplier, m), np.where(better, zero, z)
 
-    for i in range(16):
+    for i in range(1 if config.nbits == 8 or config.scale == "absmax" else 16):
         multiplier = whole - i * whole // 32
         by = multiplier.astype(np.float32) * scale[:, None]
         ends = np.minimum(np.rint(-low / by), qmax), np.maximum(qmax - np.rint(high / by), 0)
+        if config.scale == "absmax":
+            m, z = multiplier, np.full(whole.shape, middle) if config.symmetric else ends[0].astype(int)
+            break
         for zero in [middle] if config.symmetric else range(int(qmax) + 1):
             inside = (zero >= np.minimum(*ends)) & (zero <= np.maximum(*ends))
             try_all(multiplier, zero, inside | config.symmetric)
-    best_m, best_z, apart = m, z, whole // 32
+    best_m, best_z, apart = m, z, whole // 32 * (config.scale == "mse")
     for d in range(-apart.max(initial=0), apart.max(initial=0) + 1):
         multiplier = best_m + d
         near = (abs(d) <= apart) & (multiplier >= 1) & (multiplier <= 255)
@@ -318,12 +324,13 @@ def _tile_groups(
     config: Uniform,
 ) -> NDArray[np.uint8]:
     """A header; and each panel: its columns' scales and sums, the groups' multipliers
-    and zero points, and the codes, 32 rows at a time, in planes of 4, 2 and 1 bits."""
+    and zero points, and the codes, 32 rows at a time, in :data:`PLANES`."""
     n, k = codes.shape
     values = _integers(codes, multipliers, zeros, config.group_size)
     reach = min(int(np.abs(values).sum(1).max(initial=0)), 2**32 - 1)
-    header = np.array([config.nbits, config.group_size, config.symmetric, reach], "<u4")
-    parts = [b"lowbit g", header.tobytes(), bytes(40)]
+    inputs = ("int8", "int8_group", None).index(config.activation)
+    header = np.array([config.nbits, config.group_size, config.symmetric, reach, 0, inputs], "<u4")
+    parts = [b"lowbit g", header.tobytes(), bytes(32)]
     for first in range(0, n, PANEL):
         rows = slice(first, min(first + PANEL, n))
         width = -(-(rows.stop - first) // STEP) * STEP
@@ -336,12 +343,11 @@ def _tile_groups(
             parts += [np.packbits(bits.reshape(len(bits), -1), axis=1, bitorder="little").tobytes()]
         quads = np.pad(codes[rows], [pad[0], (0, -k % 32)]).T.reshape(-1, 8, 4, width).swapaxes(2, 3)
         planes, up = [], 0
-        for size in (4, 2, 1):
-            if config.nbits & size:
-                shifts = size * np.arange(8 // size)[:, None, None]
-                part = (quads >> up & (1 << size) - 1).reshape(len(quads), size, 8 // size, width, 4)
-                planes.append((part << shifts).sum(2).astype(np.uint8))
-                up += size
+        for size in PLANES[config.nbits]:
+            shifts = size * np.arange(8 // size)[:, None, None]
+            part = (quads >> up & (1 << size) - 1).reshape(len(quads), size, 8 // size, width, 4)
+            planes.append((part << shifts).sum(2).astype(np.uint8))
+            up += size
         parts += [np.concatenate(planes, 1).tobytes()]
     return np.frombuffer(b"".join(parts), np.uint8)
 
@@ -370,12 +376,11 @@ def _untile_groups(weight: Any) -> Parts:
             zeros[rows] = (bits.reshape(groups, width, nbits) << np.arange(nbits)).sum(2).T[:cols]
         planes = take(-(-k // 32) * 4 * width * nbits).reshape(-1, nbits, 1, width, 4)
         quads, vector, up = np.zeros((len(planes), 8, width, 4), np.uint8), 0, 0
-        for size in (4, 2, 1):
-            if nbits & size:
-                shifts = size * np.arange(8 // size)[:, None, None]
-                part = planes[:, vector : vector + size] >> shifts & (1 << size) - 1
-                quads |= (part << up).astype(np.uint8).reshape(quads.shape)
-                vector, up = vector + size, up + size
+        for size in PLANES[nbits]:
+            shifts = size * np.arange(8 // size)[:, None, None]
+            part = planes[:, vector : vector + size] >> shifts & (1 << size) - 1
+            quads |= (part << up).astype(np.uint8).reshape(quads.shape)
+            vector, up = vector + size, up + size
         codes[rows] = quads.swapaxes(2, 3).reshape(-1, width)[:k, :cols].T
     return codes, multipliers, zeros, scale
 
@@ -402,6 +407,28 @@ def _rows(x: NDArray[np.float32], *, symmetric: bool = False) -> RowCodes:
         return quantize_rows(x, symmetric=symmetric)
     sums = np.empty((0, 1), np.int32)
     return RowCodes(np.empty(x.shape, np.uint8), np.empty(0, np.float32), np.empty(0, np.uint8), sums)
+
+
+def _centred(codes: Any, zero: Any, w: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Rows of codes less their zero points times integers, exact, then rounded."""
+    return ((codes.astype(np.float64) - zero[:, None]) @ w.T.astype(np.float64)).astype(np.float32)
+
+
+def _products(x: NDArray[np.float32], w: NDArray[np.int64], config: Config) -> tuple[Any, Any]:
+    """Rows of floats, taken as the config says, times integers; and the rows' scales."""
+    inputs = getattr(config, "activation", "int8")
+    ones = np.ones(len(x), np.float32)
+    if inputs == "int8":
+        rows = _rows(x)
+        return _centred(rows.codes, rows.zero_point, w), rows.scale
+    if inputs is None:
+        y = (x.astype(np.float64) @ w.T.astype(np.float64)).astype(np.float32)
+        return y, np.where(np.isfinite(x).all(1), ones, np.float32(np.nan))
+    total = np.zeros((len(x), len(w)), np.float32)
+    for at in range(0, x.shape[1], 32):
+        rows = _rows(x[:, at : at + 32])
+        total += _centred(rows.codes, rows.zero_point, w[:, at : at + 32]) * rows.scale[:, None]
+    return total, ones
 
 
 def _activate(y: NDArray[np.float32], name: Activation | None) -> NDArray[np.float32]:
@@ -459,7 +486,9 @@ def linear(
     """`lowbit.linear`: ``norm(activation(x Wᵀ + bias) + residual)`` on codes.
 
     The kernels' bits where the activation is None or "relu"; theirs to within
-    5e-7 · max(1, |y|) for the others.
+    5e-7 · max(1, |y|) for the others. With :class:`lowbit.Uniform` of activation
+    None the product is exact and rounded once, the kernels' is within
+    K · 2^-24 · |x| |W|ᵀ of it.
 
     Examples
     --------
@@ -469,18 +498,17 @@ def linear(
     >>> reference.linear(np.array([[1.0, 1.0]], np.float32), w, activation="relu").round(1)
     array([[3., 0.]], dtype=float32)
     """
+    w, w_scale = _values(weight)
     if isinstance(x, RowCodes):
         lead, dtype = x.codes.shape[:-1], np.dtype(np.float32)
         codes, scale, zero = x.codes.reshape(-1, weight.k), x.scale.reshape(-1), x.zero_point.reshape(-1)
+        sums = _centred(codes, zero, w)
     else:
         x = np.asarray(x)
         lead, dtype = x.shape[:-1], x.dtype
         floats, equalizer = x.reshape(-1, weight.k).astype(np.float32), _equalizer(weight)
-        rows = _rows(floats if equalizer is None else floats * equalizer)
-        codes, scale, zero = rows.codes, rows.scale, rows.zero_point
-    w, w_scale = _values(weight)
-    centred = codes.astype(np.float64) - zero[:, None]
-    y = (centred @ w.T.astype(np.float64)).astype(np.float32) * (scale[:, None] * w_scale)
+        sums, scale = _products(floats if equalizer is None else floats * equalizer, w, weight.config)
+    y = sums * (scale[:, None] * w_scale)
     if bias is not None:
         y = y + np.asarray(bias).astype(np.float32)
     y = _activate(y, activation)

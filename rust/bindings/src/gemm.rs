@@ -1,7 +1,9 @@
 //! Products and layers.
 
 use lowbit_kernels::affine::{Floats, GroupedRows, RowScale};
-use lowbit_kernels::gemm::{self, Activation, After, Codes, Groups, Input, Layer, Lhs, Norm, Output, Tiled, Weight};
+use lowbit_kernels::gemm::{
+    self, Activation, After, Codes, Groups, Input, Inputs, Layer, Lhs, Norm, Output, Tiled, Weight,
+};
 use numpy::{PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyReadwriteArrayDyn};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -165,36 +167,47 @@ fn quantize_weight(
     run(py, w.len() * 8, Threads::default(), |ctl| gemm::quantize_weight(w, n, k, equalized, out, isa, ctl))
 }
 
+/// nbits, group size, symmetric, how inputs are taken.
+type Form = (u32, usize, bool, Option<String>);
+
+fn groups_of((nbits, group_size, symmetric, inputs): Form) -> PyResult<Groups> {
+    let inputs = match inputs.as_deref() {
+        Some("int8") => Inputs::Rows,
+        Some("int8_group") => Inputs::Spans,
+        None => Inputs::Floats,
+        Some(other) => return Err(PyValueError::new_err(format!("activation: unknown {other:?}"))),
+    };
+    Ok(Groups::new(nbits, group_size, symmetric).map_err(to_py)?.with(inputs))
+}
+
 #[pyfunction]
-fn groups_len(k: usize, n: usize, nbits: u32, group_size: usize, symmetric: bool, equalized: bool) -> PyResult<usize> {
-    let groups = Groups::new(nbits, group_size, symmetric).map_err(to_py)?;
-    gemm::groups_weight_len(k, n, groups, equalized).map_err(to_py)
+fn groups_len(k: usize, n: usize, form: Form, equalized: bool) -> PyResult<usize> {
+    gemm::groups_weight_len(k, n, groups_of(form)?, equalized).map_err(to_py)
 }
 
 /// Quantizes a weight (N, K) to groups and tiles it into `out`.
 #[pyfunction]
-#[pyo3(signature = (w, n, k, nbits, group_size, symmetric, equalized, importance, out, isa))]
+#[pyo3(signature = (w, n, k, form, equalized, searched, importance, out, isa))]
 fn quantize_weight_groups(
     py: Python<'_>,
     w: &Bound<'_, PyAny>,
     n: usize,
     k: usize,
-    nbits: u32,
-    group_size: usize,
-    symmetric: bool,
+    form: Form,
     equalized: bool,
+    searched: bool,
     importance: Option<&Bound<'_, PyAny>>,
     out: &Bound<'_, PyAny>,
     isa: Option<&str>,
 ) -> PyResult<()> {
     let isa = self::isa(isa)?;
-    let groups = Groups::new(nbits, group_size, symmetric).map_err(to_py)?;
+    let groups = groups_of(form)?;
     let importance = importance.map(|w| Read::<f32>::new("importance", w)).transpose()?;
     let importance = importance.as_ref().map(Read::slice).transpose()?;
     let (w, mut out) = (Read::<f32>::new("w", w)?, Write::<u8>::new(out)?);
     let (w, out) = (w.slice()?, out.slice()?);
     run(py, w.len().saturating_mul(256), Threads::default(), |ctl| {
-        gemm::quantize_weight_groups(w, n, k, groups, equalized, importance, out, isa, ctl)
+        gemm::quantize_weight_groups(w, n, k, groups, (equalized, searched), importance, out, isa, ctl)
     })
 }
 
@@ -230,10 +243,10 @@ fn tile_groups(
     parts: (Bound<'_, PyAny>, Bound<'_, PyAny>, Bound<'_, PyAny>, Bound<'_, PyAny>),
     n: usize,
     k: usize,
-    form: (u32, usize, bool),
+    form: Form,
     out: &Bound<'_, PyAny>,
 ) -> PyResult<()> {
-    let groups = Groups::new(form.0, form.1, form.2).map_err(to_py)?;
+    let groups = groups_of(form)?;
     let (mut codes, mut multipliers) = (Write::<u8>::new(&parts.0)?, Write::<u8>::new(&parts.1)?);
     let (mut zeros, mut scale) = (Write::<u8>::new(&parts.2)?, Write::<f32>::new(&parts.3)?);
     let (codes, multipliers) = (codes.slice()?, multipliers.slice()?);

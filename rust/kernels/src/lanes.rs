@@ -7,7 +7,7 @@
 //! into.
 //!
 //! Every operation is one IEEE operation, rounded to nearest even, and nothing
-//! is contracted to a fused multiply-add: a result is the same bits on every
+//! is contracted to a fused multiply-add that does not say so: a result is the same bits on every
 //! instruction set, and in NumPy's float32.
 
 /// A vector of [`Lanes::N`] floats and what can be done with it.
@@ -51,6 +51,8 @@ pub(crate) trait Lanes: Copy {
     fn sub(self, a: Self::F, b: Self::F) -> Self::F;
     fn mul(self, a: Self::F, b: Self::F) -> Self::F;
     fn div(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a * b + c`, rounded once.
+    fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     /// `if a > b { a } else { b }` in each lane: `b` where either is NaN.
     fn max(self, a: Self::F, b: Self::F) -> Self::F;
     /// `if a < b { a } else { b }` in each lane: `b` where either is NaN.
@@ -194,6 +196,10 @@ impl Lanes for Scalar {
         a / b
     }
     #[inline(always)]
+    fn mul_add(self, a: f32, b: f32, c: f32) -> f32 {
+        a.mul_add(b, c)
+    }
+    #[inline(always)]
     fn max(self, a: f32, b: f32) -> f32 {
         if a > b { a } else { b }
     }
@@ -268,7 +274,7 @@ mod x86 {
 
     impl Avx2 {
         /// # Safety
-        /// The CPU has AVX2.
+        /// The CPU has AVX2 and FMA.
         #[inline(always)]
         pub(crate) unsafe fn new() -> Self {
             Avx2(())
@@ -360,6 +366,7 @@ mod x86 {
             sub(a: __m256, b: __m256) -> __m256 { _mm256_sub_ps(a, b) }
             mul(a: __m256, b: __m256) -> __m256 { _mm256_mul_ps(a, b) }
             div(a: __m256, b: __m256) -> __m256 { _mm256_div_ps(a, b) }
+            mul_add(a: __m256, b: __m256, c: __m256) -> __m256 { _mm256_fmadd_ps(a, b, c) }
             max(a: __m256, b: __m256) -> __m256 { _mm256_max_ps(a, b) }
             min(a: __m256, b: __m256) -> __m256 { _mm256_min_ps(a, b) }
             rint(a: __m256) -> __m256 { _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC) }
@@ -433,6 +440,7 @@ mod x86 {
             sub(a: __m512, b: __m512) -> __m512 { _mm512_sub_ps(a, b) }
             mul(a: __m512, b: __m512) -> __m512 { _mm512_mul_ps(a, b) }
             div(a: __m512, b: __m512) -> __m512 { _mm512_div_ps(a, b) }
+            mul_add(a: __m512, b: __m512, c: __m512) -> __m512 { _mm512_fmadd_ps(a, b, c) }
             max(a: __m512, b: __m512) -> __m512 { _mm512_max_ps(a, b) }
             min(a: __m512, b: __m512) -> __m512 { _mm512_min_ps(a, b) }
             rint(a: __m512) -> __m512 { _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC) }

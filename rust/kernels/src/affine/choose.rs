@@ -187,7 +187,7 @@ impl Values for f64 {
 }
 
 /// Whether no value is NaN or infinite.
-pub(super) fn all_finite(x: Floats, isa: Isa) -> bool {
+pub(crate) fn all_finite(x: Floats, isa: Isa) -> bool {
     match x {
         Floats::F64(_) => f64::extremes(x, isa).is_some(),
         _ => f32::extremes(x, isa).is_some(),

@@ -41,8 +41,9 @@ impl GroupedRows<'_> {
 }
 
 /// Quantizes rows of `k` weights to `nbits`, 2 to 6 or 8. A row's scale is the step of its
-/// widest group over 255; of each group the multiplier and the zero point are tried
-/// together, as they are stored, and those with the least squared error are taken.
+/// widest group over 255; of each group, if it is searched, the multiplier and the zero
+/// point are tried together, as they are stored, and those with the least squared error
+/// are taken; else those that reach all of its range.
 /// `dividers`: what each of the `k` is first divided by, or none;
 /// `importance`: what its squared error counts, or none.
 ///
@@ -52,7 +53,7 @@ impl GroupedRows<'_> {
 pub fn quantize_groups(
     x: &[f32],
     k: usize,
-    (nbits, group_size, symmetric): (u32, usize, bool),
+    (nbits, group_size, symmetric, searched): (u32, usize, bool, bool),
     dividers: &[f32],
     importance: Option<&[f32]>,
     out: &mut GroupedRows,
@@ -75,7 +76,8 @@ pub fn quantize_groups(
     {
         bail!("importance: expected {k} finite values of at least 0");
     }
-    let job = Job { qmax: ((1u32 << nbits) - 1) as f32, middle: (1u32 << (nbits - 1)) as f32, symmetric, isa };
+    let (qmax, middle) = (((1u32 << nbits) - 1) as f32, (1u32 << (nbits - 1)) as f32);
+    let job = Job { qmax, middle, symmetric, searched, isa };
     let bad = AtomicUsize::new(usize::MAX);
     let block = TASK.div_ceil(k);
     let parts = Parts::new(
@@ -112,6 +114,7 @@ struct Job {
     /// A symmetric zero point.
     middle: f32,
     symmetric: bool,
+    searched: bool,
     isa: Isa,
 }
 
@@ -170,6 +173,10 @@ impl Job {
         // From the range's own multiplier down to about half of it, with each zero point
         // from where all of one end is reached to where all of the other is.
         let whole = (self.step((low, high)) / scale).ceil().clamp(1.0, 255.0) as u32;
+        if !self.searched {
+            let below = (-low / (whole as f32 * scale)).round_ties_even().min(self.qmax);
+            return (whole as u8, if self.symmetric { self.middle } else { below } as u8);
+        }
         for i in 0..if self.qmax == 255.0 { 1 } else { TRIED } {
             let m = whole - i * whole / (2 * TRIED);
             let step = m as f32 * scale;

@@ -29,6 +29,7 @@ mod tests;
 
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::Relaxed};
 
+pub(crate) use choose::all_finite;
 pub use choose::{Method, choose_qparams};
 pub use feedback::{Tables, round_with_feedback};
 pub use groups::{GroupedRows, quantize_groups};

@@ -110,10 +110,10 @@ fn each<L: Lanes, T: Element>(
     }
 }
 
-/// out = x · by, elementwise, of float32 or bfloat16.
+/// out = x · by, elementwise, of float32 or bfloat16; x where there is no `by`.
 #[inline(always)]
 pub(super) fn multiply<L: Lanes>(l: L, x: Floats, by: &[f32], out: &mut [f32]) {
-    assert!(x.len() == by.len() && by.len() == out.len());
+    assert!(x.len() == out.len() && (by.len() == out.len() || by.is_empty()));
     match x {
         Floats::F32(x) => products(l, x, by, out),
         Floats::Bf16(x) => products(l, x, by, out),
@@ -123,6 +123,9 @@ pub(super) fn multiply<L: Lanes>(l: L, x: Floats, by: &[f32], out: &mut [f32]) {
 
 #[inline(always)]
 fn products<L: Lanes, T: Element>(l: L, x: &[T], by: &[f32], out: &mut [f32]) {
+    if by.is_empty() {
+        return out.iter_mut().zip(x).for_each(|(out, x)| *out = T::load(Scalar, std::slice::from_ref(x)));
+    }
     let whole = x.len() / L::N * L::N;
     for ((x, by), out) in x.chunks_exact(L::N).zip(by.chunks_exact(L::N)).zip(out.chunks_exact_mut(L::N)) {
         l.store(l.mul(T::load(l, x), l.load(by)), out);

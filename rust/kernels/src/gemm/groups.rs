@@ -16,12 +16,24 @@ const HEADER: usize = 64;
 /// int8 weight begins with them.
 const MAGIC: [u8; 8] = *b"lowbit g";
 
-/// How a weight below eight bits is cut into groups.
+/// How a layer takes its inputs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Inputs {
+    /// Rounded to 8 bits, with a scale and a zero point for each row.
+    Rows,
+    /// The same for each 32 of a row.
+    Spans,
+    /// As they are.
+    Floats,
+}
+
+/// How a weight is cut into groups, and what it is multiplied with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Groups {
     nbits: u32,
     group_size: usize,
     symmetric: bool,
+    inputs: Inputs,
 }
 
 impl Groups {
@@ -37,7 +49,12 @@ impl Groups {
         if group_size == 0 || !group_size.is_multiple_of(8) || u32::try_from(group_size).is_err() {
             bail!("group_size: expected a multiple of 8 below 2**32, got {group_size}");
         }
-        Ok(Groups { nbits, group_size, symmetric })
+        Ok(Groups { nbits, group_size, symmetric, inputs: Inputs::Rows })
+    }
+
+    /// The same with other inputs.
+    pub fn with(self, inputs: Inputs) -> Groups {
+        Groups { inputs, ..self }
     }
 
     /// What the header of a weight says.
@@ -48,12 +65,19 @@ impl Groups {
         if bytes.len() < HEADER || !Grouped::begins(bytes) {
             bail!("weight: not in tiled groups");
         }
-        match word_of(bytes, 4) {
-            symmetric @ 0..=1 => {
-                let groups = Groups::new(word_of(bytes, 2), word_of(bytes, 3) as usize, symmetric == 1);
-                groups.map_err(|error| Error::Value(format!("weight: {error}")))
-            }
+        let symmetric = match word_of(bytes, 4) {
+            symmetric @ 0..=1 => symmetric == 1,
             other => bail!("weight: expected 0 or 1 for symmetric, got {other}"),
+        };
+        let inputs = match word_of(bytes, 7) {
+            0 => Inputs::Rows,
+            1 => Inputs::Spans,
+            2 => Inputs::Floats,
+            other => bail!("weight: expected 0 to 2 for inputs, got {other}"),
+        };
+        match Groups::new(word_of(bytes, 2), word_of(bytes, 3) as usize, symmetric) {
+            Ok(groups) => Ok(groups.with(inputs)),
+            Err(error) => bail!("weight: {error}"),
         }
     }
 
@@ -70,6 +94,11 @@ impl Groups {
     /// Whether every zero point is 2^(nbits - 1).
     pub fn symmetric(&self) -> bool {
         self.symmetric
+    }
+
+    /// How a layer takes its inputs.
+    pub fn inputs(&self) -> Inputs {
+        self.inputs
     }
 
     /// Groups of a row of `k`.
@@ -166,6 +195,22 @@ impl GroupPanel<'_> {
         (two >> (at % 8)) as u8 & self.groups.qmax()
     }
 
+    /// Those of all of the panel's columns.
+    pub fn zeros_of(&self, group: usize, to: &mut [i32; PANEL]) {
+        if self.groups.symmetric {
+            return to.fill(self.groups.middle().into());
+        }
+        let bits = self.groups.nbits as usize;
+        let eights = self.zeros[group * self.width * bits / 8..].windows(8).step_by(bits);
+        for (to, eight) in to[..self.width].chunks_exact_mut(8).zip(eights) {
+            // Eight zero points lie in as many bytes as one has bits; the codes follow.
+            let eight = u64::from_le_bytes(eight.try_into().unwrap_or_default());
+            for (i, to) in to.iter_mut().enumerate() {
+                *to = i32::from((eight >> (i * bits)) as u8 & self.groups.qmax());
+            }
+        }
+    }
+
     /// The codes of rows `4 · step` and on, column `j`.
     pub fn quad(&self, step: usize, j: usize) -> [u8; 4] {
         let row = 4 * self.width;
@@ -229,7 +274,12 @@ impl<'a> Grouped<'a> {
         }
         let reach = word_of(bytes, 5);
         let fits = reach <= i32::MAX as u32 / 255;
-        Ok(Grouped { bytes, groups, k, n, pass: if fits { k.max(1) } else { groups.depth().min(k.max(1)) } })
+        let pass = match groups.inputs {
+            Inputs::Spans => SUPER,
+            _ if fits => k,
+            _ => groups.depth(),
+        };
+        Ok(Grouped { bytes, groups, k, n, pass: pass.min(k).max(1) })
     }
 
     /// Rows: the depth of a product.
@@ -247,7 +297,7 @@ impl<'a> Grouped<'a> {
         self.groups
     }
 
-    /// Depth whose sums fit int32, whatever the rows.
+    /// Depth whose sums fit int32, whatever the rows, or share a scale.
     pub(crate) fn pass(&self) -> usize {
         self.pass
     }
@@ -342,8 +392,9 @@ pub fn tile_groups(parts: &GroupedRows, groups: Groups, n: usize, k: usize, out:
     let (header, rest) = out.split_at_mut(HEADER);
     header.fill(0);
     header[..8].copy_from_slice(&MAGIC);
-    for (i, word) in [groups.nbits, groups.group_size as u32, u32::from(groups.symmetric)].into_iter().enumerate() {
-        header[8 + 4 * i..12 + 4 * i].copy_from_slice(&word.to_le_bytes());
+    let symmetric = u32::from(groups.symmetric);
+    for (i, word) in [(2, groups.nbits), (3, groups.group_size as u32), (4, symmetric), (7, groups.inputs as u32)] {
+        header[4 * i..4 * i + 4].copy_from_slice(&word.to_le_bytes());
     }
     if n == 0 {
         return Ok(());

@@ -5,7 +5,7 @@
 //! | [`matmul_i32`] | u8 or i8 (M, K), tiled i8 (K, N) | i32 (M, N), exact to K = 131,071 (i8) or 65,793 (u8) |
 //! | [`matmul_i64`] | the same, any K | i64 (M, N), exact |
 //! | [`linear`] | f32, bf16 or u8 rows (M, K), tiled i8 | f32, bf16 or u8 rows (M, N) |
-//! | [`linear`] | the same, weights of 2 to 6 bits in [`Groups`] | the same |
+//! | [`linear`] | the same, weights of 2 to 8 bits in [`Groups`], f32 and bf16 also unrounded | the same |
 //! | [`mlp`] | f32 or bf16 (M, K), two tiled i8 | f32 or bf16 (M, N) |
 //!
 //! The integer part is the same bits everywhere. So are the floats: each step
@@ -23,6 +23,7 @@ mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avxvnni;
 mod epilogue;
+mod floats;
 mod groups;
 mod scalar;
 mod tiled;
@@ -31,16 +32,16 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 pub use epilogue::{Activation, Norm};
-pub use groups::{Grouped, Groups, tile_groups};
+pub use groups::{Grouped, Groups, Inputs, tile_groups};
 pub use tiled::{Tiled, tile, tiled_len};
 
-use crate::affine::{Floats, GroupedRows, RowScale, quantize_groups, quantize_row};
+use crate::affine::{Floats, GroupedRows, RowScale, all_finite, quantize_groups, quantize_row};
 use crate::error::{bail, checked_product, try_zeroed};
 use crate::lanes::{Element, on_isa};
 use crate::par::Parts;
 use crate::{Ctl, Isa, Result};
 use epilogue::Finish;
-use groups::GroupPanel;
+use groups::{GroupPanel, SUPER};
 use tiled::{PANEL, Panel};
 
 /// The greatest K of [`matmul_i32`] with u8 rows: 255 · 128 · K stays below 2^31.
@@ -181,6 +182,10 @@ struct Rows<'a> {
     made: avx2::Made,
     /// Whether the rows' forms for weights in groups are in scratch.
     grouped: bool,
+    /// The rows where they are not rounded, and how each [`SUPER`] of a row was, if not
+    /// all of it alike.
+    floats: &'a [f32],
+    spans: &'a [RowScale],
 }
 
 impl<'a> Rows<'a> {
@@ -203,6 +208,8 @@ impl<'a> Rows<'a> {
             #[cfg(target_arch = "x86_64")]
             made: avx2::Made::default(),
             grouped: false,
+            floats: &[],
+            spans: &[],
         }
     }
 
@@ -488,7 +495,7 @@ pub struct Weight<'a> {
 pub enum Codes<'a> {
     /// Eight bits, a scale for each output.
     Int8(Tiled<&'a [u8]>),
-    /// Two to six bits, in groups.
+    /// Two to eight bits, in groups.
     Groups(Grouped<'a>),
 }
 
@@ -546,6 +553,14 @@ impl<'a> Weight<'a> {
     /// The codes, with their scales.
     pub fn codes(&self) -> &Codes<'a> {
         &self.codes
+    }
+
+    /// How a layer takes its inputs.
+    fn inputs(&self) -> Inputs {
+        match self.codes {
+            Codes::Int8(_) => Inputs::Rows,
+            Codes::Groups(grouped) => grouped.groups().inputs(),
+        }
     }
 
     /// Writes output row `n` as the floats that it stands for.
@@ -673,7 +688,8 @@ pub fn quantize_weight(
 
 /// Quantizes a layer's N×K weight to groups and tiles it into `out` of
 /// [`groups_weight_len`] bytes. If `equalized`, each column is first divided by a power
-/// of 2^(1/4) that goes with the weight. `importance`: of each input, how much an error of
+/// of 2^(1/4) that goes with the weight; `searched` is as in
+/// [`quantize_groups`](crate::affine::quantize_groups). `importance`: of each input, how much an error of
 /// its weights counts.
 ///
 /// # Errors
@@ -684,7 +700,7 @@ pub fn quantize_weight_groups(
     n: usize,
     k: usize,
     groups: Groups,
-    equalized: bool,
+    (equalized, searched): (bool, bool),
     importance: Option<&[f32]>,
     out: &mut [u8],
     isa: Isa,
@@ -716,7 +732,7 @@ pub fn quantize_weight_groups(
     let (mut multipliers, mut zeros) = (try_zeroed::<u8>(all)?, try_zeroed::<u8>(all)?);
     let mut rows =
         GroupedRows { codes: &mut codes, multipliers: &mut multipliers, zeros: &mut zeros, scale: &mut scale };
-    let form = (groups.nbits(), groups.group_size(), groups.symmetric());
+    let form = (groups.nbits(), groups.group_size(), groups.symmetric(), searched);
     quantize_groups(w, k, form, &dividers, counts.as_deref(), &mut rows, isa, ctl)?;
     tile_groups(&rows, groups, n, k, out, ctl)
 }
@@ -935,7 +951,8 @@ impl Layer<'_> {
         residual: Option<(&[T], usize)>,
         out: &mut [&mut [T]],
     ) {
-        let (totals, sums) = (&mut sums.totals, &mut sums.sums[..scales.len() * PANEL]);
+        let (totals, columns_of) = (&mut sums.totals, &mut sums.columns);
+        let sums = &mut sums.sums[..scales.len() * PANEL];
         for p in panels.clone() {
             let mut parts: Vec<_> = sums.chunks_exact_mut(PANEL).collect();
             let (width, cols, first, (col_sum, scale), rounded) = match columns {
@@ -947,7 +964,15 @@ impl Layer<'_> {
                 LayerColumns::Groups(grouped) => {
                     let panel = grouped.panel(p);
                     let header = tiled::header(panel.col_sum, panel.scale);
-                    let rounded = group_sums(isa, rows, &panel, &header.0, scales, parts, totals);
+                    let rounded = match panel.groups.inputs() {
+                        Inputs::Rows => group_sums(isa, rows, &panel, &header.0, scales, parts, totals),
+                        Inputs::Spans => span_sums(isa, rows, &panel, parts, totals, columns_of),
+                        Inputs::Floats => {
+                            let mut parts: Vec<_> = parts.into_iter().map(bytemuck::cast_slice_mut).collect();
+                            floats::float_sums(rows.floats, &panel, columns_of, &mut parts, isa);
+                            true
+                        }
+                    };
                     (panel.width, panel.cols, panel.first, header, rounded)
                 }
             };
@@ -997,6 +1022,34 @@ fn group_sums(
     true
 }
 
+/// Rows whose every [`SUPER`] codes have a scale of their own times a panel: float32 in
+/// the place of sums, and true.
+fn span_sums(
+    isa: Isa,
+    rows: &mut Rows,
+    panel: &GroupPanel,
+    mut sums: Vec<&mut [i32]>,
+    totals: &mut [i64],
+    columns: &mut [f32],
+) -> bool {
+    let spans = panel.k.div_ceil(SUPER);
+    let totals: &mut [f32] = &mut bytemuck::cast_slice_mut(totals)[..sums.len() * PANEL];
+    totals.fill(0.0);
+    for span in 0..spans {
+        let depth = span * SUPER..panel.k.min((span + 1) * SUPER);
+        let mut col_sum = [0; PANEL];
+        floats::span_column_sums(panel, depth.clone(), columns, &mut col_sum, isa);
+        rows.times_groups(isa, panel, depth, &mut sums);
+        for (r, (total, sums)) in totals.chunks_exact_mut(PANEL).zip(&sums).enumerate() {
+            floats::add_span(sums, &col_sum, rows.spans[r * spans + span], total, isa);
+        }
+    }
+    for (sums, totals) in sums.into_iter().zip(totals.chunks_exact(PANEL)) {
+        sums.copy_from_slice(bytemuck::cast_slice(totals));
+    }
+    true
+}
+
 on_isa! {
     fn finish<T: Element>(
         f: &Finish<T>,
@@ -1032,35 +1085,44 @@ type Prepared<'a> = (Rows<'a>, &'a [RowScale], &'a mut Sums);
 /// Room for a panel's sums.
 struct Sums {
     sums: Vec<i32>,
-    /// For weights too deep for int32.
+    /// For weights too deep for int32, and as floats for spans.
     totals: Vec<i64>,
+    /// A panel's columns as floats.
+    columns: Vec<f32>,
 }
 
 /// Scratch of a thread that runs blocks of rows through a layer.
 struct Scratch {
+    /// A row, or all rows where they are not rounded.
     equalized: Vec<f32>,
     codes: Vec<u8>,
     scales: Vec<RowScale>,
+    spans: Vec<RowScale>,
     rows: Vec<i32>,
     sums: Sums,
 }
 
 impl Scratch {
     fn new(isa: Isa, rows: usize, weight: &Weight) -> Result<Scratch> {
-        let k = weight.k();
+        let (k, inputs) = (weight.k(), weight.inputs());
         let (scratch, totals) = match weight.codes {
             Codes::Int8(_) => (Rows::scratch_len(isa, rows, k), 0),
+            Codes::Groups(_) if inputs == Inputs::Floats => (0, 0),
             Codes::Groups(grouped) => {
-                let totals = if k > grouped.pass() { rows * PANEL } else { 0 };
+                let totals = if k > grouped.pass() || inputs == Inputs::Spans { rows * PANEL } else { 0 };
                 (Rows::groups_scratch_len(isa, rows, (k, grouped.pass()), grouped.groups()), totals)
             }
         };
+        let (codes, floats) = if inputs == Inputs::Floats { (0, rows) } else { (rows, 1) };
+        let spans = if inputs == Inputs::Spans { rows * k.div_ceil(SUPER) } else { 0 };
+        let columns = if inputs == Inputs::Rows { 0 } else { floats::SCRATCH };
         Ok(Scratch {
-            equalized: try_zeroed(k)?,
-            codes: try_zeroed(checked_product("scratch", &[rows, k])?)?,
+            equalized: try_zeroed(checked_product("scratch", &[floats, k])?)?,
+            codes: try_zeroed(checked_product("scratch", &[codes, k])?)?,
             scales: Vec::with_capacity(rows),
+            spans: try_zeroed(spans)?,
             rows: try_zeroed(scratch)?,
-            sums: Sums { sums: try_zeroed(rows * PANEL)?, totals: try_zeroed(totals)? },
+            sums: Sums { sums: try_zeroed(rows * PANEL)?, totals: try_zeroed(totals)?, columns: try_zeroed(columns)? },
         })
     }
 
@@ -1079,12 +1141,39 @@ impl Scratch {
     fn quantize(&mut self, isa: Isa, x: Floats, weight: &Weight) -> Prepared<'_> {
         let (k, by) = (weight.k(), &weight.equalizer[..]);
         let rows = x.len() / k;
+        let part = |r: usize| x.part(r * k..(r + 1) * k);
         self.scales.clear();
-        for (r, codes) in self.codes.chunks_exact_mut(k).take(rows).enumerate() {
-            let x = scaled(x.part(r * k..(r + 1) * k), by, &mut self.equalized, isa);
-            self.scales.push(quantize_row(x, false, codes, isa));
+        match weight.inputs() {
+            Inputs::Rows => {
+                for (r, codes) in self.codes.chunks_exact_mut(k).take(rows).enumerate() {
+                    let x = scaled(part(r), by, &mut self.equalized, isa);
+                    self.scales.push(quantize_row(x, false, codes, isa));
+                }
+            }
+            Inputs::Spans => {
+                let spans = self.spans.chunks_exact_mut(k.div_ceil(SUPER));
+                for (r, (codes, spans)) in self.codes.chunks_exact_mut(k).zip(spans).take(rows).enumerate() {
+                    let x = scaled(part(r), by, &mut self.equalized, isa);
+                    for ((i, codes), span) in codes.chunks_mut(SUPER).enumerate().zip(spans) {
+                        let x = x.part(i * SUPER..i * SUPER + codes.len());
+                        *span = quantize_row(x, false, codes, isa);
+                    }
+                    self.scales.push(RowScale { scale: 1.0, zero_point: 0 });
+                }
+            }
+            Inputs::Floats => {
+                for (r, to) in self.equalized.chunks_exact_mut(k).take(rows).enumerate() {
+                    multiply(part(r), by, to, isa);
+                    // A row with an infinity is NaN as one with NaN is.
+                    let finite = all_finite(Floats::F32(to), isa);
+                    self.scales.push(RowScale { scale: if finite { 1.0 } else { f32::NAN }, zero_point: 0 });
+                }
+            }
         }
-        (Rows::new(isa, &self.codes[..rows * k], k, 0, &mut self.rows), &self.scales, &mut self.sums)
+        let codes = if self.codes.is_empty() { &[] } else { &self.codes[..rows * k] };
+        let mut rows = Rows::new(isa, codes, k, 0, &mut self.rows);
+        (rows.floats, rows.spans) = (&self.equalized, &self.spans);
+        (rows, &self.scales, &mut self.sums)
     }
 }
 
@@ -1122,6 +1211,9 @@ fn check_input(x: &Input, m: usize, weight: &Weight) -> Result<()> {
         Input::Floats(x) => (x.len(), m),
         Input::Codes(..) if !weight.equalizer.is_empty() => {
             bail!("x: an equalized weight takes floats, since it multiplies them before they are quantized")
+        }
+        Input::Codes(..) if weight.inputs() != Inputs::Rows => {
+            bail!("x: expected floats, which this weight does not round to 8 bits per row")
         }
         Input::Codes(codes, scales) => (codes.len(), scales.len()),
     };
