@@ -95,16 +95,23 @@ def weight_len(k: int, n: int, equalized: bool) -> int: ...
 def quantize_weight(
     w: NDArray[np.float32], n: int, k: int, equalized: bool, out: NDArray[np.uint8], isa: str | None
 ) -> None: ...
-def groups_len(k: int, n: int, nbits: int, group_size: int, symmetric: bool, equalized: bool) -> int: ...
+def groups_len(k: int, n: int, form: tuple[int, int, bool, int], equalized: bool) -> int: ...
+def groups_equalizer(
+    w: NDArray[np.float32],
+    n: int,
+    k: int,
+    form: tuple[int, int, bool, int],
+    equalized: bool,
+    out: NDArray[np.float32],
+) -> None: ...
 def quantize_weight_groups(
     w: NDArray[np.float32],
     n: int,
     k: int,
-    nbits: int,
-    group_size: int,
-    symmetric: bool,
+    form: tuple[int, int, bool, int],
     equalized: bool,
     importance: NDArray[np.float32] | None,
+    of_rotated: bool,
     out: NDArray[np.uint8],
     isa: str | None,
 ) -> None: ...
@@ -112,7 +119,7 @@ def tile_groups(
     parts: tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8], NDArray[np.float32]],
     n: int,
     k: int,
-    form: tuple[int, int, bool],
+    form: tuple[int, int, bool, int],
     out: NDArray[np.uint8],
 ) -> None: ...
 def untile_groups(

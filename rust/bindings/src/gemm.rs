@@ -8,6 +8,9 @@ use pyo3::prelude::*;
 
 use crate::call::{Threads, isa, run, to_py};
 
+/// Bits, group size, whether symmetric, size of the blocks that are rotated or 0.
+type Form = (u32, usize, bool, usize);
+
 fn borrowed(name: &str, error: impl std::fmt::Display) -> PyErr {
     PyValueError::new_err(format!("{name}: {error}"))
 }
@@ -165,36 +168,59 @@ fn quantize_weight(
     run(py, w.len() * 8, Threads::default(), |ctl| gemm::quantize_weight(w, n, k, equalized, out, isa, ctl))
 }
 
-#[pyfunction]
-fn groups_len(k: usize, n: usize, nbits: u32, group_size: usize, symmetric: bool, equalized: bool) -> PyResult<usize> {
-    let groups = Groups::new(nbits, group_size, symmetric).map_err(to_py)?;
-    gemm::groups_weight_len(k, n, groups, equalized).map_err(to_py)
+fn groups((nbits, group_size, symmetric, rotation): Form) -> PyResult<Groups> {
+    Groups::new(nbits, group_size, symmetric).and_then(|groups| groups.rotated(rotation)).map_err(to_py)
 }
 
-/// Quantizes a weight (N, K) to groups and tiles it into `out`.
 #[pyfunction]
-#[pyo3(signature = (w, n, k, nbits, group_size, symmetric, equalized, importance, out, isa))]
+fn groups_len(k: usize, n: usize, form: Form, equalized: bool) -> PyResult<usize> {
+    gemm::groups_weight_len(k, n, groups(form)?, equalized).map_err(to_py)
+}
+
+/// Quantizes a weight (N, K) to groups and tiles it into `out`. `importance`: of each
+/// input, or, if `of_rotated`, of each rotated one.
+#[pyfunction]
+#[pyo3(signature = (w, n, k, form, equalized, importance, of_rotated, out, isa))]
 fn quantize_weight_groups(
     py: Python<'_>,
     w: &Bound<'_, PyAny>,
     n: usize,
     k: usize,
-    nbits: u32,
-    group_size: usize,
-    symmetric: bool,
+    form: Form,
     equalized: bool,
     importance: Option<&Bound<'_, PyAny>>,
+    of_rotated: bool,
     out: &Bound<'_, PyAny>,
     isa: Option<&str>,
 ) -> PyResult<()> {
     let isa = self::isa(isa)?;
-    let groups = Groups::new(nbits, group_size, symmetric).map_err(to_py)?;
+    let groups = groups(form)?;
     let importance = importance.map(|w| Read::<f32>::new("importance", w)).transpose()?;
     let importance = importance.as_ref().map(Read::slice).transpose()?;
     let (w, mut out) = (Read::<f32>::new("w", w)?, Write::<u8>::new(out)?);
     let (w, out) = (w.slice()?, out.slice()?);
     run(py, w.len().saturating_mul(256), Threads::default(), |ctl| {
-        gemm::quantize_weight_groups(w, n, k, groups, equalized, importance, out, isa, ctl)
+        gemm::quantize_weight_groups(w, n, k, groups, equalized, importance, of_rotated, out, isa, ctl)
+    })
+}
+
+/// What each input of a weight (N, K) is multiplied with before it is quantized, into `out`.
+#[pyfunction]
+fn groups_equalizer(
+    py: Python<'_>,
+    w: &Bound<'_, PyAny>,
+    n: usize,
+    k: usize,
+    form: Form,
+    equalized: bool,
+    out: &Bound<'_, PyAny>,
+) -> PyResult<()> {
+    let groups = groups(form)?;
+    let (w, mut out) = (Read::<f32>::new("w", w)?, Write::<f32>::new(out)?);
+    let (w, out) = (w.slice()?, out.slice()?);
+    run(py, w.len(), Threads::default(), |ctl| {
+        out.copy_from_slice(&gemm::groups_equalizer(w, n, k, groups, equalized, ctl)?);
+        Ok(())
     })
 }
 
@@ -230,10 +256,10 @@ fn tile_groups(
     parts: (Bound<'_, PyAny>, Bound<'_, PyAny>, Bound<'_, PyAny>, Bound<'_, PyAny>),
     n: usize,
     k: usize,
-    form: (u32, usize, bool),
+    form: Form,
     out: &Bound<'_, PyAny>,
 ) -> PyResult<()> {
-    let groups = Groups::new(form.0, form.1, form.2).map_err(to_py)?;
+    let groups = groups(form)?;
     let (mut codes, mut multipliers) = (Write::<u8>::new(&parts.0)?, Write::<u8>::new(&parts.1)?);
     let (mut zeros, mut scale) = (Write::<u8>::new(&parts.2)?, Write::<f32>::new(&parts.3)?);
     let (codes, multipliers) = (codes.slice()?, multipliers.slice()?);
@@ -457,6 +483,7 @@ pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(quantize_weight, m)?)?;
     m.add_function(wrap_pyfunction!(untile, m)?)?;
     m.add_function(wrap_pyfunction!(groups_len, m)?)?;
+    m.add_function(wrap_pyfunction!(groups_equalizer, m)?)?;
     m.add_function(wrap_pyfunction!(quantize_weight_groups, m)?)?;
     m.add_function(wrap_pyfunction!(tile_groups, m)?)?;
     m.add_function(wrap_pyfunction!(untile_groups, m)?)?;

@@ -16,6 +16,8 @@ const HEADER: usize = 64;
 /// As two int32 sums these are far beyond what a column of int8 can reach, so no
 /// int8 weight begins with them.
 const MAGIC: [u8; 8] = *b"lowbit g";
+/// The longest block that is rotated: 16 KiB of floats, within the nearest cache.
+const MAX_ROTATION: usize = 4096;
 
 /// How a weight below eight bits is cut into groups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +25,7 @@ pub struct Groups {
     nbits: u32,
     group_size: usize,
     symmetric: bool,
+    rotation: usize,
 }
 
 impl Groups {
@@ -38,7 +41,19 @@ impl Groups {
         if group_size == 0 || !group_size.is_multiple_of(8) || u32::try_from(group_size).is_err() {
             bail!("group_size: expected a multiple of 8 below 2**32, got {group_size}");
         }
-        Ok(Groups { nbits, group_size, symmetric })
+        Ok(Groups { nbits, group_size, symmetric, rotation: 0 })
+    }
+
+    /// The same of a weight that is rotated, with its inputs, in blocks of this size by a
+    /// randomised Hadamard transform, or of one that is not (0).
+    ///
+    /// # Errors
+    /// [`Error::Value`] where it is neither 0 nor a power of two from 8 to 4096.
+    pub fn rotated(self, rotation: usize) -> Result<Groups> {
+        if rotation != 0 && !(rotation.is_power_of_two() && (8..=MAX_ROTATION).contains(&rotation)) {
+            bail!("rotation: expected 0 or a power of two from 8 to {MAX_ROTATION}, got {rotation}");
+        }
+        Ok(Groups { rotation, ..self })
     }
 
     /// What the header of a weight says.
@@ -52,6 +67,7 @@ impl Groups {
         match word_of(bytes, 4) {
             symmetric @ 0..=1 => {
                 let groups = Groups::new(word_of(bytes, 2), word_of(bytes, 3) as usize, symmetric == 1);
+                let groups = groups.and_then(|groups| groups.rotated(word_of(bytes, 6) as usize));
                 groups.map_err(|error| Error::Value(format!("weight: {error}")))
             }
             other => bail!("weight: expected 0 or 1 for symmetric, got {other}"),
@@ -71,6 +87,11 @@ impl Groups {
     /// Whether every zero point is 2^(nbits - 1).
     pub fn symmetric(&self) -> bool {
         self.symmetric
+    }
+
+    /// Inputs that are rotated together; 0 where none are.
+    pub fn rotation(&self) -> usize {
+        self.rotation
     }
 
     /// Groups of a row of `k`.
@@ -107,8 +128,11 @@ impl Groups {
     /// Bytes of a weight (N, K).
     ///
     /// # Errors
-    /// [`Error::Value`] where the size overflows.
+    /// [`Error::Value`] where the size overflows, or K is not cut into whole blocks.
     pub fn len(&self, k: usize, n: usize) -> Result<usize> {
+        if self.rotation > 0 && !k.is_multiple_of(self.rotation) {
+            bail!("weight: rotated in blocks of {}, which do not divide {k} inputs", self.rotation);
+        }
         let bits = self.column_bits(k).zip(n.checked_next_multiple_of(16)).and_then(|(bits, n)| bits.checked_mul(n));
         match bits.and_then(|bits| (bits / 8).checked_add(HEADER)) {
             Some(len) if len <= isize::MAX as usize => Ok(len),
@@ -338,6 +362,7 @@ pub fn tile_groups(parts: &GroupedRows, groups: Groups, n: usize, k: usize, out:
     for (i, word) in [groups.nbits, groups.group_size as u32, u32::from(groups.symmetric)].into_iter().enumerate() {
         header[8 + 4 * i..12 + 4 * i].copy_from_slice(&word.to_le_bytes());
     }
+    header[24..28].copy_from_slice(&(groups.rotation as u32).to_le_bytes());
     if n == 0 {
         return Ok(());
     }
