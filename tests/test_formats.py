@@ -141,6 +141,47 @@ def test_the_example_of_an_equalizer():
     assert (weight.dequantize() == weight.codes() * weight.scale()[:, None] * weight.equalizer()).all()
 
 
+def test_the_example_of_a_rotation():
+    ((weight, rotated, equalizer),) = table("Layer weights", "weight")
+    w, want, by = (np.array([cell.split()], np.float32) for cell in (weight, rotated, equalizer))
+    expected = bytearray(438)
+    for offset, data, _ in table("Layer weights", "from"):
+        expected[int(offset) : int(offset) + len(data.split())] = bytes.fromhex(data)
+    ours = lowbit.quantize_weight(w, lowbit.Uniform(3, 8, rotate="hadamard", equalize=False))
+    assert ours.tiled.tobytes() == bytes(expected)
+    assert (ours.dequantize() == w).all()
+    assert (ours.codes() * ours.scale() == want).all()
+    assert (ours.equalizer() == by[0]).all()
+    # In the words of the text.
+    x = w / (by * 8)
+    for stride in (1, 2, 4):
+        for i in range(8):
+            if not i & stride:
+                x[0, i], x[0, i + stride] = x[0, i] + x[0, i + stride], x[0, i] - x[0, i + stride]
+    assert (x == want).all()
+    # A layer's input, so rotated, is rounded to what it is.
+    y = lowbit.linear(np.float32([[0, 0, 0, 8, 0, 0, 0, 0]]), ours)
+    assert y.tolist() == [[0]]
+    y = lowbit.linear(np.float32([[8, 0, 0, 0, 0, 0, 0, 0]]), ours)
+    assert y.tolist() == [[8 * -892.5]]
+
+
+def test_the_signs_of_a_rotation():
+    want = next(part for part in TEXT.split("`") if len(part) == 16 and set(part) == {"+", "-"})
+    for k in (16, 512):
+        ours = lowbit.quantize_weight(np.ones((1, k)), lowbit.Uniform(4, rotate="hadamard", equalize=False))
+        assert "".join("+-"[int(by < 0)] for by in ours.equalizer()[:16]) == want
+        assert (np.abs(ours.equalizer()) == 1 / k).all()
+        numbers = []
+        for i in range(k):
+            z = (i + 1) * 0x9E3779B97F4A7C15 % 2**64
+            z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+            z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
+            numbers.append(z ^ z >> 31)
+        assert numbers[0] == 0xE220A8397B1DCDAF  # what others have for the seed 0
+        assert ((ours.equalizer() < 0) == [number >= 2**63 for number in numbers]).all()
+
+
 @pytest.mark.parametrize("off", [-1, 1])
 def test_another_length_is_refused(off):
     data = np.zeros(256 + off, np.uint8)

@@ -192,23 +192,25 @@ def test_layers_of_any_shape(seed, isa, ran):  # rows 5, 28, 39
 
 
 GROUPS = [
-    lowbit.Uniform(nbits, group_size, symmetric, scale, activation, equalize=equalize)
-    for nbits, group_size, symmetric, scale, activation, equalize in [
-        (2, 32, False, "mse", "int8", True),
-        (2, 24, True, "absmax", "int8_group", True),
-        (3, 32, True, "mse", "int8", False),
-        (3, 40, False, "mse", "int8", True),
-        (4, 32, False, "mse", "int8", True),
-        (4, 32, False, "absmax", "int8_group", False),
-        (4, 8, False, "mse", "int8", False),
-        (4, 56, False, "absmax", "int8", True),
-        (4, 128, True, "mse", "int8", True),
-        (5, 64, False, "mse", "int8", False),
-        (5, 1024, True, "mse", "int8_group", True),
-        (6, 32, False, "mse", "int8", True),
-        (8, 32, False, "mse", "int8", True),
-        (8, 72, True, "mse", "int8_group", False),
-        (8, 16, False, "absmax", "int8", True),
+    lowbit.Uniform(nbits, group_size, symmetric, scale, activation, rotate, equalize)
+    for nbits, group_size, symmetric, scale, activation, rotate, equalize in [
+        (2, 32, False, "mse", "int8", None, True),
+        (2, 24, True, "absmax", "int8_group", None, True),
+        (3, 32, True, "mse", "int8", None, False),
+        (3, 40, False, "mse", "int8", None, True),
+        (4, 32, False, "mse", "int8", None, True),
+        (4, 32, False, "absmax", "int8_group", None, False),
+        (4, 8, False, "mse", "int8", None, False),
+        (4, 56, False, "absmax", "int8", None, True),
+        (4, 128, True, "mse", "int8", None, True),
+        (5, 64, False, "mse", "int8", None, False),
+        (5, 1024, True, "mse", "int8_group", None, True),
+        (6, 32, False, "mse", "int8", None, True),
+        (8, 32, False, "mse", "int8", None, True),
+        (8, 72, True, "mse", "int8_group", None, False),
+        (8, 16, False, "absmax", "int8", None, True),
+        (3, 56, False, "mse", "int8", "hadamard", True),
+        (4, 32, True, "mse", "int8_group", "hadamard", False),
     ]
 ]
 
@@ -248,7 +250,9 @@ def test_layers_in_groups_of_any_shape(seed, isa, ran):  # rows 5, 28, 39
         ran(isa, 2)
 
 
-@pytest.mark.parametrize("config", [config for config in GROUPS if config.scale == "mse"], ids=str)
+@pytest.mark.parametrize(
+    "config", [config for config in GROUPS if config.scale == "mse" and config.rotate is None], ids=str
+)
 def test_floats_times_groups_keep_their_budget(config, isa, ran):
     config = dataclasses.replace(config, activation=None)
     rng = np.random.default_rng(config.nbits)
@@ -290,8 +294,9 @@ def test_finer_inputs_come_closer():
 def test_threads_and_batches_change_no_layer_in_groups(isa, ran):
     rng = np.random.default_rng(4)
     for config in [*GROUPS, lowbit.Uniform(4, activation=None)]:
-        ours = lowbit.quantize_weight(floats(rng, 129, 385), config)
-        x = floats(rng, 200, 385)
+        k = 384 + (config.rotate is None)
+        ours = lowbit.quantize_weight(floats(rng, 129, k), config)
+        x = floats(rng, 200, k)
         whole = lowbit.linear(x, ours, isa=isa)
         for threads in (1, 2, 7):
             with lowbit.threads(threads):
@@ -345,6 +350,166 @@ def test_groups_with_second_moments(config, isa, ran):
     errors = [(((q.dequantize() - w) @ second) * (q.dequantize() - w)).sum() for q in (ours, plain)]
     assert errors[0] < 0.8 * errors[1]
     ran(isa)
+
+
+ROTATED = [
+    lowbit.Uniform(nbits, group_size, symmetric, equalize=equalize, rotate="hadamard")
+    for nbits, group_size, symmetric, equalize in [
+        (2, 32, False, False),
+        (3, 56, False, True),
+        (4, 32, True, True),
+        (5, 1024, False, True),
+        (6, 8, True, False),
+    ]
+]
+
+
+@pytest.mark.parametrize("config", ROTATED, ids=str)
+@pytest.mark.parametrize("k", [8, 16, 24, 40, 64, 96, 128, 384, 4096, 8192])
+def test_rotated_layers(k, config, isa, ran):
+    rng = np.random.default_rng(k)
+    n, m = rng.choice([1, 7, 16, 33, 65]) if k < 300 else 2, rng.choice([1, 5, 13, 97])
+    w, importance = floats(rng, n, k), rng.random(k, np.float32) if k % 3 == 0 else None
+    ours = lowbit.quantize_weight(w, config, importance=importance, isa=isa)
+    ref = reference.quantize_weight(w, config, importance=importance)
+    assert same(ours.tiled, ref.tiled)
+    assert ours.config == config
+    for part in ("codes", "scale", "zero_point", "equalizer", "dequantize"):
+        assert same(getattr(ours, part)(), getattr(ref, part)()), part
+    dtype = FLOATS[rng.integers(4)]
+    x, r, bias = floats(rng, m, k, dtype=dtype), floats(rng, m, n, dtype=dtype), floats(rng, n)
+    norm = (floats(rng, n), floats(rng, n), 1e-5)
+    for extra in ({}, {"bias": bias, "activation": "relu"}, {"bias": bias, "residual": r}, {"norm": norm}):
+        got = lowbit.linear(x, ours, isa=isa, **extra)
+        assert alike(got, reference.linear(x, ref, **extra))
+        ran(isa)
+    got, want = lowbit.linear(x, ours, bias, as_rows=True, isa=isa), reference.linear(x, ref, bias, as_rows=True)
+    assert same(got.codes, want.codes)
+    x, up = floats(rng, m, 24, dtype=dtype), floats(rng, k, 24)
+    form = lowbit.Int8() if k > 300 else lowbit.Uniform(4, rotate="hadamard")
+    got = lowbit.mlp(x, lowbit.quantize_weight(up, form), None, ours, activation="relu", isa=isa)
+    assert alike(got, reference.mlp(x, reference.quantize_weight(up, form), None, ref, activation="relu"))
+    ran(isa, 2)
+
+
+def test_a_rotated_layer_is_near_its_product(isa):
+    rng = np.random.default_rng(10)
+    w, x = floats(rng, 50, 384), floats(rng, 20, 384)
+    ours = lowbit.quantize_weight(w, lowbit.Uniform(6, rotate="hadamard"), isa=isa)
+    assert np.linalg.norm(ours.dequantize() - w) < 0.03 * np.linalg.norm(w)
+    got, want = lowbit.linear(x, ours, isa=isa), x.astype("f8") @ ours.dequantize().T.astype("f8")
+    assert np.linalg.norm(got - want) < 0.01 * np.linalg.norm(want)
+
+
+@pytest.mark.parametrize("config", ROTATED, ids=str)
+def test_rotated_weights_with_second_moments(config, isa, ran):
+    rng = np.random.default_rng(11)
+    every = rng.normal(size=(300, 96)) @ rng.normal(size=(96, 96))
+    for x in (every, every[:3], 0 * every):  # also fewer than columns, and none
+        w, second = floats(rng, 20, 96), x.T @ x
+        ours = lowbit.quantize_weight(w, config, second_moments=second, isa=isa)
+        assert same(ours.tiled, reference.quantize_weight(w, config, second_moments=second).tiled)
+        if x is every:
+            plain = lowbit.quantize_weight(w, config, importance=second.diagonal(), isa=isa)
+            errors = [(((q.dequantize() - w) @ second) * (q.dequantize() - w)).sum() for q in (ours, plain)]
+            assert errors[0] < 0.8 * errors[1]
+        ran(isa)
+
+
+def test_a_rotation_lessens_the_error_of_few_large_inputs():
+    """And of few large weights, at 3 bits."""
+    rng = np.random.default_rng(12)
+    w, x = floats(rng, 64, 256), floats(rng, 1000, 256)
+    x[:, ::32] *= 30
+    w[:, ::25] *= 6
+    exact = x.astype("f8") @ w.T.astype("f8")
+    second = x.T.astype("f8") @ x
+    forms = [lowbit.Uniform(3, 64, rotate=rotate, equalize=False) for rotate in ("hadamard", None)]
+    errors = [
+        np.linalg.norm(lowbit.linear(x, lowbit.quantize_weight(w, form, second_moments=second)) - exact)
+        for form in forms
+    ]
+    assert errors[0] < 0.8 * errors[1]
+
+
+@pytest.mark.parametrize("k", [1, 4, 12, 30, 100])
+def test_inputs_that_are_no_multiple_of_8_are_not_rotated(k):
+    w = floats(np.random.default_rng(k), 5, k)
+    ours = lowbit.quantize_weight(w, lowbit.Uniform(4, rotate="hadamard"))
+    assert ours.config == lowbit.Uniform(4)
+    assert same(ours.tiled, lowbit.quantize_weight(w, lowbit.Uniform(4)).tiled)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_a_bad_row_with_a_rotation_is_nan_and_no_other(bad, dtype, isa, ran):  # row 87
+    rng = np.random.default_rng(13)
+    for k in (8, 48, 256):
+        ours = lowbit.quantize_weight(floats(rng, 20, k), lowbit.Uniform(4, rotate="hadamard"))
+        clean = floats(rng, 9, k, dtype=dtype)
+        want = lowbit.linear(clean, ours, isa=isa)
+        for row, columns in [(0, [0]), (4, [k - 1]), (8, range(k)), (3, [1, 2])]:
+            x = clean.copy()
+            x[row, columns] = bad
+            got = lowbit.linear(x, ours, isa=isa)
+            assert np.isnan(got[row].astype(np.float32)).all()
+            assert same(np.delete(got, row, 0), np.delete(want, row, 0))
+            ran(isa)
+
+
+def test_a_rotation_of_finite_inputs_does_not_overflow(isa):
+    greatest = np.finfo(np.float32).max
+    w = floats(np.random.default_rng(14), 20, 512) * np.float32(1e-6)
+    config = lowbit.Uniform(4, rotate="hadamard", equalize=False)
+    ours, ref = lowbit.quantize_weight(w, config), reference.quantize_weight(w, config)
+    signs = np.sign(ours.equalizer())
+    for x in (np.full((1, 512), greatest, np.float32), signs[None] * greatest):
+        got = lowbit.linear(x, ours, isa=isa)
+        assert np.isfinite(got).all()
+        assert same(got, reference.linear(x, ref))
+
+
+def test_a_weight_too_large_to_rotate_is_refused(isa):
+    w = np.full((4, 64), 3e38, np.float32)
+    with pytest.raises(ValueError, match=r"weight: row 0 holds .* equalized or rotated"):
+        lowbit.quantize_weight(w, lowbit.Uniform(4, rotate="hadamard"), isa=isa)
+    w[1:] = 1e36
+    w[0] = 0
+    ours = lowbit.quantize_weight(w / 64, lowbit.Uniform(4, rotate="hadamard"), isa=isa).dequantize()
+    assert np.isfinite(ours).all()
+
+
+def test_a_rotated_weight_without_rows():  # row 4
+    w = lowbit.quantize_weight(np.empty((0, 40), np.float32), lowbit.Uniform(4, rotate="hadamard"))
+    assert w.codes().shape == w.dequantize().shape == (0, 40)
+    assert lowbit.linear(np.ones((3, 40), np.float32), w).shape == (3, 0)
+
+
+def test_bytes_of_another_rotation_are_refused():
+    config = lowbit.Uniform(4, rotate="hadamard")
+    w = lowbit.quantize_weight(np.ones((3, 48), np.float32), config)
+    with pytest.raises(ValueError, match="tiled: expected blocks of 0 rotated"):
+        lowbit.GroupedWeight(w.tiled, 48, 3, lowbit.Uniform(4))
+    for word in (0, 8, 12, 32, 8192, 2**31):
+        bad = w.tiled.copy()
+        bad[24:28] = np.frombuffer(np.uint32(word).tobytes(), np.uint8)
+        with pytest.raises(ValueError, match=f"tiled: expected blocks of 16 rotated by .*, got {word}"):
+            lowbit.GroupedWeight(bad, 48, 3, config)
+        # What reads bytes alone refuses what cannot be.
+        out = np.empty((3, 48), np.float32)
+        if word in (0, 8):
+            lowbit._core.lookup(None, bad, 48, 3, out)
+        else:
+            with pytest.raises(ValueError, match="weight: rotat"):
+                lowbit._core.lookup(None, bad, 48, 3, out)
+    with pytest.raises(ValueError, match="weight: rotated, but without an equalizer"):
+        lowbit._core.lookup(None, w.tiled[: -4 * 48], 48, 3, np.empty((3, 48), np.float32))
+
+
+def test_codes_handed_over_need_a_weight_that_is_not_rotated():
+    w = lowbit.quantize_weight(np.ones((3, 48), np.float32), lowbit.Uniform(4, rotate="hadamard", equalize=False))
+    with pytest.raises(ValueError, match="rotate=None"):
+        lowbit.linear(lowbit.quantize_rows(np.ones((2, 48), np.float32)), w)
 
 
 def test_importance_lessens_the_error_that_counts():
@@ -822,6 +987,8 @@ REFUSED = [
         V,
         "x: expected floats with a weight whose",
     ),
+    (29, lambda: lowbit.Uniform(4, rotate="dct"), V, "rotate: expected None or 'hadamard', got 'dct'"),
+    (29, lambda: lowbit.Uniform(4, rotate=True), V, "rotate: expected None or 'hadamard', got True"),
     (33, lambda: lowbit.Uniform(4, 12), V, "group_size: expected a multiple of 8 below .*, got 12"),
     (33, lambda: lowbit.Uniform(4, 0), V, "group_size: .* got 0"),
     (33, lambda: lowbit.GroupedWeight(np.empty(0, np.uint8), 2**62, 2**62, lowbit.Uniform(4)), V, "overflow"),

@@ -272,6 +272,78 @@ def test_below_eight_bits(tmp_path):
     assert torch.equal(back["head"].weight, torch.from_numpy(weight.dequantize()))
 
 
+def test_a_rotation_is_kept_where_it_lessens_the_error():
+    torch.manual_seed(2)
+    model = nn.Sequential(
+        nn.Embedding(30, 64), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 12), nn.Linear(12, 64)
+    ).eval()
+    with torch.no_grad():
+        model[0].weight[::7] *= 10
+        model[1].weight[torch.rand(64, 64) < 0.02] *= 20  # a few that a group of 64 has to reach
+        model[3].weight.sign_()  # exact as they are
+    before, config = copy.deepcopy(model), lowbit.Uniform(3, 64, rotate="hadamard")
+    report = quantize_(model, config)
+    assert [module.config.rotate for module in model if hasattr(module, "config")] == [None, "hadamard", None, None]
+    assert [layer.kernel.split()[1] for layer in report.layers] == ["look-up,", "rotated", "gemm,", "gemm,"]
+    plain = quantize_(copy.deepcopy(before), lowbit.Uniform(3, 64))
+    errors = [[layer.error for layer in told.layers] for told in (report, plain)]
+    assert errors[0][1] < 0.7 * errors[1][1]
+    assert errors[0][0] == errors[1][0]
+    assert errors[0][2:] == errors[1][2:]
+
+    weight = lowbit.quantize_weight(before[1].weight.detach().numpy(), config)
+    x = torch.randn(5, 64)
+    want = lowbit.linear(x.numpy(), weight, before[1].bias.detach().numpy())
+    alone, ids = copy.deepcopy(before), torch.arange(30)
+    quantize_(alone, config, fuse=False)
+    assert torch.equal(alone[1](x), torch.from_numpy(want))
+    assert torch.equal(alone[1].dequantize(), torch.from_numpy(weight.dequantize()))
+    assert len(report.fused) == 1
+    assert torch.equal(alone(ids), model(ids))
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(ids), model(ids))
+    back = dequantize_(copy.deepcopy(model))
+    assert (back(ids) - model(ids)).norm() < 0.02 * model(ids).norm()
+
+
+def test_a_tied_weight_may_be_rotated():
+    torch.manual_seed(3)
+    model = nn.ModuleDict({"words": nn.Embedding(40, 64), "head": nn.Linear(64, 40, bias=False)}).eval()
+    model["head"].weight = model["words"].weight
+    with torch.no_grad():
+        model["words"].weight[torch.rand(40, 64) < 0.02] *= 20
+    exact = model["words"].weight.detach().clone()
+    report = quantize_(model, lowbit.Uniform(4, 64, rotate="hadamard"))
+    assert [layer.kernel.split()[1] for layer in report.layers] == ["rotated", "rotated"]
+    assert model["words"].tiled.data_ptr() == model["head"].tiled.data_ptr()
+    ids = torch.tensor([[3, 39], [0, 7]])
+    assert torch.equal(model["words"](ids), model["head"].dequantize()[ids])
+    assert (model["words"].dequantize() - exact).norm() < 0.12 * exact.norm()
+
+
+def test_calibration_keeps_the_rotation_that_brings_the_outputs_nearer():
+    torch.manual_seed(4)
+    model = nn.Sequential(nn.Linear(64, 48), nn.Linear(48, 7)).eval()
+    data = correlated(400, 64, 0)
+    data[:, ::20] *= 30
+    want, errors, kept = model[0](data).detach(), [], []
+    for rotate in (None, "hadamard"):
+        other = copy.deepcopy(model)
+        report = calibrate_(other, [data], lowbit.Uniform(3, 64, rotate=rotate, equalize=False))
+        errors.append(float((other[0](data) - want).norm()))
+        kept.append([module.config.rotate for module in other])
+        assert all(
+            (layer.kernel.split()[1] == "rotated") == bool(r) for layer, r in zip(report.layers, kept[-1], strict=True)
+        )
+    assert kept[0] == [None, None]
+    assert kept[1][0] == "hadamard"
+    assert errors[1] < errors[0]
+
+    configs = [lowbit.Uniform(3, 64, rotate="hadamard"), lowbit.Uniform(4, rotate="hadamard")]
+    rules = allocate_bits(model, [data], 9, configs=configs)
+    assert len(quantize_(model, None, rules=rules).quantized) == 2
+
+
 def correlated(rows: int, k: int, seed: int) -> torch.Tensor:
     """Inputs of one distribution."""
     mix = torch.randn(k, k, generator=torch.Generator().manual_seed(0))

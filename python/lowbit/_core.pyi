@@ -96,9 +96,12 @@ def quantize_weight(
     w: NDArray[np.float32], n: int, k: int, equalized: bool, out: NDArray[np.uint8], isa: str | None
 ) -> None: ...
 
-_Form = tuple[int, int, bool, str | None]
+_Form = tuple[int, int, bool, int, str | None]
 
 def groups_len(k: int, n: int, form: _Form, equalized: bool) -> int: ...
+def groups_equalizer(
+    w: NDArray[np.float32], n: int, k: int, form: _Form, equalized: bool, out: NDArray[np.float32]
+) -> None: ...
 def quantize_weight_groups(
     w: NDArray[np.float32],
     n: int,
@@ -107,6 +110,7 @@ def quantize_weight_groups(
     equalized: bool,
     searched: bool,
     importance: NDArray[np.float32] | None,
+    of_rotated: bool,
     out: NDArray[np.uint8],
     isa: str | None,
 ) -> None: ...

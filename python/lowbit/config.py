@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 __all__ = ["Config", "Int8", "Uniform", "from_json"]
 
@@ -77,8 +77,22 @@ class Uniform(Config):
         How a layer takes its inputs: rounded to 8 bits, with a zero point, per row
         or per 32 of a row, within the call; or None, as the floats that they are,
         which costs the speed of integers.
+    rotate : {None, "hadamard"}
+        Rotate inputs, as they are rounded, and the weight, beforehand, by a
+        randomised Hadamard transform, which spreads what is large over many of them.
+        It goes over blocks of the largest power of two that divides the inputs, at
+        most 4096; a weight whose inputs are no multiple of 8 stays as it is.
+        `quantize_` and `calibrate_` keep it for the layers whose error it lessens:
+        with 3 bits and data for many, at 4 bits without for few. Inputs cannot be
+        codes already.
     equalize : bool
-        As in :class:`Int8`.
+        As in :class:`Int8`; before the rotation if there is one.
+
+    References
+    ----------
+    The rotation is that of S. Ashkboos et al., "QuaRot: outlier-free 4-bit inference
+    in rotated LLMs", 2024, and A. Tseng et al., "QuIP#: even better LLM quantization
+    with Hadamard incoherence and lattice codebooks", 2024.
     """
 
     nbits: int
@@ -86,6 +100,7 @@ class Uniform(Config):
     symmetric: bool = False
     scale: str = "mse"
     activation: str | None = "int8"
+    rotate: Literal["hadamard"] | None = None
     equalize: bool = True
 
     def __post_init__(self) -> None:
@@ -103,6 +118,8 @@ class Uniform(Config):
             raise ValueError(f"scale: expected 'mse' or 'absmax', got {self.scale!r}")
         if self.activation not in ("int8", "int8_group", None):
             raise ValueError(f"activation: expected 'int8', 'int8_group' or None, got {self.activation!r}")
+        if self.rotate not in (None, "hadamard"):
+            raise ValueError(f"rotate: expected None or 'hadamard', got {self.rotate!r}")
 
 
 def from_json(text: str) -> Config:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -33,6 +33,8 @@ Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
 #: The greatest K whose sums are sure to fit int32: 255 · 128 · K and 128 · 128 · K below 2^31.
 MAX_K_UINT8 = 65_793
 MAX_K_INT8 = 131_071
+#: The longest block of a rotation.
+MAX_ROTATION = 4096
 
 _FLOATS = ("float32", "bfloat16", "float16", "float64")
 
@@ -131,9 +133,12 @@ class GroupedWeight(_Tiled):
         if not isinstance(self.config, Uniform):
             raise TypeError(f"config: expected lowbit.Uniform(...), got {self.config!r}")
         super().__post_init__()
+        block, told = rotation_of(self.config, self.k), int.from_bytes(self.tiled[24:28].tobytes(), "little")
+        if told != block:
+            raise ValueError(f"tiled: expected blocks of {block} rotated by {self.config}, got {told}")
 
     def _sizes(self) -> tuple[int, ...]:
-        return (_core.groups_len(self.k, self.n, _form(self.config), self.config.equalize),)
+        return (_core.groups_len(self.k, self.n, *_form(self.config, self.k)),)
 
     def codes(self) -> NDArray[np.uint8]:
         """The codes in row order, uint8 (N, K)."""
@@ -150,16 +155,17 @@ class GroupedWeight(_Tiled):
 
     def dequantize(self) -> NDArray[np.float32]:
         """The weight that this stands for, float32 (N, K): ``(code - zero point) *
-        multiplier``, an integer, times the row's scale, times the equalizer."""
+        multiplier``, an integer, times the row's scale, rotated back, times the equalizer."""
         weight = np.empty((self.n, self.k), np.float32)
         _core.lookup(None, self.tiled, self.k, self.n, weight)
         return weight
 
     def equalizer(self) -> NDArray[np.float32] | None:
-        """What each input is multiplied with before it is rounded, float32 (K,); None for no such thing."""
-        return (
-            np.frombuffer(self.tiled[self.tiled.size - 4 * self.k :].tobytes(), "<f4") if self.config.equalize else None
-        )
+        """What each input is multiplied with before it is rotated and rounded, float32
+        (K,); None for no such thing."""
+        if not (self.config.equalize or rotation_of(self.config, self.k)):
+            return None
+        return np.frombuffer(self.tiled[self.tiled.size - 4 * self.k :].tobytes(), "<f4")
 
     def _untile(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8], NDArray[np.float32]]:
         groups = -(-self.k // self.config.group_size)
@@ -173,8 +179,24 @@ class GroupedWeight(_Tiled):
 Weight = QuantizedWeight | GroupedWeight
 
 
-def _form(config: Uniform) -> tuple[int, int, bool, str | None]:
-    return config.nbits, config.group_size, config.symmetric, config.activation
+def rotation_of(config: Config, k: int) -> int:
+    """Inputs of each block that is rotated; 0 where none are."""
+    block = min(k & -k, MAX_ROTATION)
+    return block if isinstance(config, Uniform) and config.rotate is not None and block >= 8 else 0
+
+
+def _form(config: Uniform, k: int) -> tuple[tuple[int, int, bool, int, str | None], bool]:
+    """A weight's form as the core knows it, and whether it is equalized."""
+    rotation = rotation_of(config, k)
+    return (config.nbits, config.group_size, config.symmetric, rotation, config.activation), config.equalize
+
+
+def _rotated(x: NDArray[Any], block: int) -> NDArray[Any]:
+    """Each block of the last axis times the Walsh-Hadamard matrix, as the core adds."""
+    for stride in (2**i for i in range(block.bit_length() - 1)):
+        pairs = x.reshape(-1, 2, stride)
+        x = np.stack([pairs[:, 0] + pairs[:, 1], pairs[:, 0] - pairs[:, 1]], 1).reshape(x.shape)
+    return x
 
 
 def _aligned(size: int) -> NDArray[np.uint8]:
@@ -321,17 +343,23 @@ def quantize_weight(
     w = w.astype(np.float32, copy=False)
     if isinstance(config, Uniform):
         moments = None
+        block = rotation_of(config, k)
+        form, equalized = _form(config, k)
         if second_moments is not None:
             if importance is not None:
                 raise ValueError("importance: expected None beside second_moments, whose diagonal it is")
             moments = check_moments(second_moments, k)
+            if block:
+                equalizer = np.empty(k, np.float32)
+                _core.groups_equalizer(w, n, k, form, equalized, equalizer)
+                moments = _of_quantized(moments, equalizer, block)
             importance = moments.diagonal().astype(np.float32)
         elif importance is not None:
             importance = _vector("importance", importance, k)
-        form, searched = _form(config), config.scale == "mse"
-        tiled = _aligned(_core.groups_len(k, n, form, config.equalize))
-        _core.quantize_weight_groups(w, n, k, form, config.equalize, searched, importance, tiled, isa)
-        weight = GroupedWeight(tiled, k, n, config)
+        tiled = _aligned(_core.groups_len(k, n, form, equalized))
+        searched, of_rotated = config.scale == "mse", moments is not None
+        _core.quantize_weight_groups(w, n, k, form, equalized, searched, importance, of_rotated, tiled, isa)
+        weight = GroupedWeight(tiled, k, n, config if block else replace(config, rotate=None))
         if moments is not None:
             _feed_back(w, weight, moments, order, isa)
         return weight
@@ -343,12 +371,26 @@ def quantize_weight(
     return QuantizedWeight(tiled, k, n, config)
 
 
+def _of_quantized(moments: NDArray[np.float64], equalizer: NDArray[np.float32], block: int) -> NDArray[np.float64]:
+    """The second moments of inputs as they are quantized; what rounding leaves below 0 is 0."""
+    moments = moments * np.outer(equalizer, equalizer).astype(np.float64)
+    if block:
+        moments = _rotated(_rotated(moments, block).T, block)
+        np.fill_diagonal(moments, np.maximum(moments.diagonal(), 0))
+    return moments
+
+
 def _feed_back(w: Any, weight: GroupedWeight, moments: Any, order: Any, isa: str | None) -> None:
-    """Chooses the codes of a weight again, its scales and zero points as they are."""
+    """Chooses the codes of a weight again, its scales and zero points as they are;
+    where it is rotated, ``moments`` are of rotated inputs."""
     codes, multipliers, zeros, scale = weight._untile()
+    block = rotation_of(weight.config, weight.k)
     if (equalizer := weight.equalizer()) is not None:
-        w, moments = w / equalizer, moments * np.outer(equalizer, equalizer).astype(np.float64)
-    form = _form(weight.config)
+        if block:
+            w = _rotated(w / (equalizer * np.float32(block)), block)
+        else:
+            w, moments = w / equalizer, _of_quantized(moments, equalizer, 0)
+    form, _ = _form(weight.config, weight.k)
     steps = (np.arange(2**weight.config.nbits) - zeros[..., None].astype(np.int32)) * multipliers[..., None]
     levels = steps.astype(np.float32) * scale[:, None, None]
     codes = round_with_feedback(w, levels, moments, group_size=weight.config.group_size, order=order, isa=isa)
@@ -374,7 +416,7 @@ def _rows_in(x: ArrayLike | RowCodes, weight: Weight) -> tuple[Any, tuple[int, .
             raise ValueError("x: expected floats with a weight whose activation is not 'int8', got RowCodes")
         if weight.equalizer() is not None:
             raise ValueError(
-                "x: expected floats with an equalized weight, got RowCodes; use equalize=False in its config"
+                "x: expected floats with an equalized weight, got RowCodes; use equalize=False, rotate=None in its config"
             )
         parts = x.codes, x.scale, x.zero_point
         return tuple(np.ascontiguousarray(p) for p in parts), x.codes.shape[:-1], np.dtype(np.float32)

@@ -7,7 +7,7 @@ integer far below 2^53, so the product is exact, and NumPy is quick at it.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -94,9 +94,14 @@ class GroupedWeight:
         return _equalizer(self)
 
     def dequantize(self) -> NDArray[np.float32]:
-        """``(code - zero point) * multiplier``, an integer, times the row's scale, times the equalizer."""
-        w, scale = _values(self)
-        return _equalized(w.astype(np.float32) * scale[:, None], self.equalizer())
+        """``(code - zero point) * multiplier``, an integer, times the row's scale, rotated
+        back, times the equalizer."""
+        (integers, scale), equalizer = _values(self), self.equalizer()
+        w = integers.astype(np.float32) * scale[:, None]
+        if self.config.rotate is not None and equalizer is not None:
+            block = _block(self.k)
+            w, equalizer = _rotated(w / np.float32(block), block), equalizer * np.float32(block)
+        return _equalized(w, equalizer)
 
 
 def tile_matrix(b: ArrayLike) -> TiledMatrix:
@@ -149,7 +154,7 @@ def _equalizer(weight: Any) -> NDArray[np.float32] | None:
     if isinstance(weight.config, Uniform):
         return (
             np.frombuffer(np.asarray(weight.tiled)[-4 * weight.k :].tobytes(), "<f4")
-            if weight.config.equalize
+            if weight.config.equalize or weight.config.rotate is not None
             else None
         )
     panels = (-(-weight.k // 4) + 2) * 4 * -(-weight.n // STEP) * STEP
@@ -222,18 +227,33 @@ def quantize_weight(
         raise ValueError("w: expected finite values")
     config = config or Int8()
     assert isinstance(config, (Int8, Uniform))
+    if isinstance(config, Uniform) and floats.shape[1] % 8:
+        config = replace(config, rotate=None)
+    block = _block(floats.shape[1]) if isinstance(config, Uniform) and config.rotate is not None else 0
     tail = np.empty(0, np.uint8)
     moments = None if second_moments is None else of_mean_1(second_moments)
     if moments is not None:
         importance = moments.diagonal()
     counts = np.ones(floats.shape[1], np.float32) if importance is None else np.asarray(importance).astype(np.float32)
-    if config.equalize:
-        equalizer = _made_alike(floats, 4 if isinstance(config, Uniform) else 1)
+    if config.equalize or block:
+        equalizer = np.ones(floats.shape[1], np.float32)
+        if config.equalize:
+            equalizer = _made_alike(floats, 4 if isinstance(config, Uniform) else 1)
+        if block:
+            equalizer *= _signs(floats.shape[1])
         # Only ratios count: with the greatest between 1/2 and 1 none overflows.
         counts = np.ldexp(counts, -np.frexp(counts.max(initial=0))[1]) * (equalizer * equalizer)
         floats = floats / equalizer
         moments = None if moments is None else moments * np.outer(equalizer, equalizer).astype(np.float64)
+        if block:
+            floats, equalizer = _rotated(floats, block), equalizer / np.float32(block)
+            counts = np.repeat(_rotated(counts, block)[::block] / np.float32(block), block)
         tail = equalizer.astype("<f4").view(np.uint8)
+    if moments is not None and block:
+        moments = _rotated(_rotated(moments / block**2, block).T, block)
+        np.fill_diagonal(moments, np.maximum(moments.diagonal(), 0))
+        counts = moments.diagonal().astype(np.float32)
+        counts = np.ldexp(counts, -np.frexp(counts.max(initial=0))[1])
     if isinstance(config, Uniform):
         chosen, multipliers, zeros, scale = _grouped(floats, config, counts)
         if moments is not None:
@@ -262,6 +282,32 @@ def _made_alike(w: NDArray[np.float32], fine: int) -> NDArray[np.float32]:
 
 #: Bits of the planes in which codes of a width are stored.
 PLANES = {2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 8: (4, 4)}
+
+
+def _block(k: int) -> int:
+    """Inputs that are rotated together: the largest power of two that divides K."""
+    return min(k & -k, 4096)
+
+
+def _signs(k: int) -> NDArray[np.float32]:
+    """-1 where the highest bit of splitmix64's number is set, else 1."""
+    z = np.arange(1, k + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ z >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ z >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    return np.where((z ^ z >> np.uint64(31)) >> np.uint64(63), np.float32(-1), np.float32(1))
+
+
+def _rotated(x: NDArray[Any], block: int) -> NDArray[Any]:
+    """Each block of the last axis times the Walsh-Hadamard matrix: for each stride,
+    elements i and i + stride become their sum and their difference."""
+    stride = 1
+    while stride < block:
+        pairs = x.reshape(-1, 2, stride)
+        with np.errstate(over="ignore", invalid="ignore"):
+            both = pairs[:, 0] + pairs[:, 1], pairs[:, 0] - pairs[:, 1]
+        x, stride = np.stack(both, 1).reshape(x.shape), 2 * stride
+    return x
+
 
 Parts = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8], NDArray[np.float32]]
 
@@ -329,7 +375,8 @@ def _tile_groups(
     values = _integers(codes, multipliers, zeros, config.group_size)
     reach = min(int(np.abs(values).sum(1).max(initial=0)), 2**32 - 1)
     inputs = ("int8", "int8_group", None).index(config.activation)
-    header = np.array([config.nbits, config.group_size, config.symmetric, reach, 0, inputs], "<u4")
+    block = _block(k) if config.rotate is not None else 0
+    header = np.array([config.nbits, config.group_size, config.symmetric, reach, block, inputs], "<u4")
     parts = [b"lowbit g", header.tobytes(), bytes(32)]
     for first in range(0, n, PANEL):
         rows = slice(first, min(first + PANEL, n))
@@ -507,7 +554,11 @@ def linear(
         x = np.asarray(x)
         lead, dtype = x.shape[:-1], x.dtype
         floats, equalizer = x.reshape(-1, weight.k).astype(np.float32), _equalizer(weight)
-        sums, scale = _products(floats if equalizer is None else floats * equalizer, w, weight.config)
+        if equalizer is not None:
+            floats = floats * equalizer
+        if isinstance(weight.config, Uniform) and weight.config.rotate is not None:
+            floats = _rotated(floats, _block(weight.k))
+        sums, scale = _products(floats, w, weight.config)
     y = sums * (scale[:, None] * w_scale)
     if bias is not None:
         y = y + np.asarray(bias).astype(np.float32)

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 
-import lowbit
 from lowbit import knapsack
 from lowbit.config import Config, Int8, Uniform
 from lowbit.torch.calibrate import _batches, _evaluating, _inputs, _Moments, _order
@@ -20,8 +19,10 @@ from lowbit.torch.quantize import (
     _check_config,
     _check_model,
     _layers,
-    _numpy_floats,
+    _least,
+    _of_rows,
     _plan,
+    _squares,
     _teller,
 )
 
@@ -108,7 +109,9 @@ def allocate_bits(
         whole = _squares(weight, second)
         sizes.setdefault(key, [])
         for i, config in enumerate(configs):
-            quantized = lowbit.quantize_weight(_numpy_floats(module.weight), config, **_importance(config, second))
+            if isinstance(module, nn.Embedding):
+                config = _of_rows(config)
+            quantized = _least(module.weight, config, second, **_importance(config, second))
             off = torch.from_numpy(quantized.dequantize()).double() - weight
             errors[key][i] += _squares(off, second) / whole if whole else 0.0
             if len(sizes[key]) < len(configs):
@@ -143,11 +146,6 @@ def allocate_bits(
     chosen = knapsack.choose([sizes[key] for key in keys], [errors[key] for key in keys], int(budget * count))
     by_weight = {key: configs[i] for key, i in zip(keys, chosen, strict=True)}
     return [(f"^{re.escape(name)}$", by_weight[id(module.weight)]) for name, module in todo]
-
-
-def _squares(weight: torch.Tensor, second: torch.Tensor | None) -> float:
-    """‖x Wᵀ‖² by the second moments of x, or ‖W‖²."""
-    return float(((weight if second is None else weight @ second) * weight).sum())
 
 
 def _importance(config: Config, second: torch.Tensor | None) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-import lowbit
 from lowbit.config import Config, Uniform
 from lowbit.torch import fusion
 from lowbit.torch.modules import QuantLinear
@@ -20,13 +19,14 @@ from lowbit.torch.quantize import (
     Progress,
     Report,
     Rule,
-    _bytes_of,
     _check_config,
     _check_model,
     _check_rules,
     _decide,
     _inherit,
+    _kept,
     _layers,
+    _least,
     _replace,
     _state_bytes,
     _Swaps,
@@ -193,8 +193,8 @@ def _calibrated(
                 swap(name, module)
                 continue
             fitted = seen.fitted(module.weight.double())
-            weight = lowbit.quantize_weight(fitted.numpy(), config, second_moments=seen.own.numpy(), order=order)
-            swaps.made[id(module.weight), config] = _bytes_of(weight)
+            weight = _least(fitted, config, seen.own, second_moments=seen.own.numpy(), order=order)
+            swaps.made[id(module.weight), config] = _kept(weight)
             new = swap(name, module)
             if new.bias is not None:
                 want = module.weight.double() @ (seen.before / seen.rows)

@@ -8,7 +8,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,8 @@ __all__ = ["LayerReport", "Report", "dequantize_", "quantize_"]
 Rule = tuple[str, Config | None]
 #: A weight's id, and a config: layers that have both share their buffers.
 Shared = tuple[int, Config]
+#: Those buffers, and the config that they got.
+Made = tuple[dict[str, torch.Tensor], Config]
 Progress = Callable[[int, int, str], Any]
 
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -324,7 +326,7 @@ class _Swaps:
         #: Of each name, and the layers that are to be quantized.
         self.reports, self.todo, self._kinds = _plan(model, decided)
         #: The buffers of weights that are quantized already.
-        self.made: dict[Shared, dict[str, torch.Tensor]] = {}
+        self.made: dict[Shared, Made] = {}
         self._swapped: dict[int, nn.Module] = {}
 
     def swap(self, name: str, module: nn.Module) -> nn.Module:
@@ -335,7 +337,7 @@ class _Swaps:
             self._swapped[id(module)] = _quantized(module, config, self._kinds, self.made)
             _inherit(self._swapped[id(module)], module)
         new = self._swapped[id(module)]
-        self.reports[name] = _report(name, module, new, config)
+        self.reports[name] = _report(name, module, new)
         _replace(self.model, name, new)
         return new
 
@@ -344,15 +346,15 @@ def _quantized(
     module: nn.Module,
     config: Config,
     kinds: dict[Shared, set[type[nn.Module]]],
-    made: dict[Shared, dict[str, torch.Tensor]],
+    made: dict[Shared, Made],
 ) -> nn.Module:
     """The layer that takes the place of ``module``; ``made``: the buffers that others have."""
     weight = module.weight
     assert isinstance(weight, torch.Tensor)
     (n, k), shared = weight.shape, (id(weight), config)
     if shared not in made:
-        made[shared] = _buffers(weight, config, rows=nn.Linear not in kinds[shared])
-    buffers = made[shared]
+        made[shared] = _made(weight, config, rows=nn.Linear not in kinds[shared])
+    buffers, config = made[shared]
     if isinstance(module, nn.Embedding):
         return QuantEmbedding(n, k, buffers, config, weight.dtype, module.padding_idx)
     bias = module.bias
@@ -361,19 +363,42 @@ def _quantized(
     return QuantLinear(k, n, buffers["tiled"], bias, config, weight.dtype)
 
 
-def _buffers(weight: torch.Tensor, config: Config, *, rows: bool) -> dict[str, torch.Tensor]:
+def _made(weight: torch.Tensor, config: Config, *, rows: bool) -> Made:
     """A weight's codes: int8 in row order if only rows of it are read, else tiled."""
     if rows and isinstance(config, Int8):
         codes = lowbit.quantize_rows(_numpy_floats(weight), symmetric=True)
-        return {"codes": torch.from_numpy(codes.codes), "scale": torch.from_numpy(codes.scale)}
-    return _bytes_of(lowbit.quantize_weight(_numpy_floats(weight), config))
+        return {"codes": torch.from_numpy(codes.codes), "scale": torch.from_numpy(codes.scale)}, config
+    return _kept(_least(weight, _of_rows(config) if rows else config))
 
 
-def _bytes_of(quantized: lowbit.QuantizedWeight | lowbit.GroupedWeight) -> dict[str, torch.Tensor]:
+def _of_rows(config: Config) -> Config:
+    """The config of a weight that is only looked up: there is no input to rotate."""
+    return replace(config, rotate=None) if isinstance(config, Uniform) else config
+
+
+def _least(
+    weight: torch.Tensor, config: Config, second: torch.Tensor | None = None, **how: Any
+) -> lowbit.QuantizedWeight | lowbit.GroupedWeight:
+    """The weight, quantized; rotated, where the config asks for it, if that lessens the
+    error in the outputs of inputs with these second moments, or in the weight."""
+    floats = _numpy_floats(weight)
+    if not isinstance(config, Uniform) or config.rotate is None:
+        return lowbit.quantize_weight(floats, config, **how)
+    tried = [lowbit.quantize_weight(floats, form, **how) for form in (replace(config, rotate=None), config)]
+    exact = weight.detach().double()
+    return min(tried, key=lambda quantized: _squares(torch.from_numpy(quantized.dequantize()) - exact, second))
+
+
+def _squares(weight: torch.Tensor, second: torch.Tensor | None) -> float:
+    """‖x Wᵀ‖² by the second moments of x, or ‖W‖²."""
+    return float(((weight if second is None else weight @ second) * weight).sum())
+
+
+def _kept(quantized: lowbit.QuantizedWeight | lowbit.GroupedWeight) -> Made:
     # torch's memory starts at a cache line and can be resized and shared.
     tiled = torch.empty(quantized.tiled.size, dtype=torch.uint8, device="cpu")
     tiled.numpy()[:] = quantized.tiled
-    return {"tiled": tiled}
+    return {"tiled": tiled}, quantized.config
 
 
 def _numpy_floats(weight: torch.Tensor) -> Any:
@@ -413,7 +438,7 @@ def _state_bytes(model: nn.Module) -> int:
     return sum(seen.values())
 
 
-def _report(name: str, old: nn.Module, new: nn.Module, config: Config) -> LayerReport:
+def _report(name: str, old: nn.Module, new: nn.Module) -> LayerReport:
     weight = old.weight
     assert isinstance(weight, torch.Tensor)
     assert isinstance(new, (QuantLinear, QuantEmbedding))
@@ -424,9 +449,11 @@ def _report(name: str, old: nn.Module, new: nn.Module, config: Config) -> LayerR
         norm += float(part.square().sum(dtype=torch.float64))
         error += float((new.rows(rows) - part).square().sum(dtype=torch.float64))
     error = math.sqrt(error / norm) if norm else 0.0
-    bits, isa = "int8", lowbit.isa()
+    bits, isa, config = "int8", lowbit.isa(), new.config
     if isinstance(config, Uniform):
         bits, isa = f"{config.nbits}-bit", isa if isa == "scalar" else "avx2"  # no wider kernel yet
+        if config.rotate is not None:
+            bits += " rotated"
     kernel = f"{bits} {'gemm' if isinstance(new, QuantLinear) else 'look-up'}, {isa}"
     return LayerReport(
         name, type(old).__name__, type(config).__name__, _tensor_bytes(old), _tensor_bytes(new), error, kernel

@@ -10,6 +10,10 @@ use pyo3::prelude::*;
 
 use crate::call::{Threads, isa, run, to_py};
 
+/// Bits, group size, whether symmetric, size of the blocks that are rotated or 0, how
+/// inputs are taken.
+type Form = (u32, usize, bool, usize, Option<String>);
+
 fn borrowed(name: &str, error: impl std::fmt::Display) -> PyErr {
     PyValueError::new_err(format!("{name}: {error}"))
 }
@@ -167,27 +171,26 @@ fn quantize_weight(
     run(py, w.len() * 8, Threads::default(), |ctl| gemm::quantize_weight(w, n, k, equalized, out, isa, ctl))
 }
 
-/// nbits, group size, symmetric, how inputs are taken.
-type Form = (u32, usize, bool, Option<String>);
-
-fn groups_of((nbits, group_size, symmetric, inputs): Form) -> PyResult<Groups> {
+fn groups((nbits, group_size, symmetric, rotation, inputs): Form) -> PyResult<Groups> {
     let inputs = match inputs.as_deref() {
         Some("int8") => Inputs::Rows,
         Some("int8_group") => Inputs::Spans,
         None => Inputs::Floats,
         Some(other) => return Err(PyValueError::new_err(format!("activation: unknown {other:?}"))),
     };
-    Ok(Groups::new(nbits, group_size, symmetric).map_err(to_py)?.with(inputs))
+    let groups = Groups::new(nbits, group_size, symmetric).and_then(|groups| groups.rotated(rotation));
+    Ok(groups.map_err(to_py)?.with(inputs))
 }
 
 #[pyfunction]
 fn groups_len(k: usize, n: usize, form: Form, equalized: bool) -> PyResult<usize> {
-    gemm::groups_weight_len(k, n, groups_of(form)?, equalized).map_err(to_py)
+    gemm::groups_weight_len(k, n, groups(form)?, equalized).map_err(to_py)
 }
 
-/// Quantizes a weight (N, K) to groups and tiles it into `out`.
+/// Quantizes a weight (N, K) to groups and tiles it into `out`. `importance`: of each
+/// input, or, if `of_rotated`, of each rotated one.
 #[pyfunction]
-#[pyo3(signature = (w, n, k, form, equalized, searched, importance, out, isa))]
+#[pyo3(signature = (w, n, k, form, equalized, searched, importance, of_rotated, out, isa))]
 fn quantize_weight_groups(
     py: Python<'_>,
     w: &Bound<'_, PyAny>,
@@ -197,17 +200,39 @@ fn quantize_weight_groups(
     equalized: bool,
     searched: bool,
     importance: Option<&Bound<'_, PyAny>>,
+    of_rotated: bool,
     out: &Bound<'_, PyAny>,
     isa: Option<&str>,
 ) -> PyResult<()> {
     let isa = self::isa(isa)?;
-    let groups = groups_of(form)?;
+    let groups = groups(form)?;
     let importance = importance.map(|w| Read::<f32>::new("importance", w)).transpose()?;
     let importance = importance.as_ref().map(Read::slice).transpose()?;
     let (w, mut out) = (Read::<f32>::new("w", w)?, Write::<u8>::new(out)?);
     let (w, out) = (w.slice()?, out.slice()?);
     run(py, w.len().saturating_mul(256), Threads::default(), |ctl| {
-        gemm::quantize_weight_groups(w, n, k, groups, (equalized, searched), importance, out, isa, ctl)
+        let how = (equalized, searched, of_rotated);
+        gemm::quantize_weight_groups(w, n, k, groups, how, importance, out, isa, ctl)
+    })
+}
+
+/// What each input of a weight (N, K) is multiplied with before it is quantized, into `out`.
+#[pyfunction]
+fn groups_equalizer(
+    py: Python<'_>,
+    w: &Bound<'_, PyAny>,
+    n: usize,
+    k: usize,
+    form: Form,
+    equalized: bool,
+    out: &Bound<'_, PyAny>,
+) -> PyResult<()> {
+    let groups = groups(form)?;
+    let (w, mut out) = (Read::<f32>::new("w", w)?, Write::<f32>::new(out)?);
+    let (w, out) = (w.slice()?, out.slice()?);
+    run(py, w.len(), Threads::default(), |ctl| {
+        out.copy_from_slice(&gemm::groups_equalizer(w, n, k, groups, equalized, ctl)?);
+        Ok(())
     })
 }
 
@@ -246,7 +271,7 @@ fn tile_groups(
     form: Form,
     out: &Bound<'_, PyAny>,
 ) -> PyResult<()> {
-    let groups = groups_of(form)?;
+    let groups = groups(form)?;
     let (mut codes, mut multipliers) = (Write::<u8>::new(&parts.0)?, Write::<u8>::new(&parts.1)?);
     let (mut zeros, mut scale) = (Write::<u8>::new(&parts.2)?, Write::<f32>::new(&parts.3)?);
     let (codes, multipliers) = (codes.slice()?, multipliers.slice()?);
@@ -470,6 +495,7 @@ pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(quantize_weight, m)?)?;
     m.add_function(wrap_pyfunction!(untile, m)?)?;
     m.add_function(wrap_pyfunction!(groups_len, m)?)?;
+    m.add_function(wrap_pyfunction!(groups_equalizer, m)?)?;
     m.add_function(wrap_pyfunction!(quantize_weight_groups, m)?)?;
     m.add_function(wrap_pyfunction!(tile_groups, m)?)?;
     m.add_function(wrap_pyfunction!(untile_groups, m)?)?;

@@ -59,6 +59,8 @@ pub(crate) trait Lanes: Copy {
     fn min(self, a: Self::F, b: Self::F) -> Self::F;
     /// To the nearest integer, half to even.
     fn rint(self, a: Self::F) -> Self::F;
+    /// Of lanes i and i + stride, i without that bit, the sum and the difference; stride 1, 2, 4, 8 below N.
+    fn butterfly(self, a: Self::F, stride: usize) -> Self::F;
     /// 2^n for an integral n in -126..=127.
     fn exp2i(self, n: Self::F) -> Self::F;
 
@@ -210,6 +212,10 @@ impl Lanes for Scalar {
     #[inline(always)]
     fn rint(self, a: f32) -> f32 {
         a.round_ties_even()
+    }
+    #[inline(always)]
+    fn butterfly(self, _: f32, stride: usize) -> f32 {
+        unreachable!("one lane, stride {stride}")
     }
     #[inline(always)]
     fn exp2i(self, n: f32) -> f32 {
@@ -370,6 +376,16 @@ mod x86 {
             max(a: __m256, b: __m256) -> __m256 { _mm256_max_ps(a, b) }
             min(a: __m256, b: __m256) -> __m256 { _mm256_min_ps(a, b) }
             rint(a: __m256) -> __m256 { _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC) }
+            butterfly(a: __m256, stride: usize) -> __m256 {
+                let s = -0.0;
+                let (other, negate) = match stride {
+                    1 => (_mm256_permute_ps::<0b10_11_00_01>(a), _mm256_setr_ps(0.0, s, 0.0, s, 0.0, s, 0.0, s)),
+                    2 => (_mm256_permute_ps::<0b01_00_11_10>(a), _mm256_setr_ps(0.0, 0.0, s, s, 0.0, 0.0, s, s)),
+                    4 => (_mm256_permute2f128_ps::<1>(a, a), _mm256_setr_ps(0.0, 0.0, 0.0, 0.0, s, s, s, s)),
+                    _ => unreachable!("eight lanes, stride {stride}"),
+                };
+                _mm256_add_ps(other, _mm256_xor_ps(a, negate))
+            }
             exp2i(n: __m256) -> __m256 {
                 let biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
                 _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23))
@@ -444,6 +460,16 @@ mod x86 {
             max(a: __m512, b: __m512) -> __m512 { _mm512_max_ps(a, b) }
             min(a: __m512, b: __m512) -> __m512 { _mm512_min_ps(a, b) }
             rint(a: __m512) -> __m512 { _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC) }
+            butterfly(a: __m512, stride: usize) -> __m512 {
+                let (other, second) = match stride {
+                    1 => (_mm512_permute_ps::<0b10_11_00_01>(a), 0xaaaa),
+                    2 => (_mm512_permute_ps::<0b01_00_11_10>(a), 0xcccc),
+                    4 => (_mm512_shuffle_f32x4::<0b10_11_00_01>(a, a), 0xf0f0),
+                    8 => (_mm512_shuffle_f32x4::<0b01_00_11_10>(a, a), 0xff00),
+                    _ => unreachable!("sixteen lanes, stride {stride}"),
+                };
+                _mm512_mask_sub_ps(_mm512_add_ps(other, a), second, other, a)
+            }
             exp2i(n: __m512) -> __m512 {
                 let biased = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
                 _mm512_castsi512_ps(_mm512_slli_epi32(biased, 23))

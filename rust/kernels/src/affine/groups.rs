@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use super::scalar::MIN_SCALE;
-use super::{Clip, TASK, extremes, squares};
+use super::{Clip, TASK, extremes, rotate, squares};
 use crate::error::{bail, checked_product};
 use crate::par::Parts;
 use crate::{Ctl, Isa, Result};
@@ -44,7 +44,8 @@ impl GroupedRows<'_> {
 /// widest group over 255; of each group, if it is searched, the multiplier and the zero
 /// point are tried together, as they are stored, and those with the least squared error
 /// are taken; else those that reach all of its range.
-/// `dividers`: what each of the `k` is first divided by, or none;
+/// `dividers`: what each of the `k` is first divided by, or none; `rotation`: of how many
+/// each block is then rotated, or 0;
 /// `importance`: what its squared error counts, or none.
 ///
 /// # Errors
@@ -55,6 +56,7 @@ pub fn quantize_groups(
     k: usize,
     (nbits, group_size, symmetric, searched): (u32, usize, bool, bool),
     dividers: &[f32],
+    rotation: usize,
     importance: Option<&[f32]>,
     out: &mut GroupedRows,
     isa: Isa,
@@ -70,6 +72,9 @@ pub fn quantize_groups(
     }
     if !dividers.is_empty() && dividers.len() != k {
         bail!("dividers: expected {k} or none, got {}", dividers.len());
+    }
+    if rotation > 0 && !(rotation.is_power_of_two() && k.is_multiple_of(rotation)) {
+        bail!("rotation: expected a power of two that divides {k}, or 0, got {rotation}");
     }
     if let Some(importance) = importance
         && (importance.len() != k || !importance.iter().all(|w| (0.0..f32::INFINITY).contains(w)))
@@ -90,9 +95,13 @@ pub fn quantize_groups(
         for (i, scale) in scale.iter_mut().enumerate() {
             let row = task * block + i;
             let mut x = &x[row * k..(row + 1) * k];
-            if !dividers.is_empty() {
+            if !dividers.is_empty() || rotation > 0 {
                 divided.clear();
-                divided.extend(x.iter().zip(dividers).map(|(x, by)| x / by));
+                divided.extend_from_slice(x);
+                divided.iter_mut().zip(dividers).for_each(|(x, by)| *x /= by);
+                if rotation > 0 {
+                    rotate(&mut divided, rotation, isa);
+                }
                 x = &divided;
             }
             let at = i * groups..(i + 1) * groups;
@@ -105,7 +114,9 @@ pub fn quantize_groups(
     })?;
     match bad.into_inner() {
         usize::MAX => Ok(()),
-        row => bail!("weight: row {row} holds NaN, an infinity, or values that overflow where they are equalized"),
+        row => bail!(
+            "weight: row {row} holds NaN, an infinity, or values that overflow where they are equalized or rotated"
+        ),
     }
 }
 

@@ -22,6 +22,7 @@
 mod choose;
 mod feedback;
 mod groups;
+mod hadamard;
 mod layout;
 mod scalar;
 #[cfg(test)]
@@ -33,6 +34,7 @@ pub(crate) use choose::all_finite;
 pub use choose::{Method, choose_qparams};
 pub use feedback::{Tables, round_with_feedback};
 pub use groups::{GroupedRows, quantize_groups};
+pub(crate) use hadamard::rotate;
 pub use layout::Layout;
 
 use crate::error::{bail, try_zeroed};

@@ -15,6 +15,8 @@ const HEADER: usize = 64;
 /// As two int32 sums these are far beyond what a column of int8 can reach, so no
 /// int8 weight begins with them.
 const MAGIC: [u8; 8] = *b"lowbit g";
+/// The longest block that is rotated: 16 KiB of floats, within the nearest cache.
+const MAX_ROTATION: usize = 4096;
 
 /// How a layer takes its inputs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +35,7 @@ pub struct Groups {
     nbits: u32,
     group_size: usize,
     symmetric: bool,
+    rotation: usize,
     inputs: Inputs,
 }
 
@@ -49,7 +52,19 @@ impl Groups {
         if group_size == 0 || !group_size.is_multiple_of(8) || u32::try_from(group_size).is_err() {
             bail!("group_size: expected a multiple of 8 below 2**32, got {group_size}");
         }
-        Ok(Groups { nbits, group_size, symmetric, inputs: Inputs::Rows })
+        Ok(Groups { nbits, group_size, symmetric, rotation: 0, inputs: Inputs::Rows })
+    }
+
+    /// The same of a weight that is rotated, with its inputs, in blocks of this size by a
+    /// randomised Hadamard transform, or of one that is not (0).
+    ///
+    /// # Errors
+    /// [`Error::Value`] where it is neither 0 nor a power of two from 8 to 4096.
+    pub fn rotated(self, rotation: usize) -> Result<Groups> {
+        if rotation != 0 && !(rotation.is_power_of_two() && (8..=MAX_ROTATION).contains(&rotation)) {
+            bail!("rotation: expected 0 or a power of two from 8 to {MAX_ROTATION}, got {rotation}");
+        }
+        Ok(Groups { rotation, ..self })
     }
 
     /// The same with other inputs.
@@ -75,7 +90,8 @@ impl Groups {
             2 => Inputs::Floats,
             other => bail!("weight: expected 0 to 2 for inputs, got {other}"),
         };
-        match Groups::new(word_of(bytes, 2), word_of(bytes, 3) as usize, symmetric) {
+        let groups = Groups::new(word_of(bytes, 2), word_of(bytes, 3) as usize, symmetric);
+        match groups.and_then(|groups| groups.rotated(word_of(bytes, 6) as usize)) {
             Ok(groups) => Ok(groups.with(inputs)),
             Err(error) => bail!("weight: {error}"),
         }
@@ -99,6 +115,11 @@ impl Groups {
     /// How a layer takes its inputs.
     pub fn inputs(&self) -> Inputs {
         self.inputs
+    }
+
+    /// Inputs that are rotated together; 0 where none are.
+    pub fn rotation(&self) -> usize {
+        self.rotation
     }
 
     /// Groups of a row of `k`.
@@ -135,8 +156,11 @@ impl Groups {
     /// Bytes of a weight (N, K).
     ///
     /// # Errors
-    /// [`Error::Value`] where the size overflows.
+    /// [`Error::Value`] where the size overflows, or K is not cut into whole blocks.
     pub fn len(&self, k: usize, n: usize) -> Result<usize> {
+        if self.rotation > 0 && !k.is_multiple_of(self.rotation) {
+            bail!("weight: rotated in blocks of {}, which do not divide {k} inputs", self.rotation);
+        }
         let bits = self.column_bits(k).zip(n.checked_next_multiple_of(16)).and_then(|(bits, n)| bits.checked_mul(n));
         match bits.and_then(|bits| (bits / 8).checked_add(HEADER)) {
             Some(len) if len <= isize::MAX as usize => Ok(len),
@@ -392,8 +416,13 @@ pub fn tile_groups(parts: &GroupedRows, groups: Groups, n: usize, k: usize, out:
     let (header, rest) = out.split_at_mut(HEADER);
     header.fill(0);
     header[..8].copy_from_slice(&MAGIC);
-    let symmetric = u32::from(groups.symmetric);
-    for (i, word) in [(2, groups.nbits), (3, groups.group_size as u32), (4, symmetric), (7, groups.inputs as u32)] {
+    for (i, word) in [
+        (2, groups.nbits),
+        (3, groups.group_size as u32),
+        (4, u32::from(groups.symmetric)),
+        (6, groups.rotation as u32),
+        (7, groups.inputs as u32),
+    ] {
         header[4 * i..4 * i + 4].copy_from_slice(&word.to_le_bytes());
     }
     if n == 0 {

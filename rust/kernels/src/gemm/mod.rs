@@ -35,7 +35,7 @@ pub use epilogue::{Activation, Norm};
 pub use groups::{Grouped, Groups, Inputs, tile_groups};
 pub use tiled::{Tiled, tile, tiled_len};
 
-use crate::affine::{Floats, GroupedRows, RowScale, all_finite, quantize_groups, quantize_row};
+use crate::affine::{Floats, GroupedRows, RowScale, all_finite, quantize_groups, quantize_row, rotate};
 use crate::error::{bail, checked_product, try_zeroed};
 use crate::lanes::{Element, on_isa};
 use crate::par::Parts;
@@ -486,7 +486,7 @@ impl Wide {
 #[derive(Clone, Debug)]
 pub struct Weight<'a> {
     codes: Codes<'a>,
-    /// K powers of two, or none.
+    /// K floats, or none; there if the weight is rotated.
     equalizer: Vec<f32>,
 }
 
@@ -514,7 +514,8 @@ impl<'a> Weight<'a> {
     /// [`quantize_weight_groups`].
     ///
     /// # Errors
-    /// [`crate::Error::Value`] where there are too few or too many of them.
+    /// [`crate::Error::Value`] where there are too few or too many of them, or they are
+    /// no weight's.
     pub fn from_bytes(bytes: &'a [u8], k: usize, n: usize) -> Result<Self> {
         let groups = Grouped::begins(bytes).then(|| Groups::of(bytes)).transpose()?;
         let plain = match groups {
@@ -525,6 +526,9 @@ impl<'a> Weight<'a> {
         let equalized = with_equalizer(plain, k, n, true)?;
         if bytes.len() != plain && bytes.len() != equalized {
             bail!("weight: {n} rows of {k} take {plain} bytes, or {equalized} if equalized, got {}", bytes.len());
+        }
+        if groups.is_some_and(|groups| groups.rotation() > 0) && rest.is_empty() && k > 0 {
+            bail!("weight: rotated, but without an equalizer");
         }
         let codes = match groups {
             Some(_) => Codes::Groups(Grouped::from_bytes(codes, k, n)?),
@@ -563,13 +567,29 @@ impl<'a> Weight<'a> {
         }
     }
 
+    /// Inputs that are rotated together before they are quantized; 0 where none are.
+    fn rotation(&self) -> usize {
+        match self.codes {
+            Codes::Int8(_) => 0,
+            Codes::Groups(grouped) => grouped.groups().rotation(),
+        }
+    }
+
     /// Writes output row `n` as the floats that it stands for.
     fn row(&self, n: usize, out: &mut [f32]) -> Result<()> {
         match self.codes {
             Codes::Int8(tiled) => tiled.dequantize_column(n, out)?,
             Codes::Groups(grouped) => grouped.dequantize_column(n, out)?,
         }
-        out.iter_mut().zip(&self.equalizer).for_each(|(out, by)| *out = (*out * by).clamp(-f32::MAX, f32::MAX));
+        let (rotation, mut whole) = (self.rotation(), 1.0);
+        if rotation > 0 {
+            // The equalizer's share of 1 / rotation, so that no sum overflows.
+            whole = rotation as f32;
+            out.iter_mut().for_each(|out| *out /= whole);
+            rotate(out, rotation, Isa::best());
+        }
+        let times = |out: &mut f32, by: &f32| *out = (*out * (by * whole)).clamp(-f32::MAX, f32::MAX);
+        out.iter_mut().zip(&self.equalizer).for_each(|(out, by)| times(out, by));
         Ok(())
     }
 }
@@ -674,7 +694,7 @@ pub fn quantize_weight(
         let ((codes, rows), w) = blocks.take(block);
         let divided = &mut *lock(&scratch[slot]);
         for ((codes, row), w) in codes.chunks_exact_mut(k).zip(rows).zip(w.chunks_exact(k)) {
-            *row = quantize_row(scaled(Floats::F32(w), &dividers, divided, isa), true, codes, isa);
+            *row = quantize_row(scaled(Floats::F32(w), &dividers, 0, divided, isa), true, codes, isa);
             codes.iter_mut().for_each(|code| *code ^= 0x80);
         }
     })?;
@@ -688,9 +708,9 @@ pub fn quantize_weight(
 
 /// Quantizes a layer's N×K weight to groups and tiles it into `out` of
 /// [`groups_weight_len`] bytes. If `equalized`, each column is first divided by a power
-/// of 2^(1/4) that goes with the weight; `searched` is as in
-/// [`quantize_groups`](crate::affine::quantize_groups). `importance`: of each input, how much an error of
-/// its weights counts.
+/// of 2^(1/4) that goes with the weight; then its blocks are rotated if the groups say so;
+/// `searched` is as in [`quantize_groups`]. `importance`: of each input, as it comes or,
+/// `of_rotated`, as it is quantized, how much an error of its weights counts.
 ///
 /// # Errors
 /// [`crate::Error::Value`] where lengths do not fit or the weight is not
@@ -700,7 +720,7 @@ pub fn quantize_weight_groups(
     n: usize,
     k: usize,
     groups: Groups,
-    (equalized, searched): (bool, bool),
+    (equalized, searched, of_rotated): (bool, bool, bool),
     importance: Option<&[f32]>,
     out: &mut [u8],
     isa: Isa,
@@ -715,17 +735,28 @@ pub fn quantize_weight_groups(
     let (out, rest) = out.split_at_mut(groups.len(k, n)?);
     let mut dividers = Vec::new();
     let mut counts = importance.map(<[f32]>::to_vec);
-    if equalized {
-        dividers = equalizer_of_groups(w, n, k, ctl)?;
+    let rotation = groups.rotation();
+    if equalized || rotation > 0 {
+        dividers = groups_equalizer(w, n, k, groups, equalized, ctl)?;
         for (bytes, by) in rest.chunks_exact_mut(4).zip(&dividers) {
             bytes.copy_from_slice(&by.to_le_bytes());
         }
+        dividers.iter_mut().for_each(|by| *by *= rotation.max(1) as f32);
         // An error of the divided weight is as much larger in the weight. Only ratios
         // count, so the greatest importance is brought to 1 to 2, and none overflows.
         let down = counts.iter().flatten().fold(0f32, |most, &count| most.max(count));
         let down = if down.is_normal() { 2f32.powi(127 - (down.to_bits() >> 23) as i32) } else { 1.0 };
         let counts = counts.get_or_insert_with(|| vec![1.0; k]);
-        counts.iter_mut().zip(&dividers).for_each(|(count, by)| *count = *count * down * (by * by));
+        if rotation > 0 && of_rotated {
+            counts.iter_mut().for_each(|count| *count *= down);
+        } else {
+            counts.iter_mut().zip(&dividers).for_each(|(count, by)| *count = *count * down * (by * by));
+            if rotation > 0 {
+                // Every rotated input has a part of all of its block: the mean, a rotation's first.
+                rotate(counts, rotation, isa);
+                counts.chunks_exact_mut(rotation).for_each(|block| block.fill(block[0] / rotation as f32));
+            }
+        }
     }
     let all = checked_product("weight", &[n, groups.count(k)])?;
     let (mut codes, mut scale) = (try_zeroed::<u8>(w.len())?, try_zeroed::<f32>(n)?);
@@ -733,8 +764,36 @@ pub fn quantize_weight_groups(
     let mut rows =
         GroupedRows { codes: &mut codes, multipliers: &mut multipliers, zeros: &mut zeros, scale: &mut scale };
     let form = (groups.nbits(), groups.group_size(), groups.symmetric(), searched);
-    quantize_groups(w, k, form, &dividers, counts.as_deref(), &mut rows, isa, ctl)?;
+    quantize_groups(w, k, form, &dividers, rotation, counts.as_deref(), &mut rows, isa, ctl)?;
     tile_groups(&rows, groups, n, k, out, ctl)
+}
+
+/// What each input is multiplied with before it is quantized: the weight's equalizer, or
+/// 1; where it is rotated, also a sign that only k decides, and over the block's size, so
+/// that no sum of finite inputs overflows.
+///
+/// # Errors
+/// [`crate::Error::Value`] where lengths do not fit, [`crate::Error::Memory`],
+/// [`crate::Error::Interrupted`].
+pub fn groups_equalizer(w: &[f32], n: usize, k: usize, groups: Groups, equalized: bool, ctl: &Ctl) -> Result<Vec<f32>> {
+    if w.len() != checked_product("weight", &[n, k])? || k == 0 {
+        bail!("weight: expected {n} rows of {k} (at least 1), got {} values", w.len());
+    }
+    let mut equalizer = if equalized { equalizer_of_groups(w, n, k, ctl)? } else { vec![1.0; k] };
+    if groups.rotation() > 0 {
+        let share = 1.0 / groups.rotation() as f32;
+        equalizer.iter_mut().enumerate().for_each(|(i, by)| *by *= if negative(i as u64) { -share } else { share });
+    }
+    Ok(equalizer)
+}
+
+/// The rotation's sign of input `k`: the highest bit of splitmix64's `k`-th number (Steele,
+/// Lea and Flood 2014), from the seed 0.
+fn negative(k: u64) -> bool {
+    let z = (k + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ z >> 31 >= 1 << 63
 }
 
 /// Bytes of a layer's weight in groups.
@@ -742,7 +801,7 @@ pub fn quantize_weight_groups(
 /// # Errors
 /// [`crate::Error::Value`] where the size overflows.
 pub fn groups_weight_len(k: usize, n: usize, groups: Groups, equalized: bool) -> Result<usize> {
-    with_equalizer(groups.len(k, n)?, k, n, equalized)
+    with_equalizer(groups.len(k, n)?, k, n, equalized || groups.rotation() > 0)
 }
 
 /// `len`, and room for an equalizer.
@@ -1063,12 +1122,15 @@ on_isa! {
     fn multiply(x: Floats, by: &[f32], out: &mut [f32]) = epilogue::multiply;
 }
 
-/// x · by, in `to`; x where there is nothing to multiply by.
-fn scaled<'a>(x: Floats<'a>, by: &[f32], to: &'a mut [f32], isa: Isa) -> Floats<'a> {
+/// x · by, its blocks of `rotation` rotated, in `to`; x where there is nothing to multiply by.
+fn scaled<'a>(x: Floats<'a>, by: &[f32], rotation: usize, to: &'a mut [f32], isa: Isa) -> Floats<'a> {
     if by.is_empty() {
         return x;
     }
     multiply(x, by, to, isa);
+    if rotation > 0 {
+        rotate(to, rotation, isa);
+    }
     Floats::F32(to)
 }
 
@@ -1146,14 +1208,14 @@ impl Scratch {
         match weight.inputs() {
             Inputs::Rows => {
                 for (r, codes) in self.codes.chunks_exact_mut(k).take(rows).enumerate() {
-                    let x = scaled(part(r), by, &mut self.equalized, isa);
+                    let x = scaled(part(r), by, weight.rotation(), &mut self.equalized, isa);
                     self.scales.push(quantize_row(x, false, codes, isa));
                 }
             }
             Inputs::Spans => {
                 let spans = self.spans.chunks_exact_mut(k.div_ceil(SUPER));
                 for (r, (codes, spans)) in self.codes.chunks_exact_mut(k).zip(spans).take(rows).enumerate() {
-                    let x = scaled(part(r), by, &mut self.equalized, isa);
+                    let x = scaled(part(r), by, weight.rotation(), &mut self.equalized, isa);
                     for ((i, codes), span) in codes.chunks_mut(SUPER).enumerate().zip(spans) {
                         let x = x.part(i * SUPER..i * SUPER + codes.len());
                         *span = quantize_row(x, false, codes, isa);
@@ -1164,6 +1226,9 @@ impl Scratch {
             Inputs::Floats => {
                 for (r, to) in self.equalized.chunks_exact_mut(k).take(rows).enumerate() {
                     multiply(part(r), by, to, isa);
+                    if weight.rotation() > 0 {
+                        rotate(to, weight.rotation(), isa);
+                    }
                     // A row with an infinity is NaN as one with NaN is.
                     let finite = all_finite(Floats::F32(to), isa);
                     self.scales.push(RowScale { scale: if finite { 1.0 } else { f32::NAN }, zero_point: 0 });

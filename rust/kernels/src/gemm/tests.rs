@@ -236,6 +236,92 @@ fn weights_in_groups_are_what_was_tiled() {
     }
 }
 
+/// A rotated weight's bytes, of these floats.
+fn rotated(w: &[f32], n: usize, k: usize, groups: Groups, equalized: bool, isa: Isa) -> Vec<u8> {
+    let mut out = vec![0; groups_weight_len(k, n, groups, equalized).unwrap()];
+    quantize_weight_groups(w, n, k, groups, (equalized, true, false), None, &mut out, isa, &Ctl::new(2)).unwrap();
+    out
+}
+
+#[test]
+fn rotated_layers_equal_the_definition_on_every_isa_and_thread_count() {
+    let forms = (2u32..=6, (1usize..20).prop_map(|g| 8 * g), any::<bool>(), any::<bool>());
+    let blocks = (prop::sample::select(&[8usize, 16, 32, 128, 512][..]), 1usize..6);
+    for &isa in Isa::available() {
+        let cases = std::cell::Cell::new(0);
+        let mut runner = TestRunner::new(Config { failure_persistence: None, ..Config::with_cases(60) });
+        runner
+            .run(&(forms.clone(), blocks.clone(), 1usize..30, 1usize..80, any::<u64>()), |case| {
+                let ((nbits, group_size, symmetric, equalized), (rotation, blocks), m, n, seed) = case;
+                let k = rotation * blocks;
+                let groups = Groups::new(nbits, group_size, symmetric).unwrap().rotated(rotation).unwrap();
+                let (x, w) = (floats(m * k, seed), floats(n * k, !seed));
+                let bytes = rotated(&w, n, k, groups, equalized, isa);
+                prop_assert_eq!(&bytes, &rotated(&w, n, k, groups, equalized, Isa::Scalar));
+                prop_assert_eq!(Groups::of(&bytes).unwrap(), groups);
+                let weight = Weight::from_bytes(&bytes, k, n).unwrap();
+                let layer = Layer { weight: &weight, bias: None, activation: Activation::Relu };
+                let expected = definition(&x, m, &layer, None);
+                for threads in [1, 2, 7] {
+                    let (mut got, input) = (vec![0.0; m * n], Input::Floats(Floats::F32(&x)));
+                    linear(input, m, &layer, After::default(), Output::F32(&mut got), isa, &Ctl::new(threads)).unwrap();
+                    prop_assert_eq!(bits(&got), bits(&expected), "{}x{}x{} {}", m, n, k, isa.name());
+                }
+                cases.set(cases.get() + 3);
+                Ok(())
+            })
+            .unwrap();
+        println!("gemm: {} rotated layers on {}", cases.get(), isa.name());
+    }
+}
+
+/// Rotated or not, a weight stands for itself, and a layer for its product.
+#[test]
+fn a_rotated_weight_stands_for_itself() {
+    let (m, n, k) = (3, 9, 96);
+    let (x, w) = (floats(m * k, 5), floats(n * k, 6));
+    let bytes = rotated(&w, n, k, Groups::new(6, 32, false).unwrap().rotated(32).unwrap(), true, Isa::best());
+    let weight = Weight::from_bytes(&bytes, k, n).unwrap();
+    let mut back = vec![0f32; n * k];
+    lookup((0..9).map(i64::from), &weight, &mut back).unwrap();
+    let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
+    let off = |a: &[f32], b: &[f32]| {
+        let all = norm(&mut b.iter().map(|&b| f64::from(b)));
+        norm(&mut a.iter().zip(b).map(|(&a, &b)| f64::from(a) - f64::from(b))) / all
+    };
+    assert!(off(&back, &w) < 0.03, "{}", off(&back, &w));
+    let layer = Layer { weight: &weight, bias: None, activation: Activation::Identity };
+    let dot = |r: usize, j: usize| (0..k).map(|i| x[r * k + i] * back[j * k + i]).sum::<f32>();
+    let products: Vec<f32> = (0..m * n).map(|i| dot(i / n, i % n)).collect();
+    let got = definition(&x, m, &layer, None);
+    assert!(off(&got, &products) < 0.02, "{}", off(&got, &products));
+}
+
+#[test]
+fn rotations_that_cannot_be_are_refused() {
+    let groups = Groups::new(4, 32, false).unwrap();
+    for rotation in [1, 4, 12, 8192, usize::MAX] {
+        assert!(groups.rotated(rotation).is_err(), "{rotation}");
+    }
+    assert_eq!(groups.rotated(8).and_then(|groups| groups.rotated(0)).unwrap(), groups);
+    let groups = groups.rotated(16).unwrap();
+    assert!(groups.len(40, 3).is_err());
+    let bytes = rotated(&floats(3 * 48, 1), 3, 48, groups, false, Isa::Scalar);
+    assert!(Weight::from_bytes(&bytes, 48, 3).is_ok());
+    // Without the equalizer that has its signs, in other blocks, in none that can be.
+    assert!(Weight::from_bytes(&bytes[..bytes.len() - 4 * 48], 48, 3).is_err());
+    for word in [32u32, 64, 12, 4, 1 << 31] {
+        let mut bad = bytes.clone();
+        bad[24..28].copy_from_slice(&word.to_le_bytes());
+        assert!(Weight::from_bytes(&bad, 48, 3).is_err(), "{word}");
+    }
+    let weight = Weight::from_bytes(&bytes, 48, 3).unwrap();
+    let layer = Layer { weight: &weight, bias: None, activation: Activation::Identity };
+    let (codes, rows, mut out) = ([0; 48], [RowScale { scale: 1.0, zero_point: 0 }], [0.0; 3]);
+    let (x, ctl) = (Input::Codes(&codes, &rows), Ctl::new(1));
+    assert!(linear(x, 1, &layer, After::default(), Output::F32(&mut out), Isa::Scalar, &ctl).is_err());
+}
+
 #[test]
 fn sums_are_exact_to_the_limit_and_past_it() {
     for &isa in Isa::available() {
