@@ -8,6 +8,7 @@ to unit-length sentence embeddings, with the bytes of the whole model.
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import os
 import re
@@ -48,6 +49,9 @@ class Encoder:
     megabytes: float
     """The whole model as it would be stored: weights, scales, tables, embeddings."""
     note: str = ""
+    bits: tuple[float | None, float | None] = (None, None)
+    """Bits a weight of the linear layers and of the embeddings, with all that is stored for
+    them but biases: scales, zero points, tables. None where they are not told apart."""
 
 
 @cache
@@ -148,6 +152,34 @@ def _torch_megabytes(module: Any) -> float:
     return buffer.getbuffer().nbytes / 1e6
 
 
+def _nbytes(value: Any) -> int:
+    """Bytes of a tensor, with the tensors that it is made of."""
+    import torch
+
+    if isinstance(value, tuple):  # torch's packed weight and bias
+        return _nbytes(value[0])
+    if not isinstance(value, torch.Tensor):
+        return 0
+    if hasattr(value, "__tensor_flatten__"):
+        return sum(_nbytes(getattr(value, name)) for name in value.__tensor_flatten__()[0])
+    if value.is_quantized:
+        channels = value.size(0) if value.qscheme() == torch.per_channel_affine else 1
+        return value.numel() * value.element_size() + 12 * channels
+    return value.nbytes
+
+
+def _torch_bits(module: Any) -> tuple[float | None, float | None]:
+    out = []
+    for rows, columns in (("out_features", "in_features"), ("num_embeddings", "embedding_dim")):
+        size = count = 0
+        for layer in module.modules():
+            if hasattr(layer, rows):
+                size += sum(_nbytes(v) for name, v in layer.state_dict().items() if not name.startswith("bias"))
+                count += getattr(layer, rows) * getattr(layer, columns)
+        out.append(8 * size / count if count else None)
+    return out[0], out[1]
+
+
 def torch_encoder(module: Any, note: str = "", megabytes: float | None = None) -> Encoder:
     import torch
 
@@ -155,7 +187,7 @@ def torch_encoder(module: Any, note: str = "", megabytes: float | None = None) -
         with torch.no_grad():
             return module(torch.from_numpy(ids), torch.from_numpy(mask)).float().numpy()
 
-    return Encoder(run, _torch_megabytes(module) if megabytes is None else megabytes, note)
+    return Encoder(run, _torch_megabytes(module) if megabytes is None else megabytes, note, _torch_bits(module))
 
 
 def _compiled(module: Any, megabytes: float, **options: Any) -> Encoder:
@@ -249,6 +281,132 @@ def torch_pt2e(dynamic: bool, bf16: bool = False, **options: Any) -> Encoder:
     return Encoder(run, size, inner.note + ", autocast bf16")
 
 
+# --- torch, below eight bits ---
+
+
+def torchao_int4(compiled: bool, group_size: int = 32) -> Encoder:
+    """torchao's dynamic int8 activations by int4 weights, its path for any CPU: codes lie in bytes."""
+    try:
+        import torch
+        from torchao.quantization import Int8DynamicActivationIntxWeightConfig, PerGroup, quantize_
+    except ImportError as e:
+        raise Skip(f"torchao: {e}") from None
+    module = encoder_module()
+    config = Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int4, weight_granularity=PerGroup(group_size))
+    quantize_(module, config)
+    return _compiled(module, _torch_megabytes(module)) if compiled else torch_encoder(module)
+
+
+def torchao_x86(group_size: int = 32) -> Encoder:
+    """torchao's own x86 kernel of int8 activations by int4 weights, compiled and frozen."""
+    try:
+        import torch
+        from torchao.prototype.quantization.int4.inference_workflow import Int8DynamicActivationInt4WeightConfig
+        from torchao.quantization import quantize_
+    except ImportError as e:
+        raise Skip(f"torchao: {e}") from None
+    if "CPU" not in torch._C._dispatch_dump("torchao::da8w4_linear_cpu"):
+        raise Skip("this torchao was built without its kernel da8w4_linear_cpu")
+    module = encoder_module()
+    quantize_(module, Int8DynamicActivationInt4WeightConfig(group_size=group_size))
+    return _compiled(module, _torch_megabytes(module))
+
+
+def _swap(module: Any, kind: str, make: Callable[[Any], Any]) -> None:
+    """Puts ``make(layer)`` in the place of each torch layer of that kind."""
+    import torch
+
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is getattr(torch.nn, kind):
+                setattr(parent, name, make(child))
+
+
+def bitsandbytes_nf4(twice: bool = False) -> Encoder:
+    """NF4 in blocks of 64; its own kernel wants AVX-512 with bf16, elsewhere it dequantizes and multiplies floats."""
+    try:
+        import bitsandbytes as bnb
+        import torch
+        from bitsandbytes.functional import has_avx512bf16
+    except ImportError as e:
+        raise Skip(f"not installed: {e.name}") from None
+    dtype = torch.bfloat16 if has_avx512bf16() else torch.float32
+    module = encoder_module(dtype)
+
+    def linear(layer: Any) -> Any:
+        n, k = layer.weight.shape
+        new = bnb.nn.Linear4bit(k, n, True, dtype, compress_statistics=twice, quant_type="nf4")
+        new.load_state_dict(layer.state_dict())
+        return new.to("cpu")
+
+    _swap(module, "Linear", linear)
+    module.eval().requires_grad_(False)
+    return torch_encoder(module, f"{dtype} activations".replace("torch.", ""))
+
+
+def hqq(nbits: int, group_size: int = 64) -> Encoder:
+    """HQQ: dequantizes and multiplies floats. Scales and zero points are counted as float16, its usual form."""
+    try:
+        import torch
+        from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
+    except ImportError as e:
+        raise Skip(f"not installed: {e.name}") from None
+    module = encoder_module()
+    config = BaseQuantizeConfig(nbits=nbits, group_size=group_size, axis=1)
+    _swap(module, "Linear", lambda layer: HQQLinear(layer, config, compute_dtype=torch.float32, device="cpu"))
+    encoder = torch_encoder(module, "float32 activations")
+    layers = [layer for layer in module.modules() if isinstance(layer, HQQLinear)]
+    half = sum(2 * (layer.meta["scale"].numel() + layer.meta["zero"].numel()) for layer in layers)
+    count = sum(layer.in_features * layer.out_features for layer in layers)
+    encoder.megabytes -= half / 1e6
+    encoder.bits = (encoder.bits[0] - 8 * half / count, encoder.bits[1])
+    return encoder
+
+
+def rounded(weight: Any, nbits: int, group_size: int) -> tuple[Any, Any, Any]:
+    """A weight (N, K) rounded to nearest between each group's least and greatest, for kernels that bring
+    no quantizer: codes int32 (N, K), scales float32 and zero points int32 (N, groups)."""
+    import torch
+
+    groups = weight.detach().float().unflatten(1, (-1, group_size))
+    low, high = groups.amin(-1).clamp(max=0), groups.amax(-1).clamp(min=0)
+    scale = ((high - low) / (2**nbits - 1)).clamp(min=1e-9)
+    zero = torch.round(-low / scale)
+    codes = (torch.round(groups / scale[..., None]) + zero[..., None]).clamp(0, 2**nbits - 1)
+    return codes.flatten(1).int(), scale, zero.int()
+
+
+def autoround(nbits: int, group_size: int = 32) -> Encoder:
+    """The kernels of auto-round (auto-round-lib), 8-bit activations where they have them."""
+    try:
+        import auto_round_kernel as ark
+        import torch
+    except ImportError as e:
+        raise Skip(f"not installed: {e.name}") from None
+    if getattr(ark, "cpu_lib", None) is None:
+        raise Skip("auto-round-lib has no kernels for this CPU")
+    form = (group_size, "int8", f"int{nbits}", "fp32", True)
+
+    class Layer(torch.nn.Module):
+        def __init__(self, layer: Any) -> None:
+            super().__init__()
+            self.out_features, self.in_features = layer.weight.shape
+            codes, scale, zero = rounded(layer.weight, nbits, group_size)
+            middle = 2 ** (nbits - 1)
+            parts = (codes - middle).to(torch.int8), scale, (zero - middle).to(torch.int8)
+            tensors = [part.T.contiguous() for part in parts]
+            self.register_buffer("packed", ark.repack_quantized_weight(*tensors, *form))
+            self.register_buffer("bias", layer.bias.detach().float())
+
+        def forward(self, x: Any) -> Any:
+            y = ark.woqgemm(x.flatten(0, -2), self.packed, self.bias, self.out_features, self.in_features, *form)
+            return y.unflatten(0, x.shape[:-1])
+
+    module = encoder_module()
+    _swap(module, "Linear", Layer)
+    return torch_encoder(module, f"groups of {group_size}, rounded to nearest")
+
+
 # --- onnxruntime and OpenVINO, both from one ONNX file ---
 
 
@@ -298,6 +456,7 @@ def _ort_session(path: Path, note: str = "") -> Encoder:
     options.log_severity_level = 3
     # Spinning between calls would take the other candidates' cores.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.add_session_config_entry("mlas.use_lut_gemm", "1")  # for 2 bits
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def run(ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -307,16 +466,20 @@ def _ort_session(path: Path, note: str = "") -> Encoder:
 
 
 @cache
-def _ort_fused() -> Path:
-    """The graph after onnxruntime's own transformer fusions (attention, skip-LayerNorm, bias-GELU)."""
+def _ort_fused(attention: bool = True) -> Path:
+    """The graph after onnxruntime's own transformer fusions (attention, skip-LayerNorm, bias-GELU).
+
+    The fused attention keeps its weights to itself: without it they are products of their own.
+    """
     try:
         from onnxruntime.transformers import optimizer
         from onnxruntime.transformers.fusion_options import FusionOptions
     except ImportError as e:
         raise Skip(f"onnxruntime's transformer optimizer: {e}") from None
-    path = onnx_file().with_name("fused.onnx")
+    path = onnx_file().with_name("fused.onnx" if attention else "fused-products.onnx")
     config = source()[0].auto_model.config
     options = FusionOptions("bert")
+    options.enable_attention = attention
     model = optimizer.optimize_model(
         str(onnx_file()),
         "bert",
@@ -352,14 +515,99 @@ def ort_dynamic(fused: bool = False, weight: str = "QInt8") -> Encoder:
     return _ort_session(path)
 
 
-def _ov_model(converted: Any, precision: str) -> Encoder:
+def _onnx_bits(path: Path) -> tuple[float | None, float | None]:
+    """Of MatMulNBits and GatherBlockQuantized; a plain Gather's floats too."""
+    import onnx
+
+    graph = onnx.load(path).graph
+    sizes = {one.name: onnx.numpy_helper.to_array(one) for one in graph.initializer}
+    size, count = {}, {}
+    for node in graph.node:
+        what = {name: onnx.helper.get_attribute_value(a) for a in node.attribute for name in [a.name]}
+        if node.op_type == "MatMulNBits":
+            kind, parts, weights = 0, node.input[1:4], what["K"] * what["N"]
+        elif node.op_type in ("GatherBlockQuantized", "Gather") and node.input[0] in sizes:
+            data = sizes[node.input[0]]
+            kind, parts = 1, [node.input[0], *node.input[2:]]
+            # Bytes hold several codes; where the type itself has four bits they were counted already.
+            packed = node.op_type != "Gather" and data.dtype == np.uint8
+            weights = data.size * (8 // what.get("bits", 4) if packed else 1)
+            if data.ndim < 2:
+                continue
+        else:
+            continue
+        size[kind] = size.get(kind, 0) + sum(_onnx_nbytes(sizes[name]) for name in parts if name in sizes)
+        count[kind] = count.get(kind, 0) + weights
+    bits = [8 * size[kind] / count[kind] if kind in count else None for kind in (0, 1)]
+    return bits[0], bits[1]
+
+
+def _onnx_nbytes(value: np.ndarray) -> int:
+    return -(-value.size // 2) if value.dtype.name in ("uint4", "int4") else value.nbytes
+
+
+def ort_nbits(nbits: int, block: int, embeddings: bool = False) -> Encoder:
+    """onnxruntime's MatMulNBits, activations as int8 (accuracy level 4); ``embeddings``: GatherBlockQuantized too."""
+    try:
+        import onnx
+        from onnxruntime.quantization import matmul_nbits_quantizer as q
+    except ImportError as e:
+        raise Skip(f"onnxruntime: {e}") from None
+    base = _ort_fused(attention=False)
+    path = base.with_name(f"{base.stem}-{nbits}-{block}-{embeddings}.onnx")
+    if not path.exists():
+        config = q.DefaultWeightOnlyQuantConfig(
+            block_size=block,
+            is_symmetric=False,
+            accuracy_level=4,
+            bits=nbits,
+            op_types_to_quantize=("MatMul", "Gather") if embeddings else ("MatMul",),
+        )
+        quantizer = q.MatMulNBitsQuantizer(onnx.load(base), algo_config=config)
+        quantizer.process()
+        quantizer.model.save_model_to_file(str(path))
+    encoder = _ort_session(path, f"blocks of {block}")
+    encoder.bits = _onnx_bits(path)
+    return encoder
+
+
+def _ov_bits(model: Any) -> tuple[float | None, float | None]:
+    """Of what feeds products and look-ups from constants alone."""
+
+    def constants(value: Any) -> int | None:
+        node = value.get_node()
+        if node.get_type_name() == "Constant":
+            return (
+                0
+                if node.get_element_type().is_integral() and node.get_element_type().size > 1
+                else node.get_byte_size()
+            )
+        if node.get_type_name() not in ("Convert", "Subtract", "Multiply", "Reshape", "Transpose", "FakeQuantize"):
+            return None
+        parts = [constants(each) for each in node.input_values()]
+        return None if None in parts else sum(parts)
+
+    size, count = [0, 0], [0, 0]
+    for node in model.get_ordered_ops():
+        kind, place = {"MatMul": (0, 1), "Gather": (1, 0)}.get(node.get_type_name(), (None, None))
+        if kind is None or node.input_value(place).get_partial_shape().is_dynamic:
+            continue
+        stored, shape = constants(node.input_value(place)), node.input_value(place).get_shape()
+        if stored and len(shape) == 2:
+            size[kind] += stored
+            count[kind] += int(np.prod(shape))
+    bits = [8 * s / c if c else None for s, c in zip(size, count, strict=True)]
+    return bits[0], bits[1]
+
+
+def _ov_model(converted: Any, precision: str, **more: Any) -> Encoder:
     import tempfile
 
     import openvino as ov
 
     settings = {
         "INFERENCE_NUM_THREADS": _threads(), "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": precision,
+        "INFERENCE_PRECISION_HINT": precision, **more,
     }  # fmt: skip
     compiled = ov.Core().compile_model(converted, "CPU", settings)
     request = compiled.create_infer_request()
@@ -370,7 +618,7 @@ def _ov_model(converted: Any, precision: str) -> Encoder:
     with tempfile.TemporaryDirectory() as folder:
         ov.save_model(converted, f"{folder}/m.xml", compress_to_fp16=False)
         size = sum(p.stat().st_size for p in Path(folder).iterdir()) / 1e6
-    return Encoder(run, size)
+    return Encoder(run, size, bits=_ov_bits(converted))
 
 
 def _ov_read() -> Any:
@@ -394,6 +642,22 @@ def openvino_weights(precision: str) -> Encoder:
         raise Skip(f"not installed: {e.name}") from None
     nncf.set_log_level(40)
     return _ov_model(nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM), precision)
+
+
+def openvino_int4(mode: str, everything: bool = False) -> Encoder:
+    """NNCF's 4-bit weights in groups of 32, activations rounded in groups of 32 where the CPU can;
+    embeddings in 8 bits, or in 4 with ``everything``."""
+    model = _ov_read()
+    try:
+        import nncf
+    except ImportError as e:
+        raise Skip(f"not installed: {e.name}") from None
+    nncf.set_log_level(40)
+    mode = nncf.CompressWeightsMode[mode]
+    model = nncf.compress_weights(model, mode=mode, group_size=32, ratio=1.0, all_layers=everything)
+    encoder = _ov_model(model, "bf16", DYNAMIC_QUANTIZATION_GROUP_SIZE=32)
+    encoder.note = "groups of 32" + ", embeddings too" * everything
+    return encoder
 
 
 @cache
@@ -431,4 +695,19 @@ PEERS: dict[str, Callable[[], Encoder]] = {
     "openvino bf16": lambda: openvino_float("bf16"),
     "openvino int8 weights": lambda: openvino_weights("bf16"),
     "openvino int8 graph": lambda: openvino_int8("bf16"),
+    "torchao int4": lambda: torchao_int4(False),
+    "torchao int4 compiled": lambda: torchao_int4(True),
+    "torchao int4 x86 kernel": torchao_x86,
+    **{
+        f"onnxruntime {nbits} bits, block {block}": functools.partial(ort_nbits, nbits, block)
+        for nbits, block in ((4, 32), (4, 128), (2, 32))
+    },
+    "onnxruntime 4 bits, embeddings too": lambda: ort_nbits(4, 32, True),
+    "openvino int4 asym": lambda: openvino_int4("INT4_ASYM"),
+    "openvino int4 sym": lambda: openvino_int4("INT4_SYM"),
+    "openvino int4, embeddings too": lambda: openvino_int4("INT4_ASYM", True),
+    "bitsandbytes NF4": bitsandbytes_nf4,
+    "bitsandbytes NF4, scales in 8 bits": lambda: bitsandbytes_nf4(True),
+    **{f"hqq {nbits} bits": functools.partial(hqq, nbits) for nbits in (4, 3, 2)},
+    **{f"auto-round {nbits} bits": functools.partial(autoround, nbits) for nbits in (4, 3, 2)},
 }

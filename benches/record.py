@@ -1,6 +1,6 @@
 """Runs all benchmarks and keeps what they print: one file per CPU in `record/`.
 
-    python benches/record.py            everything: half an hour
+    python benches/record.py            everything: an hour
     python benches/record.py --quick    minutes, without the peers that want an export or a compiler
 
 A file is written anew each time: it holds one run, with its date and versions.
@@ -22,7 +22,10 @@ import limits
 from measure import clock_for, cpu_name, interleave, pin, table
 
 HERE = Path(__file__).parent
-PACKAGES = "numpy", "torch", "torchao", "onnxruntime", "openvino", "nncf", "sentence-transformers"
+PACKAGES = (
+    *("numpy", "torch", "torchao", "onnxruntime", "openvino", "nncf", "sentence-transformers"),
+    *("bitsandbytes", "hqq", "auto-round-lib"),
+)
 KIB = 32, 512, 4096, 16384, 65536
 
 
@@ -113,10 +116,12 @@ def main() -> None:
     sections.append(run("Packing", "bench_packing.py", *rounds))
     sections.append(run("Products and layers", "bench_gemm.py", "--linear", "--growth", *rounds, "--shapes", *models))
     sections.append(run("Products, held to AVX2", "bench_gemm.py", "--avx2", *rounds))
+    sections.append(run("Layers below eight bits", "bench_gemm.py", "--shapes", "--groups", *rounds))
     for threads in args.threads:
         counted = ["--threads", str(threads)]
         sections.append(run(f"MiniLM, {threads} thread(s)", "bench_minilm.py", *quick, *counted))
     sections.append(run("MiniLM, held to AVX2", "bench_minilm.py", *quick, "--avx2"))
+    sections.append(run("A small language model", "bench_stories.py"))
     path = HERE / "record" / f"{slug(cpu)}.md"
     path.parent.mkdir(exist_ok=True)
     path.write_text("\n".join(sections))

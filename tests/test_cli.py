@@ -352,7 +352,8 @@ def test_the_comparison(small, tmp_path):
         passages, QUESTIONS[:5], rounds=1, show=lambda rows: shown.append([(r.name, r.settled) for r in rows])
     )
     rows = {row.name: row for row in outcome.rows}
-    assert list(rows) == ["fp32", "bf16", "torch dynamic int8", "onnxruntime int8", "lowbit int8"]
+    below = [f"lowbit {nbits} bits" for nbits in (6, 5, 4, 3)]
+    assert list(rows) == ["fp32", "bf16", "torch dynamic int8", "onnxruntime int8", "lowbit int8", *below]
     assert shown[0] == [("fp32", False)]
     assert all(settled for _, settled in shown[-1])
     fp32, ours = rows["fp32"], rows["lowbit int8"]
@@ -360,6 +361,10 @@ def test_the_comparison(small, tmp_path):
     assert fp32.megabytes / ours.megabytes >= 3.8
     assert ours.neighbours_kept >= 0.9
     assert ours.cosine >= 0.998
+    sizes = [rows[name].megabytes for name in ("lowbit int8", *below)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert fp32.megabytes / rows["lowbit 4 bits"].megabytes >= 6.7
+    assert rows["lowbit 4 bits"].cosine >= 0.97
     for row in rows.values():
         if row.left_out is None:
             assert 0 < row.neighbours_kept <= 1

@@ -157,7 +157,7 @@ def demo(
     plot: Annotated[Path, typer.Option(help="Where the picture goes.")] = Path("lowbit-demo.png"),
     as_json: AsJson = False,
 ) -> None:
-    """Compare a sentence encoder in fp32, bf16 and int8 on real text.
+    """Compare a sentence encoder in fp32, bf16, int8 and fewer bits on real text.
 
     Size, speed, and how many of each passage's ten nearest neighbours stay;
     then a picture. With --ask, nearest passages to a question instead.

@@ -152,7 +152,7 @@ def run(
             for variant in made.values():
                 variant.use(count)
             calls = {name: lambda v=variant: v.encode(block) for name, variant in made.items()}
-            times = in_turn(calls, rounds=rounds, seconds=20)
+            times = in_turn(calls, rounds=rounds, seconds=40)
             done = min(map(len, times.values()))
             for row in rows:
                 if row.left_out is None:

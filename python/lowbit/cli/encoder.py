@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import logging
 import os
@@ -227,12 +228,12 @@ def _tokens(bert: Any) -> Any:
     return Tokens().eval()
 
 
-def _lowbit_int8(model: Any) -> Encoder:
+def _lowbit(model: Any, nbits: int = 8) -> Encoder:
     import lowbit
     from lowbit.torch import quantize_
 
     model = copy.deepcopy(model)
-    quantize_(model, lowbit.Int8())
+    quantize_(model, lowbit.Int8() if nbits == 8 else lowbit.Uniform(nbits))
     return TorchEncoder(model)
 
 
@@ -242,5 +243,6 @@ VARIANTS: dict[str, Callable[[Any], Encoder]] = {
     "bf16": _bf16,
     "torch dynamic int8": _torch_int8,
     "onnxruntime int8": _onnx_int8,
-    "lowbit int8": _lowbit_int8,
+    "lowbit int8": _lowbit,
+    **{f"lowbit {nbits} bits": functools.partial(_lowbit, nbits=nbits) for nbits in (6, 5, 4, 3)},
 }
