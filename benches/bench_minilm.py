@@ -48,22 +48,18 @@ def lowbit_int8(dtype: str = "float32") -> Encoder:
     return minilm.torch_encoder(module, f"{len(report.quantized)} layers, {len(report.fused)} fused")
 
 
-def lowbit_uniform(nbits: int, group_size: int = 32) -> Encoder:
+def lowbit_uniform(nbits: int, group_size: int = 32, **how: Any) -> Encoder:
     """The encoder with linear layers and embeddings of ``nbits``."""
     import lowbit
     from lowbit.torch import quantize_
 
     module = minilm.encoder_module()
-    report = quantize_(module, lowbit.Uniform(nbits, group_size))
-    return minilm.torch_encoder(module, f"groups of {group_size}, {len(report.fused)} fused")
+    report = quantize_(module, lowbit.Uniform(nbits, group_size, **how))
+    return minilm.torch_encoder(module, _groups(report, group_size))
 
 
-def lowbit_calibrated(nbits: int, group_size: int = 56) -> Encoder:
-    """The same, with 150 passages of topics that none of the tests is from.
-
-    Groups of 56 are 12 / 56 and 11 / 56 bits of scales and zero points a weight: with
-    the rows' scales below 4.3 and 3.3 bits.
-    """
+def lowbit_calibrated(nbits: int, group_size: int = 64, **how: Any) -> Encoder:
+    """The same, with 150 passages of topics that none of the tests is from."""
     import lowbit
     import torch
     from lowbit.torch import calibrate_
@@ -71,8 +67,13 @@ def lowbit_calibrated(nbits: int, group_size: int = 56) -> Encoder:
     module = minilm.encoder_module()
     batches = minilm.batches(minilm.passages(150, calibration=True))
     data = [{"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)} for ids, mask in batches]
-    report = calibrate_(module.model, data, lowbit.Uniform(nbits, group_size))
-    return minilm.torch_encoder(module, f"groups of {group_size}, {len(report.fused)} fused")
+    report = calibrate_(module.model, data, lowbit.Uniform(nbits, group_size, **how))
+    return minilm.torch_encoder(module, _groups(report, group_size))
+
+
+def _groups(report: Any, group_size: int) -> str:
+    rotated = sum("rotated" in (layer.kernel or "") for layer in report.quantized)
+    return f"groups of {group_size}, {len(report.fused)} fused, {rotated} rotated"
 
 
 CANDIDATES: dict[str, Callable[[], Encoder]] = {
@@ -81,7 +82,10 @@ CANDIDATES: dict[str, Callable[[], Encoder]] = {
     **{f"lowbit {nbits} bits": lambda nbits=nbits: lowbit_uniform(nbits) for nbits in (6, 5, 4, 3, 2)},
     # Fewer bits than NF4's and HQQ's 4.5, with the row's scale and the equalizer.
     "lowbit 4 bits, groups of 48": lambda: lowbit_uniform(4, 48),
-    **{f"lowbit {nbits} bits, calibrated": lambda nbits=nbits: lowbit_calibrated(nbits) for nbits in (4, 3)},
+    "lowbit 4 bits, rotated": lambda: lowbit_uniform(4, rotate="hadamard"),
+    "lowbit 3 bits, rotated": lambda: lowbit_uniform(3, rotate="hadamard"),
+    "lowbit 4 bits, calibrated": lambda: lowbit_calibrated(4, rotate="hadamard"),
+    "lowbit 3 bits, calibrated": lambda: lowbit_calibrated(3, rotate="hadamard"),
     **PEERS,
 }
 

@@ -1028,7 +1028,7 @@ impl Layer<'_> {
                         Inputs::Spans => span_sums(isa, rows, &panel, parts, totals, columns_of),
                         Inputs::Floats => {
                             let mut parts: Vec<_> = parts.into_iter().map(bytemuck::cast_slice_mut).collect();
-                            floats::float_sums(rows.floats, &panel, columns_of, &mut parts, isa);
+                            floats::float_sums(rows.floats, &panel, columns_of, &mut parts, isa.at_most_avx2());
                             true
                         }
                     };
@@ -1097,10 +1097,10 @@ fn span_sums(
     for span in 0..spans {
         let depth = span * SUPER..panel.k.min((span + 1) * SUPER);
         let mut col_sum = [0; PANEL];
-        floats::span_column_sums(panel, depth.clone(), columns, &mut col_sum, isa);
+        floats::span_column_sums(panel, depth.clone(), columns, &mut col_sum, isa.at_most_avx2());
         rows.times_groups(isa, panel, depth, &mut sums);
         for (r, (total, sums)) in totals.chunks_exact_mut(PANEL).zip(&sums).enumerate() {
-            floats::add_span(sums, &col_sum, rows.spans[r * spans + span], total, isa);
+            floats::add_span(sums, &col_sum, rows.spans[r * spans + span], total, isa.at_most_avx2());
         }
     }
     for (sums, totals) in sums.into_iter().zip(totals.chunks_exact(PANEL)) {
