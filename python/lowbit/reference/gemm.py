@@ -322,8 +322,9 @@ def _grouped(w: NDArray[np.float32], config: Uniform, counts: NDArray[np.float32
     counts = np.pad(counts[None], pad).reshape(1, -1, g)
     low, high = np.minimum(x.min(-1), 0), np.maximum(x.max(-1), 0)
     step = np.maximum(high, -low) / np.float32(middle - 1) if config.symmetric else high / qmax - low / qmax
-    scale = np.maximum(step.max(1) / np.float32(255), np.float32(2.0**-126))
-    whole = np.clip(np.ceil(step / scale[:, None]), 1, 255).astype(int)
+    most = 63 if config.nbits == 8 else 255
+    scale = np.maximum(step.max(1) / np.float32(most), np.float32(2.0**-126))
+    whole = np.clip(np.ceil(step / scale[:, None]), 1, most).astype(int)
 
     error, m, z = np.full(whole.shape, np.inf), np.zeros_like(whole), np.full(whole.shape, middle)
 
@@ -352,7 +353,7 @@ def _grouped(w: NDArray[np.float32], config: Uniform, counts: NDArray[np.float32
     best_m, best_z, apart = m, z, whole // 32 * (config.scale == "mse")
     for d in range(-apart.max(initial=0), apart.max(initial=0) + 1):
         multiplier = best_m + d
-        near = (abs(d) <= apart) & (multiplier >= 1) & (multiplier <= 255)
+        near = (abs(d) <= apart) & (multiplier >= 1) & (multiplier <= most)
         for zero in [best_z] if config.symmetric else [best_z - 1, best_z, best_z + 1]:
             try_all(np.maximum(multiplier, 1), zero, near & (zero >= 0) & (zero <= qmax))
     m, z = np.where(low == high, 0, m), np.where(low == high, middle, z)

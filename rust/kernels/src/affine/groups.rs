@@ -13,6 +13,11 @@ use crate::{Ctl, Isa, Result};
 /// bits, whose codes a shorter range would not help, the first of them.
 const TRIED: u32 = 16;
 
+/// The greatest multiplier: of 8 bits less, so that the sums of deep layers fit int32.
+pub(crate) fn most_of(nbits: u32) -> u8 {
+    if nbits == 8 { 63 } else { 255 }
+}
+
 /// Rows of weights in groups: `x ~ (code - zero) · (multiplier · scale)`.
 #[derive(Debug)]
 pub struct GroupedRows<'a> {
@@ -41,7 +46,7 @@ impl GroupedRows<'_> {
 }
 
 /// Quantizes rows of `k` weights to `nbits`, 2 to 6 or 8. A row's scale is the step of its
-/// widest group over 255; of each group, if it is searched, the multiplier and the zero
+/// widest group over 255, or 63 for 8 bits; of each group, if it is searched, the multiplier and the zero
 /// point are tried together, as they are stored, and those with the least squared error
 /// are taken; else those that reach all of its range.
 /// `dividers`: what each of the `k` is first divided by, or none; `rotation`: of how many
@@ -82,7 +87,7 @@ pub fn quantize_groups(
         bail!("importance: expected {k} finite values of at least 0");
     }
     let (qmax, middle) = (((1u32 << nbits) - 1) as f32, (1u32 << (nbits - 1)) as f32);
-    let job = Job { qmax, middle, symmetric, searched, isa };
+    let job = Job { qmax, middle, most: most_of(nbits).into(), symmetric, searched, isa };
     let bad = AtomicUsize::new(usize::MAX);
     let block = TASK.div_ceil(k);
     let parts = Parts::new(
@@ -124,6 +129,8 @@ struct Job {
     qmax: f32,
     /// A symmetric zero point.
     middle: f32,
+    /// The greatest multiplier.
+    most: f32,
     symmetric: bool,
     searched: bool,
     isa: Isa,
@@ -142,7 +149,7 @@ impl Job {
         for x in x.chunks(group_size) {
             widest = widest.max(self.step(range(x, self.isa)?));
         }
-        let scale = (widest / 255.0).max(MIN_SCALE);
+        let scale = (widest / self.most).max(MIN_SCALE);
         for (g, ((x, codes), (multiplier, zero))) in
             (x.chunks(group_size).zip(codes.chunks_mut(group_size))).zip(multipliers.iter_mut().zip(zeros)).enumerate()
         {
@@ -183,7 +190,7 @@ impl Job {
         };
         // From the range's own multiplier down to about half of it, with each zero point
         // from where all of one end is reached to where all of the other is.
-        let whole = (self.step((low, high)) / scale).ceil().clamp(1.0, 255.0) as u32;
+        let whole = (self.step((low, high)) / scale).ceil().clamp(1.0, self.most) as u32;
         if !self.searched {
             let below = (-low / (whole as f32 * scale)).round_ties_even().min(self.qmax);
             return (whole as u8, if self.symmetric { self.middle } else { below } as u8);
@@ -199,7 +206,7 @@ impl Job {
         // Then all multipliers between those, with the zero points beside the best one.
         let (_, m, z) = best;
         let apart = whole / (2 * TRIED);
-        for m in m.saturating_sub(apart).max(1)..=(m + apart).min(255) {
+        for m in m.saturating_sub(apart).max(1)..=(m + apart).min(self.most as u32) {
             let zeros = if self.symmetric { (z, z) } else { ((z - 1.0).max(0.0), (z + 1.0).min(self.qmax)) };
             try_all(m, zeros, &mut best);
         }

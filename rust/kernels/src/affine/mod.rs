@@ -33,6 +33,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::Relaxed};
 pub(crate) use choose::all_finite;
 pub use choose::{Method, choose_qparams};
 pub use feedback::{Tables, round_with_feedback};
+pub(crate) use groups::most_of;
 pub use groups::{GroupedRows, quantize_groups};
 pub(crate) use hadamard::rotate;
 pub use layout::Layout;

@@ -82,7 +82,6 @@ fn tile<L: Lanes, const R: usize>(
 fn unpack(panel: &GroupPanel, depth: Range<usize>, to: &mut [f32]) {
     let (groups, width) = (panel.groups, panel.width);
     let (mut multipliers, mut zeros, mut group) = ([0i32; PANEL], [0i32; PANEL], usize::MAX);
-    to.fill(0.0);
     for step in depth.start / 4..depth.end.div_ceil(4) {
         // The four codes of a column are a dword's bytes.
         let mut quads = [0u32; PANEL];
@@ -90,21 +89,21 @@ fn unpack(panel: &GroupPanel, depth: Range<usize>, to: &mut [f32]) {
         for place in places(groups.nbits(), step % (SUPER / 4)) {
             let mask = u32::from(place.mask) * 0x0101_0101;
             let bytes = codes[place.vector * 4 * width..][..4 * width].as_chunks::<4>().0;
-            for (quad, bytes) in quads.iter_mut().zip(bytes) {
-                *quad |= (u32::from_le_bytes(*bytes) >> place.shift & mask) << place.up;
+            for j in 0..width {
+                quads[j] |= (u32::from_le_bytes(bytes[j]) >> place.shift & mask) << place.up;
             }
         }
         if 4 * step / groups.group_size() != group {
             group = 4 * step / groups.group_size();
             panel.zeros_of(group, &mut zeros);
-            for (to, &m) in multipliers.iter_mut().zip(&panel.multipliers[group * width..][..width]) {
-                *to = m.into();
-            }
+            let of_group = &panel.multipliers[group * width..][..width];
+            (0..width).for_each(|j| multipliers[j] = of_group[j].into());
         }
-        for (i, k) in (4 * step..depth.end).take(4).enumerate() {
-            let to = &mut to[(k - depth.start) * PANEL..][..width];
-            for (((to, quad), m), zero) in to.iter_mut().zip(quads).zip(multipliers).zip(zeros) {
-                *to = (((quad >> (8 * i) & 255) as i32 - zero) * m) as f32;
+        // All of the panel, and so a number that is known; zero times what is past it.
+        for (i, to) in to[(4 * step - depth.start) * PANEL..].as_chunks_mut::<PANEL>().0.iter_mut().take(4).enumerate()
+        {
+            for j in 0..PANEL {
+                to[j] = (((quads[j] >> (8 * i) & 255) as i32 - zeros[j]) * multipliers[j]) as f32;
             }
         }
     }

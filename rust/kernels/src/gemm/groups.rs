@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::tiled::{PANEL, width_of};
-use crate::affine::GroupedRows;
+use crate::affine::{GroupedRows, most_of};
 use crate::error::bail;
 use crate::par::Parts;
 use crate::{Ctl, Error, Result};
@@ -137,10 +137,15 @@ impl Groups {
         1 << (self.nbits - 1)
     }
 
+    /// The greatest multiplier of a group.
+    pub(crate) fn most(&self) -> u8 {
+        most_of(self.nbits)
+    }
+
     /// Depth whose sums are sure to fit int32, whatever the activations' zero
-    /// point: 255 · 255 · qmax · depth stays below 2^31. At least 128.
+    /// point: 255 · most · qmax · depth stays below 2^31. At least 512.
     pub(crate) fn depth(&self) -> usize {
-        ((i32::MAX / (255 * 255 * i32::from(self.qmax()))) as usize + 1).next_power_of_two() / 2
+        ((i32::MAX / (255 * i32::from(self.most()) * i32::from(self.qmax()))) as usize + 1).next_power_of_two() / 2
     }
 
     /// Bytes of one column: scale, sum, multipliers, zero points, codes; in eighths,
@@ -412,6 +417,9 @@ pub fn tile_groups(parts: &GroupedRows, groups: Groups, n: usize, k: usize, out:
     }
     if parts.codes.iter().chain(&*parts.zeros).any(|&code| code > groups.qmax()) {
         bail!("codes, zero points: expected at most {}", groups.qmax());
+    }
+    if parts.multipliers.iter().any(|&multiplier| multiplier > groups.most()) {
+        bail!("multipliers: expected at most {}", groups.most());
     }
     let (header, rest) = out.split_at_mut(HEADER);
     header.fill(0);

@@ -149,10 +149,11 @@ struct Grouping {
 impl Grouping {
     /// Codes, multipliers and zero points that reach the extremes often; scales of 1.
     fn random(groups: Groups, n: usize, k: usize, seed: u64) -> Grouping {
-        let (count, q) = (groups.count(k), groups.qmax());
+        let (count, q, most) = (groups.count(k), groups.qmax(), groups.most());
         let mut next = random(seed);
         let mut codes: Vec<u8> = (0..n * k).map(|_| [0, q, next() as u8 & q][(next() % 3) as usize]).collect();
-        let mut multipliers: Vec<u8> = (0..n * count).map(|_| [0, 255, next() as u8][(next() % 3) as usize]).collect();
+        let mut multipliers: Vec<u8> =
+            (0..n * count).map(|_| [0, most, next() as u8 & most][(next() % 3) as usize]).collect();
         let zero = |x: u64| if groups.symmetric() { groups.middle() } else { [0, q, x as u8 & q][(x % 3) as usize] };
         let mut zeros: Vec<u8> = (0..n * count).map(|_| zero(next() >> 8)).collect();
         let mut scale = vec![1.0; n];

@@ -12,6 +12,16 @@ const CHUNK: usize = 4 * DEPTH;
 /// Quads whose products sum in 16 bits, u8 times codes of four bits less 8: 8 · 2 ·
 /// 255 · 8 < 2^15.
 const SEGMENT: usize = SUPER / 4;
+
+/// The same for codes of any width: half as many for each bit above four.
+fn quads_of_segment(groups: Groups) -> usize {
+    match groups.nbits() {
+        5 => SEGMENT / 2,
+        6 => SEGMENT / 4,
+        _ => SEGMENT,
+    }
+}
+
 /// Segments of a chunk, at most: a chunk's ends may cut one each.
 const SEGMENTS: usize = CHUNK / 8 + 2;
 
@@ -44,11 +54,12 @@ fn pairs_of(pass: usize, group_size: usize) -> usize {
     spans.div_ceil(2).next_multiple_of(4)
 }
 
-/// Cuts a depth into segments of at most [`SEGMENT`] quads, each within a group and as
-/// long as the others of it.
+/// Cuts a depth into segments of at most [`quads_of_segment`], each within a group and
+/// about as long as the others of it.
 #[inline]
-fn segments(depth: Range<usize>, group_size: usize) -> impl Iterator<Item = Range<usize>> {
-    let most = 4 * (group_size / 4).div_ceil(group_size.div_ceil(SUPER));
+fn segments(depth: Range<usize>, groups: Groups) -> impl Iterator<Item = Range<usize>> {
+    let (group_size, most) = (groups.group_size(), 4 * quads_of_segment(groups));
+    let most = 4 * (group_size / 4).div_ceil(group_size.div_ceil(most));
     let mut at = depth.start;
     std::iter::from_fn(move || {
         let group = at / group_size * group_size;
@@ -89,11 +100,10 @@ fn rows_for_groups(block: &GroupBlock, bytes: &mut [i32], sums: &mut [i32]) {
 
 /// `scalar::groups`.
 ///
-/// A code less half its range is a signed byte of at most four bits, so that 32 of
-/// a column's products with u8 sum in 16 bits. These are multiplied with the group's
-/// multiplier as they are summed in 32 bits. The zero points' part is a product of
-/// its own, of the rows' sums over groups. Codes above four bits are two such bytes:
-/// two planes.
+/// A code less half its range is a signed byte; up to four bits, 32 of a column's
+/// products with u8 sum in 16 bits. These are multiplied with the group's multiplier as
+/// they are summed in 32 bits. The zero points' part is a product of its own, of the
+/// rows' sums over groups. Codes of 8 bits are two such bytes: two planes.
 ///
 /// # Safety
 /// The CPU has AVX2; `scratch` holds [`groups_scratch_len`] dwords, and `made` tells
@@ -393,12 +403,12 @@ unsafe fn some_groups<const V: usize>(
     let (groups, pairs) = (panel.groups, pairs_of(panel.pass, panel.groups.group_size()));
     let (columns, rest) = scratch.split_at_mut(NR * DEPTH);
     let (multipliers, zeros) = rest.split_at_mut(NR * SEGMENTS);
-    let planes = if groups.nbits() > 4 { 2 } else { 1 };
-    if groups.symmetric() && groups.nbits() <= 4 {
+    let planes = if groups.nbits() == 8 { 2 } else { 1 };
+    if groups.symmetric() && planes == 1 {
         out.iter_mut().for_each(|out| out[col + first..col + first + 8 * V].fill(0));
     } else {
         // Zero points of 8 bits would not fit 16 bits with their multipliers.
-        for plane in 0..if groups.nbits() == 8 { 2 } else { 1 } {
+        for plane in 0..planes {
             zero_points::<V>(panel, block.depth.clone(), first, plane, zeros);
             let part = Part {
                 bytes: false,
@@ -418,7 +428,7 @@ unsafe fn some_groups<const V: usize>(
         let columns = &mut columns[..8 * V * depth.len().next_multiple_of(SUPER) / 4];
         // The last quad of the depth may be padded, with rows of 0.
         let (mut quads, mut count) = ([0; SEGMENTS], 0);
-        for (quads, segment) in quads.iter_mut().zip(segments(depth.clone(), groups.group_size())) {
+        for (quads, segment) in quads.iter_mut().zip(segments(depth.clone(), groups)) {
             *quads = segment.len().div_ceil(4) as u8;
             count += 1;
         }
@@ -445,14 +455,9 @@ unsafe fn some_groups<const V: usize>(
     }
 }
 
-/// What is taken from a plane's codes before they are multiplied: of four bits and fewer
-/// half their range, of what is above four bits nothing, unless that is four bits too.
-fn offset(nbits: u32, plane: usize) -> u8 {
-    match (nbits, plane) {
-        (8, _) => 8,
-        (_, 1) => 0,
-        _ => 1 << (nbits.min(4) - 1),
-    }
+/// What is taken from a plane's codes before they are multiplied: half their range.
+fn offset(nbits: u32) -> u8 {
+    if nbits == 8 { 8 } else { 1 << (nbits - 1) }
 }
 
 /// Eight columns' multipliers in a group, each as both halves of a dword; 16 times as
@@ -476,7 +481,7 @@ fn group_multipliers<const V: usize>(
     to: &mut [i32],
 ) {
     let group_size = panel.groups.group_size();
-    for (segment, to) in segments(depth, group_size).zip(to.chunks_exact_mut(8 * V)) {
+    for (segment, to) in segments(depth, panel.groups).zip(to.chunks_exact_mut(8 * V)) {
         for (v, to) in to.chunks_exact_mut(8).enumerate() {
             let by = multipliers_of(panel, segment.start / group_size, first + 8 * v, plane);
             // SAFETY: the chunk is 8 dwords.
@@ -485,12 +490,12 @@ fn group_multipliers<const V: usize>(
     }
 }
 
-/// `multiplier · (offset - zero point)` of a pass's spans, `[span / 2][column][2]`: of
-/// both planes together, or, of 8 bits, of one.
+/// `multiplier · (offset - zero point)` of a pass's spans and a plane, `[span /
+/// 2][column][2]`.
 #[target_feature(enable = "avx2")]
 fn zero_points<const V: usize>(panel: &GroupPanel, depth: Range<usize>, first: usize, plane: usize, to: &mut [i32]) {
     let (groups, nbits) = (panel.groups, panel.groups.nbits() as usize);
-    let offset = _mm256_set1_epi16(offset(groups.nbits(), plane).into());
+    let offset = _mm256_set1_epi16(offset(groups.nbits()).into());
     let spread = Spread::new(nbits);
     to.fill(0);
     for (i, span) in cut(depth, SPAN, groups.group_size()).enumerate() {
@@ -523,26 +528,28 @@ fn zero_points<const V: usize>(panel: &GroupPanel, depth: Range<usize>, first: u
     }
 }
 
-/// Unpacks one plane of a chunk's codes, `[quad][column][4]`: the lowest four bits less
-/// [`offset`], or what is above them.
+/// Unpacks one plane of a chunk's codes less [`offset`], `[quad][column][4]`.
 #[target_feature(enable = "avx2")]
 fn group_codes<const V: usize>(panel: &GroupPanel, depth: Range<usize>, first: usize, plane: usize, to: &mut [i32]) {
     let (nbits, row) = (panel.groups.nbits(), 4 * panel.width);
-    let less = _mm256_set1_epi8(offset(nbits, plane) as i8);
+    let less = _mm256_set1_epi8(offset(nbits) as i8);
     let supersteps = depth.start / SUPER..depth.end.div_ceil(SUPER);
     let size = row * nbits as usize;
     let codes = panel.codes[supersteps.start * size..supersteps.end * size].chunks_exact(size);
     assert!(first + 8 * V <= panel.width && to.len() == 8 * V * SEGMENT * supersteps.len());
     for (codes, to) in codes.zip(to.chunks_exact_mut(8 * V * SEGMENT)) {
         for (step, to) in to.chunks_exact_mut(8 * V).enumerate() {
-            // Bits of this plane: four, or two and one.
-            let places = match (nbits, plane) {
-                (4.., 0) => [Some((step / 2, 4 * (step % 2), 15, 0)), None],
-                (3, _) => [Some((step / 4, 2 * (step % 4), 3, 0)), Some((2, step, 1, 2))],
-                (2, _) => [Some((step / 4, 2 * (step % 4), 3, 0)), None],
-                (5, _) => [Some((4, step, 1, 0)), None],
-                (8, _) => [Some((4 + step / 2, 4 * (step % 2), 15, 0)), None],
-                _ => [Some((4 + step / 4, 2 * (step % 4), 3, 0)), None],
+            // Bits of this plane: four, or two, and those above them.
+            let four = |vector| Some((vector + step / 2, 4 * (step % 2), 15, 0));
+            let two = |vector, up| Some((vector + step / 4, 2 * (step % 4), 3, up));
+            let one = |vector, up| Some((vector, step, 1, up));
+            let places = match nbits {
+                8 => [four(4 * plane), None],
+                6 => [four(0), two(4, 4)],
+                5 => [four(0), one(4, 4)],
+                4 => [four(0), None],
+                3 => [two(0, 0), one(2, 2)],
+                _ => [two(0, 0), None],
             };
             let mut sum = [_mm256_setzero_si256(); V];
             for (vector, shift, mask, up) in places.into_iter().flatten() {
