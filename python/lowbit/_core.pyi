@@ -102,6 +102,7 @@ def groups_equalizer(
     k: int,
     form: tuple[int, int, bool, int],
     equalized: bool,
+    squares: NDArray[np.float64] | None,
     out: NDArray[np.float32],
 ) -> None: ...
 def quantize_weight_groups(
@@ -111,7 +112,7 @@ def quantize_weight_groups(
     form: tuple[int, int, bool, int],
     equalized: bool,
     importance: NDArray[np.float32] | None,
-    of_rotated: bool,
+    equalizer: NDArray[np.float32] | None,
     out: NDArray[np.uint8],
     isa: str | None,
 ) -> None: ...

@@ -341,7 +341,7 @@ def quantize_weight(
     n, k = w.shape
     w = w.astype(np.float32, copy=False)
     if isinstance(config, Uniform):
-        moments = None
+        moments = equalizer = None
         block = rotation_of(config, k)
         form, equalized = _form(config, k)
         if second_moments is not None:
@@ -350,13 +350,13 @@ def quantize_weight(
             moments = check_moments(second_moments, k)
             if block:
                 equalizer = np.empty(k, np.float32)
-                _core.groups_equalizer(w, n, k, form, equalized, equalizer)
+                _core.groups_equalizer(w, n, k, form, equalized, moments.diagonal().copy(), equalizer)
                 moments = _of_quantized(moments, equalizer, block)
             importance = moments.diagonal().astype(np.float32)
         elif importance is not None:
             importance = _vector("importance", importance, k)
         tiled = _aligned(_core.groups_len(k, n, form, equalized))
-        _core.quantize_weight_groups(w, n, k, form, equalized, importance, moments is not None, tiled, isa)
+        _core.quantize_weight_groups(w, n, k, form, equalized, importance, equalizer, tiled, isa)
         weight = GroupedWeight(tiled, k, n, config if block else replace(config, rotate=None))
         if moments is not None:
             _feed_back(w, weight, moments, order, isa)
