@@ -57,7 +57,7 @@ def lowbit_uniform(nbits: int) -> Encoder:
     return minilm.torch_encoder(module, f"groups of 32, {len(report.fused)} fused")
 
 
-def lowbit_calibrated(nbits: int, group_size: int = 56) -> Encoder:
+def lowbit_calibrated(nbits: int, group_size: int = 56, rotate: str | None = None) -> Encoder:
     """The same, with 150 passages of topics that none of the tests is from.
 
     Groups of 56 are 12 / 56 and 11 / 56 bits of scales and zero points a weight: with
@@ -70,8 +70,11 @@ def lowbit_calibrated(nbits: int, group_size: int = 56) -> Encoder:
     module = minilm.encoder_module()
     batches = minilm.batches(minilm.passages(150, calibration=True))
     data = [{"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)} for ids, mask in batches]
-    report = calibrate_(module.model, data, lowbit.Uniform(nbits, group_size))
-    return minilm.torch_encoder(module, f"groups of {group_size}, {len(report.fused)} fused")
+    report = calibrate_(module.model, data, lowbit.Uniform(nbits, group_size, rotate=rotate))
+    note = f"groups of {group_size}, {len(report.fused)} fused"
+    if rotate is not None:
+        note += f", {sum('rotated' in layer.kernel for layer in report.quantized)} rotated"
+    return minilm.torch_encoder(module, note)
 
 
 CANDIDATES: dict[str, Callable[[], Encoder]] = {
@@ -79,6 +82,7 @@ CANDIDATES: dict[str, Callable[[], Encoder]] = {
     "lowbit int8, bf16 between": lambda: lowbit_int8("bfloat16"),
     **{f"lowbit {nbits} bits": lambda nbits=nbits: lowbit_uniform(nbits) for nbits in (6, 5, 4, 3, 2)},
     **{f"lowbit {nbits} bits, calibrated": lambda nbits=nbits: lowbit_calibrated(nbits) for nbits in (4, 3)},
+    "lowbit 3 bits, calibrated, rotated": lambda: lowbit_calibrated(3, rotate="hadamard"),
     **PEERS,
 }
 
