@@ -100,7 +100,13 @@ _Form = tuple[int, int, bool, int, str | None]
 
 def groups_len(k: int, n: int, form: _Form, equalized: bool) -> int: ...
 def groups_equalizer(
-    w: NDArray[np.float32], n: int, k: int, form: _Form, equalized: bool, out: NDArray[np.float32]
+    w: NDArray[np.float32],
+    n: int,
+    k: int,
+    form: _Form,
+    equalized: bool,
+    squares: NDArray[np.float64] | None,
+    out: NDArray[np.float32],
 ) -> None: ...
 def quantize_weight_groups(
     w: NDArray[np.float32],
@@ -110,7 +116,7 @@ def quantize_weight_groups(
     equalized: bool,
     searched: bool,
     importance: NDArray[np.float32] | None,
-    of_rotated: bool,
+    equalizer: NDArray[np.float32] | None,
     out: NDArray[np.uint8],
     isa: str | None,
 ) -> None: ...

@@ -342,7 +342,7 @@ def quantize_weight(
     n, k = w.shape
     w = w.astype(np.float32, copy=False)
     if isinstance(config, Uniform):
-        moments = None
+        moments = equalizer = None
         block = rotation_of(config, k)
         form, equalized = _form(config, k)
         if second_moments is not None:
@@ -351,14 +351,14 @@ def quantize_weight(
             moments = check_moments(second_moments, k)
             if block:
                 equalizer = np.empty(k, np.float32)
-                _core.groups_equalizer(w, n, k, form, equalized, equalizer)
+                _core.groups_equalizer(w, n, k, form, equalized, moments.diagonal().copy(), equalizer)
                 moments = _of_quantized(moments, equalizer, block)
             importance = moments.diagonal().astype(np.float32)
         elif importance is not None:
             importance = _vector("importance", importance, k)
         tiled = _aligned(_core.groups_len(k, n, form, equalized))
-        searched, of_rotated = config.scale == "mse", moments is not None
-        _core.quantize_weight_groups(w, n, k, form, equalized, searched, importance, of_rotated, tiled, isa)
+        searched = config.scale == "mse"
+        _core.quantize_weight_groups(w, n, k, form, equalized, searched, importance, equalizer, tiled, isa)
         weight = GroupedWeight(tiled, k, n, config if block else replace(config, rotate=None))
         if moments is not None:
             _feed_back(w, weight, moments, order, isa)

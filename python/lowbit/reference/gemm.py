@@ -238,7 +238,7 @@ def quantize_weight(
     if config.equalize or block:
         equalizer = np.ones(floats.shape[1], np.float32)
         if config.equalize:
-            equalizer = _made_alike(floats, 4 if isinstance(config, Uniform) else 1)
+            equalizer = _made_alike(floats, 4 if isinstance(config, Uniform) else 1, block > 0, moments)
         if block:
             equalizer *= _signs(floats.shape[1])
         # Only ratios count: with the greatest between 1/2 and 1 none overflows.
@@ -268,14 +268,20 @@ def quantize_weight(
     return QuantizedWeight(tiled, floats.shape[1], floats.shape[0], config)
 
 
-def _made_alike(w: NDArray[np.float32], fine: int) -> NDArray[np.float32]:
+def _made_alike(
+    w: NDArray[np.float32], fine: int, rotated: bool, moments: NDArray[np.float64] | None
+) -> NDArray[np.float32]:
     """The power of 2^(1/fine) nearest to a power of each column's root mean square
-    over their mean: to its square root for int8, to its 3/4 for groups."""
+    over their mean: to its square root for int8, to its 3/4 for groups; where they are
+    rotated, to its square root, or the fourth root of its cube over the input's."""
     rms = np.sqrt(np.mean(w.astype(np.float64) ** 2, axis=0))
     size = rms / rms.mean() if rms.any() else np.ones_like(rms)
     steps = np.arange(-5 * fine, 5 * fine)
-    # c² = size, or c⁴ = size³, squared again: the next power of 2^(2 / fine) is past the middle.
-    power = np.searchsorted(2.0 ** (2 * steps + 1), size if fine == 1 else size**6, side="right") - 5 * fine
+    # c² for int8, c⁸ for groups: the next power of 2^(2 / fine) is past the middle.
+    squared = size if fine == 1 else size**4 if rotated and moments is None else size**6
+    if rotated and moments is not None:
+        squared = squared / np.maximum(moments.diagonal(), 2**-10)
+    power = np.searchsorted(2.0 ** (2 * steps + 1), squared, side="right") - 5 * fine
     quarters = np.array([1, 2**0.25, 2**0.5, 2**0.75], np.float32)[power % fine * (4 // fine)]
     return (quarters * 2.0 ** (power // fine)).astype(np.float32)
 

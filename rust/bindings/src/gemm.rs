@@ -188,9 +188,9 @@ fn groups_len(k: usize, n: usize, form: Form, equalized: bool) -> PyResult<usize
 }
 
 /// Quantizes a weight (N, K) to groups and tiles it into `out`. `importance`: of each
-/// input, or, if `of_rotated`, of each rotated one.
+/// input, or, with an equalizer, of each as it is quantized.
 #[pyfunction]
-#[pyo3(signature = (w, n, k, form, equalized, searched, importance, of_rotated, out, isa))]
+#[pyo3(signature = (w, n, k, form, equalized, searched, importance, equalizer, out, isa))]
 fn quantize_weight_groups(
     py: Python<'_>,
     w: &Bound<'_, PyAny>,
@@ -200,7 +200,7 @@ fn quantize_weight_groups(
     equalized: bool,
     searched: bool,
     importance: Option<&Bound<'_, PyAny>>,
-    of_rotated: bool,
+    equalizer: Option<&Bound<'_, PyAny>>,
     out: &Bound<'_, PyAny>,
     isa: Option<&str>,
 ) -> PyResult<()> {
@@ -208,16 +208,19 @@ fn quantize_weight_groups(
     let groups = groups(form)?;
     let importance = importance.map(|w| Read::<f32>::new("importance", w)).transpose()?;
     let importance = importance.as_ref().map(Read::slice).transpose()?;
+    let equalizer = equalizer.map(|e| Read::<f32>::new("equalizer", e)).transpose()?;
+    let equalizer = equalizer.as_ref().map(Read::slice).transpose()?;
     let (w, mut out) = (Read::<f32>::new("w", w)?, Write::<u8>::new(out)?);
     let (w, out) = (w.slice()?, out.slice()?);
     run(py, w.len().saturating_mul(256), Threads::default(), |ctl| {
-        let how = (equalized, searched, of_rotated);
-        gemm::quantize_weight_groups(w, n, k, groups, how, importance, out, isa, ctl)
+        let how = (equalized, searched);
+        gemm::quantize_weight_groups(w, n, k, groups, how, importance, equalizer, out, isa, ctl)
     })
 }
 
 /// What each input of a weight (N, K) is multiplied with before it is quantized, into `out`.
 #[pyfunction]
+#[pyo3(signature = (w, n, k, form, equalized, squares, out))]
 fn groups_equalizer(
     py: Python<'_>,
     w: &Bound<'_, PyAny>,
@@ -225,13 +228,19 @@ fn groups_equalizer(
     k: usize,
     form: Form,
     equalized: bool,
+    squares: Option<&Bound<'_, PyAny>>,
     out: &Bound<'_, PyAny>,
 ) -> PyResult<()> {
     let groups = groups(form)?;
+    let squares = squares.map(|s| Read::<f64>::new("squares", s)).transpose()?;
+    let squares = squares.as_ref().map(Read::slice).transpose()?;
     let (w, mut out) = (Read::<f32>::new("w", w)?, Write::<f32>::new(out)?);
     let (w, out) = (w.slice()?, out.slice()?);
+    if out.len() != k {
+        return Err(PyValueError::new_err(format!("out: expected {k} values, got {}", out.len())));
+    }
     run(py, w.len(), Threads::default(), |ctl| {
-        out.copy_from_slice(&gemm::groups_equalizer(w, n, k, groups, equalized, ctl)?);
+        out.copy_from_slice(&gemm::groups_equalizer(w, n, k, groups, equalized, squares, ctl)?);
         Ok(())
     })
 }

@@ -644,14 +644,33 @@ fn equalizer(w: &[f32], n: usize, k: usize, ctl: &Ctl) -> Result<Vec<f32>> {
     Ok(column_sizes(w, n, k, ctl)?.iter().map(|size| 2f32.powi(nearest(size))).collect())
 }
 
-/// The power of 2^(1/4) that is nearest to each column's size to the 3/4: between what
-/// the inputs and what the weights want.
-fn equalizer_of_groups(w: &[f32], n: usize, k: usize, ctl: &Ctl) -> Result<Vec<f32>> {
+/// The power of 2^(1/4) that is nearest to a power of each column's size: to its 3/4,
+/// between what the inputs and what the weights want.
+///
+/// A rotation spreads both errors over all inputs: either counts as Σ |w_j|² / c_j² ·
+/// Σ x_j² c_j², which is least at c_j = √(|w_j| / |x_j|); without data √|w_j|. What error
+/// feedback leaves of a weight's is least at |w_j|: with `squares`, the inputs' mean squares
+/// over their mean, it is the geometric mean of both, (|w_j|³ / |x_j|)^(1/4).
+fn equalizer_of_groups(
+    w: &[f32],
+    n: usize,
+    k: usize,
+    rotated: bool,
+    squares: Option<&[f64]>,
+    ctl: &Ctl,
+) -> Result<Vec<f32>> {
     const QUARTERS: [f32; 4] = [1.0, 1.189_207_1, std::f32::consts::SQRT_2, 1.681_792_9];
-    // c⁴ = size³; 2^(i/4) is nearest to c where 2^(2i - 1) ≤ c⁸ < 2^(2i + 1).
-    let nearest = |size: &f64| (-20..20).find(|&i| size.powi(6) < 2f64.powi(2 * i + 1)).unwrap_or(20);
+    /// What an input that hardly ever is anything counts.
+    const LEAST: f64 = 1.0 / 1024.0;
+    let eighth = |i: usize, size: f64| match squares {
+        Some(squares) if rotated => size.powi(6) / squares[i].max(LEAST),
+        _ => size.powi(if rotated { 4 } else { 6 }),
+    };
+    // 2^(i/4) is nearest to c where 2^(2i - 1) ≤ c⁸ < 2^(2i + 1).
+    let nearest = |eighth: f64| (-20..20).find(|&i| eighth < 2f64.powi(2 * i + 1)).unwrap_or(20);
     let power = |i: i32| 2f32.powi(i.div_euclid(4)) * QUARTERS[i.rem_euclid(4) as usize];
-    Ok(column_sizes(w, n, k, ctl)?.iter().map(|size| power(nearest(size))).collect())
+    let sizes = column_sizes(w, n, k, ctl)?;
+    Ok(sizes.iter().enumerate().map(|(i, &size)| power(nearest(eighth(i, size)))).collect())
 }
 
 /// Quantizes a layer's N×K weight to int8, one symmetric scale for each output
@@ -709,8 +728,9 @@ pub fn quantize_weight(
 /// Quantizes a layer's N×K weight to groups and tiles it into `out` of
 /// [`groups_weight_len`] bytes. If `equalized`, each column is first divided by a power
 /// of 2^(1/4) that goes with the weight; then its blocks are rotated if the groups say so;
-/// `searched` is as in [`quantize_groups`]. `importance`: of each input, as it comes or,
-/// `of_rotated`, as it is quantized, how much an error of its weights counts.
+/// `searched` is as in [`quantize_groups`]. `importance`: of each input how much an error
+/// of its weights counts. With an `equalizer` in the place of its own
+/// ([`groups_equalizer`]) that is of inputs as they are quantized.
 ///
 /// # Errors
 /// [`crate::Error::Value`] where lengths do not fit or the weight is not
@@ -720,8 +740,9 @@ pub fn quantize_weight_groups(
     n: usize,
     k: usize,
     groups: Groups,
-    (equalized, searched, of_rotated): (bool, bool, bool),
+    (equalized, searched): (bool, bool),
     importance: Option<&[f32]>,
+    equalizer: Option<&[f32]>,
     out: &mut [u8],
     isa: Isa,
     ctl: &Ctl,
@@ -737,7 +758,11 @@ pub fn quantize_weight_groups(
     let mut counts = importance.map(<[f32]>::to_vec);
     let rotation = groups.rotation();
     if equalized || rotation > 0 {
-        dividers = groups_equalizer(w, n, k, groups, equalized, ctl)?;
+        dividers = match equalizer {
+            Some(equalizer) if equalizer.len() == k => equalizer.to_vec(),
+            Some(equalizer) => bail!("equalizer: expected {k} values, got {}", equalizer.len()),
+            None => groups_equalizer(w, n, k, groups, equalized, None, ctl)?,
+        };
         for (bytes, by) in rest.chunks_exact_mut(4).zip(&dividers) {
             bytes.copy_from_slice(&by.to_le_bytes());
         }
@@ -747,7 +772,7 @@ pub fn quantize_weight_groups(
         let down = counts.iter().flatten().fold(0f32, |most, &count| most.max(count));
         let down = if down.is_normal() { 2f32.powi(127 - (down.to_bits() >> 23) as i32) } else { 1.0 };
         let counts = counts.get_or_insert_with(|| vec![1.0; k]);
-        if rotation > 0 && of_rotated {
+        if equalizer.is_some() {
             counts.iter_mut().for_each(|count| *count *= down);
         } else {
             counts.iter_mut().zip(&dividers).for_each(|(count, by)| *count = *count * down * (by * by));
@@ -770,17 +795,32 @@ pub fn quantize_weight_groups(
 
 /// What each input is multiplied with before it is quantized: the weight's equalizer, or
 /// 1; where it is rotated, also a sign that only k decides, and over the block's size, so
-/// that no sum of finite inputs overflows.
+/// that no sum of finite inputs overflows. `squares`: the inputs' mean squares over the
+/// mean of those, or none.
 ///
 /// # Errors
 /// [`crate::Error::Value`] where lengths do not fit, [`crate::Error::Memory`],
 /// [`crate::Error::Interrupted`].
-pub fn groups_equalizer(w: &[f32], n: usize, k: usize, groups: Groups, equalized: bool, ctl: &Ctl) -> Result<Vec<f32>> {
+pub fn groups_equalizer(
+    w: &[f32],
+    n: usize,
+    k: usize,
+    groups: Groups,
+    equalized: bool,
+    squares: Option<&[f64]>,
+    ctl: &Ctl,
+) -> Result<Vec<f32>> {
     if w.len() != checked_product("weight", &[n, k])? || k == 0 {
         bail!("weight: expected {n} rows of {k} (at least 1), got {} values", w.len());
     }
-    let mut equalizer = if equalized { equalizer_of_groups(w, n, k, ctl)? } else { vec![1.0; k] };
-    if groups.rotation() > 0 {
+    if let Some(squares) = squares
+        && squares.len() != k
+    {
+        bail!("squares: expected {k} values, got {}", squares.len());
+    }
+    let rotated = groups.rotation() > 0;
+    let mut equalizer = if equalized { equalizer_of_groups(w, n, k, rotated, squares, ctl)? } else { vec![1.0; k] };
+    if rotated {
         let share = 1.0 / groups.rotation() as f32;
         equalizer.iter_mut().enumerate().for_each(|(i, by)| *by *= if negative(i as u64) { -share } else { share });
     }

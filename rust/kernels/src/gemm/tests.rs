@@ -240,7 +240,7 @@ fn weights_in_groups_are_what_was_tiled() {
 /// A rotated weight's bytes, of these floats.
 fn rotated(w: &[f32], n: usize, k: usize, groups: Groups, equalized: bool, isa: Isa) -> Vec<u8> {
     let mut out = vec![0; groups_weight_len(k, n, groups, equalized).unwrap()];
-    quantize_weight_groups(w, n, k, groups, (equalized, true, false), None, &mut out, isa, &Ctl::new(2)).unwrap();
+    quantize_weight_groups(w, n, k, groups, (equalized, true), None, None, &mut out, isa, &Ctl::new(2)).unwrap();
     out
 }
 
