@@ -38,6 +38,9 @@ pub(crate) trait Lanes: Copy {
     /// N integers.
     fn load_u8(self, x: &[u8]) -> Self::F;
 
+    /// Byte `i` of N dwords.
+    fn byte_of(self, x: &[u32], i: u32) -> Self::F;
+
     /// N doubles of 0.
     fn no_squares(self) -> Self::D;
     /// `sum + a * a` in double precision, where the square is exact.
@@ -164,6 +167,10 @@ impl Lanes for Scalar {
     #[inline(always)]
     fn load_u8(self, x: &[u8]) -> f32 {
         f32::from(x[0])
+    }
+    #[inline(always)]
+    fn byte_of(self, x: &[u32], i: u32) -> f32 {
+        f32::from((x[0] >> (8 * i)) as u8)
     }
     #[inline(always)]
     fn no_squares(self) -> f64 {
@@ -350,6 +357,11 @@ mod x86 {
                 assert!(x.len() == 8);
                 _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(x.as_ptr().cast())))
             }
+            byte_of(x: &[u32], i: u32) -> __m256 {
+                assert!(x.len() == 8);
+                let down = _mm256_srl_epi32(_mm256_loadu_si256(x.as_ptr().cast()), _mm_cvtsi32_si128(8 * i as i32));
+                _mm256_cvtepi32_ps(_mm256_and_si256(down, _mm256_set1_epi32(255)))
+            }
             no_squares() -> [__m256d; 2] { [_mm256_setzero_pd(); 2] }
             add_square(sum: [__m256d; 2], a: __m256) -> [__m256d; 2] {
                 let a = [_mm256_cvtps_pd(_mm256_castps256_ps128(a)), _mm256_cvtps_pd(_mm256_extractf128_ps::<1>(a))];
@@ -433,6 +445,11 @@ mod x86 {
             load_u8(x: &[u8]) -> __m512 {
                 assert!(x.len() == 16);
                 _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(x.as_ptr().cast())))
+            }
+            byte_of(x: &[u32], i: u32) -> __m512 {
+                assert!(x.len() == 16);
+                let down = _mm512_srl_epi32(_mm512_loadu_si512(x.as_ptr().cast()), _mm_cvtsi32_si128(8 * i as i32));
+                _mm512_cvtepi32_ps(_mm512_and_si512(down, _mm512_set1_epi32(255)))
             }
             no_squares() -> [__m512d; 2] { [_mm512_setzero_pd(); 2] }
             add_square(sum: [__m512d; 2], a: __m512) -> [__m512d; 2] {

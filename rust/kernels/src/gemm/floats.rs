@@ -32,7 +32,7 @@ fn sums<L: Lanes>(l: L, x: &[f32], panel: &GroupPanel, scratch: &mut [f32], out:
     for from in (0..panel.k).step_by(DEPTH) {
         let depth = from..panel.k.min(from + DEPTH);
         let w = &mut scratch[..depth.len() * PANEL];
-        unpack(panel, depth.clone(), w);
+        unpack(l, panel, depth.clone(), w);
         let (sixes, rest) = out.as_chunks_mut::<MR>();
         let (twos, ones) = rest.as_chunks_mut::<2>();
         let two = MR * sixes.len();
@@ -77,11 +77,12 @@ fn tile<L: Lanes, const R: usize>(
     }
 }
 
-/// The integers that codes stand for, as floats: `[k][PANEL]`, zeros past the panel.
+/// The integers that codes stand for, as floats, which hold them: `[k][PANEL]`, zeros past
+/// the panel.
 #[inline(always)]
-fn unpack(panel: &GroupPanel, depth: Range<usize>, to: &mut [f32]) {
+fn unpack<L: Lanes>(l: L, panel: &GroupPanel, depth: Range<usize>, to: &mut [f32]) {
     let (groups, width) = (panel.groups, panel.width);
-    let (mut multipliers, mut zeros, mut group) = ([0i32; PANEL], [0i32; PANEL], usize::MAX);
+    let (mut multipliers, mut zeros, mut group) = ([0f32; PANEL], [0f32; PANEL], usize::MAX);
     for step in depth.start / 4..depth.end.div_ceil(4) {
         // The four codes of a column are a dword's bytes.
         let mut quads = [0u32; PANEL];
@@ -89,36 +90,42 @@ fn unpack(panel: &GroupPanel, depth: Range<usize>, to: &mut [f32]) {
         for place in places(groups.nbits(), step % (SUPER / 4)) {
             let mask = u32::from(place.mask) * 0x0101_0101;
             let bytes = codes[place.vector * 4 * width..][..4 * width].as_chunks::<4>().0;
-            for j in 0..width {
-                quads[j] |= (u32::from_le_bytes(bytes[j]) >> place.shift & mask) << place.up;
+            for (quad, bytes) in quads.iter_mut().zip(bytes) {
+                *quad |= (u32::from_le_bytes(*bytes) >> place.shift & mask) << place.up;
             }
         }
         if 4 * step / groups.group_size() != group {
             group = 4 * step / groups.group_size();
             panel.zeros_of(group, &mut zeros);
-            let of_group = &panel.multipliers[group * width..][..width];
-            (0..width).for_each(|j| multipliers[j] = of_group[j].into());
+            for (to, &m) in multipliers.iter_mut().zip(&panel.multipliers[group * width..][..width]) {
+                *to = m.into();
+            }
         }
-        // All of the panel, and so a number that is known; zero times what is past it.
-        for (i, to) in to[(4 * step - depth.start) * PANEL..].as_chunks_mut::<PANEL>().0.iter_mut().take(4).enumerate()
-        {
-            for j in 0..PANEL {
-                to[j] = (((quads[j] >> (8 * i) & 255) as i32 - zeros[j]) * multipliers[j]) as f32;
+        let to = to[(4 * step - depth.start) * PANEL..].chunks_exact_mut(PANEL);
+        for (i, to) in to.take(4).enumerate() {
+            for at in (0..PANEL).step_by(L::N) {
+                let at = at..at + L::N;
+                let centred = l.sub(l.byte_of(&quads[at.clone()], i as u32), l.load(&zeros[at.clone()]));
+                l.store(l.mul(centred, l.load(&multipliers[at.clone()])), &mut to[at]);
             }
         }
     }
 }
 
 #[inline(always)]
-fn column_sums<L: Lanes>(_: L, panel: &GroupPanel, depth: Range<usize>, scratch: &mut [f32], out: &mut [i32; PANEL]) {
+fn column_sums<L: Lanes>(l: L, panel: &GroupPanel, depth: Range<usize>, scratch: &mut [f32], out: &mut [i32; PANEL]) {
     let w = &mut scratch[..depth.len() * PANEL];
-    unpack(panel, depth, w);
+    unpack(l, panel, depth, w);
     // Below 32 · 255 · 255 < 2^24: floats hold them.
-    let mut sums = [0f32; PANEL];
-    for w in w.chunks_exact(PANEL) {
-        sums.iter_mut().zip(w).for_each(|(sum, w)| *sum += w);
+    for at in (0..PANEL).step_by(L::N) {
+        let mut sum = l.splat(0.0);
+        for w in w.chunks_exact(PANEL) {
+            sum = l.add(sum, l.load(&w[at..at + L::N]));
+        }
+        let mut sums = [0.0; 16];
+        l.store(sum, &mut sums[..L::N]);
+        out[at..at + L::N].iter_mut().zip(sums).for_each(|(out, sum)| *out = sum as i32);
     }
-    out.iter_mut().zip(sums).for_each(|(out, sum)| *out = sum as i32);
 }
 
 #[inline(always)]

@@ -225,7 +225,7 @@ impl GroupPanel<'_> {
     }
 
     /// Those of all of the panel's columns.
-    pub fn zeros_of(&self, group: usize, to: &mut [i32; PANEL]) {
+    pub fn zeros_of(&self, group: usize, to: &mut [f32; PANEL]) {
         if self.groups.symmetric {
             return to.fill(self.groups.middle().into());
         }
@@ -235,7 +235,7 @@ impl GroupPanel<'_> {
             // Eight zero points lie in as many bytes as one has bits; the codes follow.
             let eight = u64::from_le_bytes(eight.try_into().unwrap_or_default());
             for (i, to) in to.iter_mut().enumerate() {
-                *to = i32::from((eight >> (i * bits)) as u8 & self.groups.qmax());
+                *to = f32::from((eight >> (i * bits)) as u8 & self.groups.qmax());
             }
         }
     }
