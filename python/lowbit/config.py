@@ -82,9 +82,9 @@ class Uniform(Config):
         randomised Hadamard transform, which spreads what is large over many of them.
         It goes over blocks of the largest power of two that divides the inputs, at
         most 4096; a weight whose inputs are no multiple of 8 stays as it is.
-        `quantize_` and `calibrate_` keep it for the layers whose error it lessens:
-        with 3 bits and data for many, at 4 bits without for few. Inputs cannot be
-        codes already.
+        `quantize_` and `calibrate_` keep it for the layers whose error it lessens: by
+        what the data measure of the outputs, without data of the weights. Inputs
+        cannot be codes already.
     equalize : bool
         As in :class:`Int8`; before the rotation if there is one.
 

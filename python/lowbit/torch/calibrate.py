@@ -57,7 +57,9 @@ def calibrate_(
     then fitted so that it turns the second one's inputs into the first one's
     outputs (ridge regression), its scales are searched with those inputs' moments,
     its codes chosen with error feedback (:func:`lowbit.round_with_feedback`), and
-    its bias takes up what is left of the mean. Everything else is quantized as
+    its bias takes up what is left of the mean. With ``rotate="hadamard"`` that is done
+    with and without the rotation, and kept is what turns those inputs into the nearer
+    outputs. Everything else is quantized as
     `quantize_` does it: embeddings, `Int8`, layers that the data do not reach or
     that share their weight.
 
