@@ -249,7 +249,7 @@ def ort_matmulnbits(x: np.ndarray, weight: lowbit.GroupedWeight) -> Product:
         raise Skip("not installed: onnx") from None
     (k, n), config = weight.shape, weight.config
     if config.nbits not in (2, 4, 8) or k % config.group_size:
-        raise Skip(f"no MatMulNBits of {config.nbits} bits in groups of {config.group_size}")
+        raise Skip("2, 4 or 8 bits and whole groups alone")
     packed = lowbit.pack_codes(weight.codes().reshape(n, -1, config.group_size), config.nbits)
     constants = {
         "b": packed,
@@ -274,7 +274,7 @@ def openvino_groups(x: np.ndarray, weight: lowbit.GroupedWeight) -> Product:
         raise Skip(f"not installed: {e.name}") from None
     (k, n), config = weight.shape, weight.config
     if config.nbits not in (2, 4) or k % config.group_size:
-        raise Skip(f"no constant of {config.nbits} bits in groups of {config.group_size}")
+        raise Skip("2 or 4 bits and whole groups alone")
     kind, groups = {2: ov.Type.u2, 4: ov.Type.u4}[config.nbits], k // config.group_size
 
     kept = []  # constants look into these arrays
@@ -415,7 +415,7 @@ def rten_groups(x: np.ndarray, weight: lowbit.GroupedWeight) -> Product:
         raise Skip("the limits crate was built without rten-gemm (it asks for a newer Rust)")
     (k, n), size = weight.shape, weight.config.group_size
     if weight.config.nbits != 4 or size & (size - 1) or k % size:
-        raise Skip("4 bits in groups of a power of two alone")
+        raise Skip("4 bits and whole groups of a power of two alone")
     own = lowbit.quantize_weight(weight.dequantize(), lowbit.Uniform(4, size, symmetric=True, equalize=False))
     codes, scales = lowbit.pack_codes(own.codes().reshape(-1), 4), own.scale()
     out = np.zeros((len(x), n), np.float32)

@@ -312,6 +312,19 @@ def torchao_x86(group_size: int = 32) -> Encoder:
     return _compiled(module, _torch_megabytes(module))
 
 
+def torchao_weights(group_size: int = 32) -> Encoder:
+    """torchao's 4-bit weights by bf16 activations, through torch's own kernel; with fp32 it is many times slower."""
+    try:
+        import torch
+        from torchao.prototype.quantization.int4.inference_workflow import PrototypeInt4WeightOnlyConfig
+        from torchao.quantization import quantize_
+    except ImportError as e:
+        raise Skip(f"torchao: {e}") from None
+    module = encoder_module(torch.bfloat16)
+    quantize_(module, PrototypeInt4WeightOnlyConfig(group_size=group_size, set_inductor_config=False))
+    return torch_encoder(module, "bfloat16 activations")
+
+
 def _swap(module: Any, kind: str, make: Callable[[Any], Any]) -> None:
     """Puts ``make(layer)`` in the place of each torch layer of that kind."""
     import torch
@@ -698,6 +711,7 @@ PEERS: dict[str, Callable[[], Encoder]] = {
     "torchao int4": lambda: torchao_int4(False),
     "torchao int4 compiled": lambda: torchao_int4(True),
     "torchao int4 x86 kernel": torchao_x86,
+    "torchao int4 weights": torchao_weights,
     **{
         f"onnxruntime {nbits} bits, block {block}": functools.partial(ort_nbits, nbits, block)
         for nbits, block in ((4, 32), (4, 128), (2, 32))

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import os
@@ -342,10 +343,11 @@ def test_ask(small):
 
 
 @needs_encoder
-def test_the_comparison(small, tmp_path):
-    from lowbit.cli import demo, plot
+def test_the_comparison(small, tmp_path, monkeypatch):
+    from lowbit.cli import demo, encoder, plot
     from lowbit.cli.texts import QUESTIONS
 
+    monkeypatch.setattr(encoder, "block", functools.partial(encoder.block, count=4))  # speeds are not looked at
     shown: list[list[tuple]] = []
     passages, _ = demo.read(small)
     outcome = demo.run(
