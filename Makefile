@@ -18,7 +18,7 @@ DIST := dist
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-rust test-python bench build wheel lint format fuzz asan valgrind clean
+.PHONY: help demo test test-rust test-python bench build wheel lint format fuzz asan valgrind neon clean
 
 help: ## what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -73,6 +73,26 @@ asan: | rust ## the kernels' tests under AddressSanitizer, on every instruction 
 valgrind: | rust ## the kernels' tests under valgrind, which has no AVX-512
 	CARGO_TARGET_$(shell echo $(TARGET) | tr a-z- A-Z_)_RUNNER="valgrind --quiet --error-exitcode=97 --leak-check=full --show-leak-kinds=definite --errors-for-leak-kinds=definite" \
 	  $(CARGO) test --package lowbit-kernels --lib --target $(TARGET) -- --show-output --test-threads=1
+
+# AArch64's standard library is the compiler's in use (rustup), or that of Debian's rustc-web.
+ARM := aarch64-unknown-linux-gnu
+ARM_CPUS ?= max neoverse-n1 cortex-a53
+arm_std = $(wildcard $(shell $(1) --print sysroot 2>/dev/null)/lib/rustlib/$(ARM)/lib/libstd-*.rlib)
+arm_rustc = $(firstword $(foreach rustc,rustc /usr/bin/rustc,$(if $(call arm_std,$(rustc)),$(rustc))))
+# The cross compiler's libc beside Debian's own for arm64 would be two halves that do not fit.
+ARM_LIBC := $(if $(wildcard /lib/ld-linux-aarch64.so.1),,-L /usr/aarch64-linux-gnu)
+ARM_CARGO = PATH=$(if $(filter /%,$(arm_rustc)),/usr/bin:)$$PATH CARGO_TARGET_DIR=target/neon \
+  LOWBIT_CASES=$${LOWBIT_CASES:-60} CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc $(CARGO)
+
+neon: | rust ## the kernels' clippy and tests for AArch64, on emulated CPUs with dot products (max, neoverse-n1) and without
+	@test -n "$(arm_rustc)" || { echo "make: no standard library for $(ARM): rustup target add $(ARM), or Debian's packages in CONTRIBUTING.md" >&2; exit 1; }
+	@for tool in aarch64-linux-gnu-gcc qemu-aarch64 $(if $(filter /%,$(arm_rustc)),/usr/bin/cargo /usr/bin/clippy-driver); do \
+	  command -v $$tool >/dev/null || { echo "make: $$tool not found: CONTRIBUTING.md names its package" >&2; exit 1; }; done
+	$(ARM_CARGO) clippy --package lowbit-kernels --all-targets --target $(ARM) -- -D warnings
+	for cpu in $(ARM_CPUS); do echo "== $$cpu"; \
+	  export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64 -cpu $$cpu $(ARM_LIBC)"; \
+	  $(ARM_CARGO) test --package lowbit-kernels --lib --target $(ARM) -- --show-output || exit 1; \
+	done
 
 FUZZ_SECONDS ?= 60
 

@@ -16,7 +16,9 @@ __all__ = ["available_isas", "get_num_threads", "isa", "set_num_threads", "threa
 def isa() -> str:
     """The instruction set that calls use unless ``isa=`` says otherwise.
 
-    ``LOWBIT_ISA`` where it is set, else the best that this CPU has.
+    ``LOWBIT_ISA`` where it is set, else the best that this CPU has: of ``scalar``,
+    ``avx2``, ``avxvnni``, ``avx512``, ``avx512vbmi`` on x86-64, of ``scalar``, ``neon``,
+    ``neondot`` on AArch64.
 
     Raises
     ------

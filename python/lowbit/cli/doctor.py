@@ -16,15 +16,17 @@ __all__ = ["facts"]
 
 #: The file of each family's kernels by instruction set, the best first.
 KERNELS = {
-    "affine": ("avx512", "avx2", "scalar"),
+    "affine": ("avx512", "avx2", "neon", "scalar"),
     "packing": ("avx512vbmi", "avx2", "scalar"),
-    "gemm": ("avx512", "avxvnni", "avx2", "scalar"),
-    "gemm below 8 bits": ("avx2", "scalar"),
+    "gemm": ("avx512", "avxvnni", "avx2", "neondot", "neon", "scalar"),
+    "gemm below 8 bits": ("avx2", "neondot", "neon", "scalar"),
 }
 
 #: What each instruction set implies for KERNELS.
 IMPLIES = {
     "scalar": ("scalar",),
+    "neon": ("neon", "scalar"),
+    "neondot": ("neondot", "neon", "scalar"),
     "avx2": ("avx2", "scalar"),
     "avxvnni": ("avxvnni", "avx2", "scalar"),
     "avx512": ("avx512", "avx2", "scalar"),

@@ -451,7 +451,7 @@ def _report(name: str, old: nn.Module, new: nn.Module) -> LayerReport:
     error = math.sqrt(error / norm) if norm else 0.0
     bits, isa, config = "int8", lowbit.isa(), new.config
     if isinstance(config, Uniform):
-        bits, isa = f"{config.nbits}-bit", isa if isa == "scalar" else "avx2"  # no wider kernel yet
+        bits, isa = f"{config.nbits}-bit", "avx2" if isa.startswith("avx") else isa  # no wider kernel yet
         if config.rotate is not None:
             bits += " rotated"
     kernel = f"{bits} {'gemm' if isinstance(new, QuantLinear) else 'look-up'}, {isa}"

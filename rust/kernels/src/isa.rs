@@ -14,14 +14,19 @@ pub struct Isa(Level);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Level {
     Scalar,
+    // Below those of x86-64, so that none of AArch64's is at least one of them.
+    Neon,
+    NeonDot,
     Avx2,
     AvxVnni,
     Avx512,
     Avx512Vbmi,
 }
 
-const ALL: [(Level, &str); 5] = [
+const ALL: [(Level, &str); 7] = [
     (Level::Scalar, "scalar"),
+    (Level::Neon, "neon"),
+    (Level::NeonDot, "neondot"),
     (Level::Avx2, "avx2"),
     (Level::AvxVnni, "avxvnni"),
     (Level::Avx512, "avx512"),
@@ -32,6 +37,17 @@ const ALL: [(Level, &str); 5] = [
 impl Isa {
     /// Portable Rust: every CPU, and the definition of every kernel.
     pub const Scalar: Isa = Isa(Level::Scalar);
+
+    /// NEON, which every AArch64 that runs an operating system has; it may have more.
+    pub fn has_neon(self) -> bool {
+        matches!(self.0, Level::Neon | Level::NeonDot)
+    }
+
+    /// NEON with the dot products of bytes, `sdot` and `udot` (Cortex-A55, Cortex-A76,
+    /// Neoverse N1, Apple M1 and later).
+    pub fn has_neondot(self) -> bool {
+        self.0 == Level::NeonDot
+    }
 
     /// At least AVX2, FMA, BMI1, BMI2 (Haswell, Zen and later).
     pub fn has_avx2(self) -> bool {
@@ -108,6 +124,7 @@ fn runs(level: Level) -> bool {
         && is_x86_feature_detected!("avx512vnni");
     match level {
         Level::Scalar => true,
+        Level::Neon | Level::NeonDot => false,
         Level::Avx2 => avx2,
         Level::AvxVnni => avx2 && is_x86_feature_detected!("avxvnni"),
         Level::Avx512 => avx512,
@@ -115,7 +132,20 @@ fn runs(level: Level) -> bool {
     }
 }
 
-#[cfg(not(target_arch = "x86_64"))]
+#[cfg(target_arch = "aarch64")]
+fn runs(level: Level) -> bool {
+    use std::arch::is_aarch64_feature_detected;
+    // The kernels read their layouts as little-endian vectors.
+    let neon = cfg!(target_endian = "little") && is_aarch64_feature_detected!("neon");
+    match level {
+        Level::Scalar => true,
+        Level::Neon => neon,
+        Level::NeonDot => neon && is_aarch64_feature_detected!("dotprod"),
+        Level::Avx2 | Level::AvxVnni | Level::Avx512 | Level::Avx512Vbmi => false,
+    }
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 fn runs(level: Level) -> bool {
     level == Level::Scalar
 }
@@ -129,6 +159,15 @@ mod tests {
         assert_eq!(Isa::available()[0], Isa::Scalar);
         assert!(Isa::available().is_sorted());
         assert_eq!(Isa::named(Isa::best().name()), Ok(Isa::best()));
+    }
+
+    #[test]
+    fn a_level_of_another_architecture_is_none_of_this_ones() {
+        for isa in Isa::available() {
+            assert!(!(isa.has_neon() && isa.has_avx2()) && (isa.has_neon() || !isa.has_neondot()));
+            assert_eq!(*isa != Isa::Scalar, isa.has_neon() || isa.has_avx2());
+        }
+        assert_eq!(Isa::named("neon").is_ok(), cfg!(all(target_arch = "aarch64", target_endian = "little")));
     }
 
     #[test]

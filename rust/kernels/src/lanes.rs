@@ -261,15 +261,42 @@ macro_rules! on_isa {
                     return unsafe { avx2($($arg),*) };
                 }
             }
+            #[cfg(target_arch = "aarch64")]
+            {
+                #[target_feature(enable = "neon")]
+                fn neon$(<$t: $bound>)?($($arg: $ty),*) $(-> $ret)? {
+                    // SAFETY: the features of this function are those that the token stands for.
+                    $definition(unsafe { crate::lanes::Neon::new() }, $($arg),*)
+                }
+                if isa.has_neon() {
+                    // SAFETY: an Isa exists only where the CPU has it.
+                    return unsafe { neon($($arg),*) };
+                }
+            }
             let _ = isa;
             $definition(crate::lanes::Scalar, $($arg),*)
         }
     )*};
 }
 
+#[cfg(target_arch = "aarch64")]
+pub(crate) use aarch64::Neon;
 pub(crate) use on_isa;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use x86::{Avx2, Avx512};
+
+/// Methods whose bodies are intrinsics of the token's instruction set.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+macro_rules! intrinsics {
+    ($($name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)? $body:block)*) => {$(
+        #[inline(always)]
+        fn $name(self, $($arg: $ty),*) $(-> $ret)? {
+            // SAFETY: the token proves the instruction set (see `new`), and
+            // each slice's length is asserted before its pointer is used.
+            unsafe { $body }
+        }
+    )*};
+}
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
@@ -301,18 +328,6 @@ mod x86 {
         pub(crate) unsafe fn new() -> Self {
             Avx512(())
         }
-    }
-
-    /// Methods whose bodies are intrinsics of the token's instruction set.
-    macro_rules! intrinsics {
-        ($($name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)? $body:block)*) => {$(
-            #[inline(always)]
-            fn $name(self, $($arg: $ty),*) $(-> $ret)? {
-                // SAFETY: the token proves the instruction set (see `new`), and
-                // each slice's length is asserted before its pointer is used.
-                unsafe { $body }
-            }
-        )*};
     }
 
     impl Lanes for Avx2 {
@@ -490,6 +505,113 @@ mod x86 {
             exp2i(n: __m512) -> __m512 {
                 let biased = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
                 _mm512_castsi512_ps(_mm512_slli_epi32(biased, 23))
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+mod aarch64 {
+    use std::arch::aarch64::*;
+
+    use super::Lanes;
+
+    /// Four lanes.
+    #[derive(Clone, Copy)]
+    pub(crate) struct Neon(());
+
+    impl Neon {
+        /// # Safety
+        /// The CPU has NEON.
+        #[inline(always)]
+        pub(crate) unsafe fn new() -> Self {
+            Neon(())
+        }
+    }
+
+    impl Lanes for Neon {
+        const N: usize = 4;
+        type F = float32x4_t;
+        type D = [float64x2_t; 2];
+
+        intrinsics! {
+            splat(x: f32) -> float32x4_t { vdupq_n_f32(x) }
+            load(x: &[f32]) -> float32x4_t { assert!(x.len() == 4); vld1q_f32(x.as_ptr()) }
+            store(x: float32x4_t, out: &mut [f32]) { assert!(out.len() == 4); vst1q_f32(out.as_mut_ptr(), x) }
+            load_bf16(x: &[u16]) -> float32x4_t {
+                assert!(x.len() == 4);
+                vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(x.as_ptr())))
+            }
+            store_bf16(x: float32x4_t, out: &mut [u16]) {
+                assert!(out.len() == 4);
+                let bits = vreinterpretq_u32_f32(x);
+                let odd = vandq_u32(vshrq_n_u32::<16>(bits), vdupq_n_u32(1));
+                let rounded = vaddq_u32(vaddq_u32(bits, vdupq_n_u32(0x7fff)), odd);
+                let quiet = vorrq_u32(bits, vdupq_n_u32(0x0040_0000));
+                let number = vceqq_f32(x, x);
+                vst1_u16(out.as_mut_ptr(), vshrn_n_u32::<16>(vbslq_u32(number, rounded, quiet)));
+            }
+            centred(x: &[i32], y: &[i32], z: i32) -> float32x4_t {
+                assert!(x.len() == 4 && y.len() == 4);
+                let (x, y) = (vld1q_s32(x.as_ptr()), vld1q_s32(y.as_ptr()));
+                vcvtq_f32_s32(vmlsq_n_s32(x, y, z))
+            }
+            store_u8(x: [float32x4_t; 4], out: &mut [u8]) {
+                assert!(out.len() == 16);
+                let words = x.map(|x| vmovn_u32(vcvtq_u32_f32(x)));
+                let halves = (vcombine_u16(words[0], words[1]), vcombine_u16(words[2], words[3]));
+                vst1q_u8(out.as_mut_ptr(), vcombine_u8(vmovn_u16(halves.0), vmovn_u16(halves.1)));
+            }
+            load_u8(x: &[u8]) -> float32x4_t {
+                assert!(x.len() == 4);
+                let four = vcreate_u8(x.as_ptr().cast::<u32>().read_unaligned().into());
+                vcvtq_f32_u32(vmovl_u16(vget_low_u16(vmovl_u8(four))))
+            }
+            byte_of(x: &[u32], i: u32) -> float32x4_t {
+                assert!(x.len() == 4);
+                let down = vshlq_u32(vld1q_u32(x.as_ptr()), vdupq_n_s32(-(8 * i as i32)));
+                vcvtq_f32_u32(vandq_u32(down, vdupq_n_u32(255)))
+            }
+            no_squares() -> [float64x2_t; 2] { [vdupq_n_f64(0.0); 2] }
+            add_square(sum: [float64x2_t; 2], a: float32x4_t) -> [float64x2_t; 2] {
+                let a = [vcvt_f64_f32(vget_low_f32(a)), vcvt_high_f64_f32(a)];
+                [vaddq_f64(sum[0], vmulq_f64(a[0], a[0])), vaddq_f64(sum[1], vmulq_f64(a[1], a[1]))]
+            }
+            add_square_weighted(sum: [float64x2_t; 2], a: float32x4_t, w: float32x4_t) -> [float64x2_t; 2] {
+                let a = [vcvt_f64_f32(vget_low_f32(a)), vcvt_high_f64_f32(a)];
+                let w = [vcvt_f64_f32(vget_low_f32(w)), vcvt_high_f64_f32(w)];
+                [
+                    vaddq_f64(sum[0], vmulq_f64(w[0], vmulq_f64(a[0], a[0]))),
+                    vaddq_f64(sum[1], vmulq_f64(w[1], vmulq_f64(a[1], a[1]))),
+                ]
+            }
+            store_squares(sum: [float64x2_t; 2], out: &mut [f64]) {
+                assert!(out.len() == 4);
+                vst1q_f64(out.as_mut_ptr(), sum[0]);
+                vst1q_f64(out[2..].as_mut_ptr(), sum[1]);
+            }
+            add(a: float32x4_t, b: float32x4_t) -> float32x4_t { vaddq_f32(a, b) }
+            sub(a: float32x4_t, b: float32x4_t) -> float32x4_t { vsubq_f32(a, b) }
+            mul(a: float32x4_t, b: float32x4_t) -> float32x4_t { vmulq_f32(a, b) }
+            div(a: float32x4_t, b: float32x4_t) -> float32x4_t { vdivq_f32(a, b) }
+            mul_add(a: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t { vfmaq_f32(c, a, b) }
+            // Not fmax and fmin, which give a NaN where either is one.
+            max(a: float32x4_t, b: float32x4_t) -> float32x4_t { vbslq_f32(vcgtq_f32(a, b), a, b) }
+            min(a: float32x4_t, b: float32x4_t) -> float32x4_t { vbslq_f32(vcltq_f32(a, b), a, b) }
+            rint(a: float32x4_t) -> float32x4_t { vrndnq_f32(a) }
+            butterfly(a: float32x4_t, stride: usize) -> float32x4_t {
+                let minus = 1u64 << 63;
+                let (other, negate) = match stride {
+                    1 => (vrev64q_f32(a), vcombine_u64(vcreate_u64(minus), vcreate_u64(minus))),
+                    2 => (vextq_f32::<2>(a, a), vcombine_u64(vcreate_u64(0), vcreate_u64(minus | minus >> 32))),
+                    _ => unreachable!("four lanes, stride {stride}"),
+                };
+                let a = veorq_u32(vreinterpretq_u32_f32(a), vreinterpretq_u32_u64(negate));
+                vaddq_f32(other, vreinterpretq_f32_u32(a))
+            }
+            exp2i(n: float32x4_t) -> float32x4_t {
+                let biased = vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127));
+                vreinterpretq_f32_s32(vshlq_n_s32::<23>(biased))
             }
         }
     }

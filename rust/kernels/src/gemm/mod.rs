@@ -25,6 +25,8 @@ mod avxvnni;
 mod epilogue;
 mod floats;
 mod groups;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod scalar;
 mod tiled;
 
@@ -89,9 +91,11 @@ pub(crate) struct Block<'a> {
     /// What each column's sum starts from.
     start: &'a [i32; PANEL],
     /// Of each 32 columns of the panel; empty where nobody looked.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code))]
     excess: &'a [Option<Excess>],
 }
 
+#[cfg(target_arch = "x86_64")]
 impl Block<'_> {
     /// The last K % 4 bytes of a row, and what `flip` turns into 0 behind them.
     #[inline(always)]
@@ -119,6 +123,7 @@ use avx2::Excess;
 type Excess = std::convert::Infallible;
 
 /// Whether this instruction set is AVX2 alone, which wants scratch.
+#[cfg(target_arch = "x86_64")]
 fn has_scratch(isa: Isa) -> bool {
     isa.has_avx2() && !isa.has_avx512() && !isa.is_avxvnni()
 }
@@ -176,7 +181,7 @@ struct Rows<'a> {
     a: &'a [u8],
     k: usize,
     flip: u8,
-    /// AVX2's forms of the rows and of some columns; empty for the others.
+    /// AVX2's forms of the rows and of some columns, and NEON's for weights in groups.
     scratch: &'a mut [i32],
     #[cfg(target_arch = "x86_64")]
     made: avx2::Made,
@@ -219,6 +224,10 @@ impl<'a> Rows<'a> {
         if isa.has_avx2() {
             return avx2::groups_scratch_len(rows, k, pass, groups.group_size());
         }
+        #[cfg(target_arch = "aarch64")]
+        if isa.has_neon() {
+            return neon::groups_scratch_len(rows, k, pass, groups.group_size());
+        }
         let _ = (isa, rows, k, pass, groups);
         0
     }
@@ -234,6 +243,11 @@ impl<'a> Rows<'a> {
             assert!(self.scratch.len() >= Rows::groups_scratch_len(isa, out.len(), (self.k, panel.pass), panel.groups));
             // SAFETY: the Isa is this CPU's; the asserts are the callee's conditions.
             return unsafe { avx2::groups(&block, self.scratch, &mut self.grouped, out, 0) };
+        }
+        #[cfg(target_arch = "aarch64")]
+        if isa.has_neon() {
+            // SAFETY: the Isa is this CPU's.
+            return unsafe { neon::groups(isa, &block, self.scratch, &mut self.grouped, out) };
         }
         let _ = isa;
         scalar::groups(&block, out, 0);
@@ -265,6 +279,11 @@ impl<'a> Rows<'a> {
             if isa.has_avx2() {
                 return avx2::panel(&block, self.scratch, &mut self.made, out, col);
             }
+        }
+        #[cfg(target_arch = "aarch64")]
+        if isa.has_neon() {
+            // SAFETY: the Isa is this CPU's; the asserts above are the callee's conditions.
+            return unsafe { neon::panel(isa, &block, out, col) };
         }
         let _ = isa;
         scalar::panel(&block, out, col);

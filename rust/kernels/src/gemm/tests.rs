@@ -14,6 +14,12 @@ fn naive(a: Lhs, b: &[i8], m: usize, n: usize, k: usize) -> Vec<i64> {
     (0..m * n).map(|i| cell(i / n, i % n)).collect()
 }
 
+/// For so many cases, or at most as many as LOWBIT_CASES says: emulators are slow.
+fn runner(cases: u32) -> TestRunner {
+    let most = std::env::var("LOWBIT_CASES").ok().and_then(|most| most.parse().ok());
+    TestRunner::new(Config { failure_persistence: None, ..Config::with_cases(cases.min(most.unwrap_or(cases))) })
+}
+
 fn random(seed: u64) -> impl FnMut() -> u64 {
     let mut x = seed | 1;
     move || {
@@ -80,7 +86,7 @@ fn products_are_right(
 fn products_equal_the_definition_on_every_isa_and_thread_count() {
     for &isa in Isa::available() {
         let cases = std::cell::Cell::new(0);
-        let mut runner = TestRunner::new(Config { failure_persistence: None, ..Config::with_cases(300) });
+        let mut runner = runner(300);
         runner
             .run(&(sizes(), any::<u64>(), any::<bool>()), |((m, n, k), seed, sign)| {
                 let (a, b) = (bytes(m * k, seed), signed(&bytes(n * k, !seed)));
@@ -99,7 +105,7 @@ fn many_rows_times_trained_weights_equal_the_definition() {
     let rare = prop_oneof![Just(8u64), 20u64..200, Just(u64::MAX)];
     for &isa in Isa::available() {
         let cases = std::cell::Cell::new(0);
-        let mut runner = TestRunner::new(Config { failure_persistence: None, ..Config::with_cases(60) });
+        let mut runner = runner(60);
         runner
             .run(&(rows.clone(), 1usize..140, deep.clone(), any::<u64>(), rare.clone(), any::<bool>()), |case| {
                 let (m, n, k, seed, rare, sign) = case;
@@ -199,7 +205,7 @@ fn products_in_groups_equal_the_definition_on_every_isa_and_thread_count() {
     let deep = prop_oneof![1usize..140, (1usize..5, 0usize..3).prop_map(|(i, d)| 512 * i + d - 1)];
     for &isa in Isa::available() {
         let cases = std::cell::Cell::new(0);
-        let mut runner = TestRunner::new(Config { failure_persistence: None, ..Config::with_cases(200) });
+        let mut runner = runner(200);
         runner
             .run(&(forms.clone(), any::<bool>(), 1usize..30, 1usize..140, deep.clone(), any::<u64>()), |case| {
                 let ((nbits, group_size), symmetric, m, n, k, seed) = case;
@@ -250,7 +256,7 @@ fn rotated_layers_equal_the_definition_on_every_isa_and_thread_count() {
     let blocks = (prop::sample::select(&[8usize, 16, 32, 128, 512][..]), 1usize..6);
     for &isa in Isa::available() {
         let cases = std::cell::Cell::new(0);
-        let mut runner = TestRunner::new(Config { failure_persistence: None, ..Config::with_cases(60) });
+        let mut runner = runner(60);
         runner
             .run(&(forms.clone(), blocks.clone(), 1usize..30, 1usize..80, any::<u64>()), |case| {
                 let ((nbits, group_size, symmetric, equalized), (rotation, blocks), m, n, seed) = case;
@@ -387,7 +393,7 @@ const ACTIVATIONS: [Activation; 5] =
 fn layers_equal_the_definition_bit_for_bit() {
     for &isa in Isa::available() {
         let cases = std::cell::Cell::new(0);
-        let mut runner = TestRunner::new(Config { failure_persistence: None, ..Config::with_cases(200) });
+        let mut runner = runner(200);
         runner
             .run(
                 &(sizes(), any::<u64>(), 0..5usize, any::<bool>(), any::<bool>()),
