@@ -174,7 +174,10 @@ def _torch_bits(module: Any) -> tuple[float | None, float | None]:
         size = count = 0
         for layer in module.modules():
             if hasattr(layer, rows):
-                size += sum(_nbytes(v) for name, v in layer.state_dict().items() if not name.startswith("bias"))
+                state = layer.state_dict()
+                size += sum(_nbytes(v) for name, v in state.items() if not name.startswith("bias"))
+                if "tiled" in state:  # lowbit's column sums, which the codes give
+                    size -= 4 * (-(-getattr(layer, rows) // 16) * 16)
                 count += getattr(layer, rows) * getattr(layer, columns)
         out.append(8 * size / count if count else None)
     return out[0], out[1]
