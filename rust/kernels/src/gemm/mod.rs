@@ -26,6 +26,8 @@ mod epilogue;
 mod groups;
 mod scalar;
 mod tiled;
+#[cfg(any(target_arch = "x86_64", test))]
+mod vnni;
 
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
@@ -209,6 +211,10 @@ impl<'a> Rows<'a> {
     /// Scratch for weights in groups.
     fn groups_scratch_len(isa: Isa, rows: usize, (k, pass): (usize, usize), groups: Groups) -> usize {
         #[cfg(target_arch = "x86_64")]
+        if isa.has_avx512() || isa.is_avxvnni() {
+            return vnni::groups_scratch_len(rows, k, pass, groups);
+        }
+        #[cfg(target_arch = "x86_64")]
         if isa.has_avx2() {
             return avx2::groups_scratch_len(rows, k, pass, groups.group_size());
         }
@@ -222,11 +228,19 @@ impl<'a> Rows<'a> {
         assert!(self.flip == 0 && self.k == panel.k && out.len() * self.k == self.a.len());
         assert!(out.iter().all(|row| row.len() >= panel.width));
         let block = GroupBlock { a: self.a, panel, depth };
+        assert!(self.scratch.len() >= Rows::groups_scratch_len(isa, out.len(), (self.k, panel.pass), panel.groups));
         #[cfg(target_arch = "x86_64")]
-        if isa.has_avx2() {
-            assert!(self.scratch.len() >= Rows::groups_scratch_len(isa, out.len(), (self.k, panel.pass), panel.groups));
-            // SAFETY: the Isa is this CPU's; the asserts are the callee's conditions.
-            return unsafe { avx2::groups(&block, self.scratch, &mut self.grouped, out, 0) };
+        // SAFETY: the Isa is this CPU's; the asserts are the callees' conditions.
+        unsafe {
+            if isa.has_avx512() {
+                return vnni::groups(avx512::Wide::new(), &block, self.scratch, &mut self.grouped, out, 0);
+            }
+            if isa.is_avxvnni() {
+                return vnni::groups(avxvnni::Narrow::new(), &block, self.scratch, &mut self.grouped, out, 0);
+            }
+            if isa.has_avx2() {
+                return avx2::groups(&block, self.scratch, &mut self.grouped, out, 0);
+            }
         }
         let _ = isa;
         scalar::groups(&block, out, 0);
@@ -963,6 +977,12 @@ impl Layer<'_> {
     }
 }
 
+/// What multiplies with weights in groups: AVX2 where the CPU has more, until one that has
+/// more has passed the tests of `vnni.rs`. Then this function goes.
+fn isa_for_groups(isa: Isa) -> Isa {
+    isa.at_most_avx2()
+}
+
 /// Rows times a panel in groups. Where the depth is more than int32 sums are sure to
 /// hold, they are summed in int64, centred here, and rounded: float32 in the place of
 /// sums, and true.
@@ -975,6 +995,7 @@ fn group_sums(
     mut sums: Vec<&mut [i32]>,
     totals: &mut [i64],
 ) -> bool {
+    let isa = isa_for_groups(isa);
     let depth = panel.pass;
     if panel.k <= depth {
         rows.times_groups(isa, panel, 0..panel.k, &mut sums);
@@ -1052,7 +1073,7 @@ impl Scratch {
             Codes::Int8(_) => (Rows::scratch_len(isa, rows, k), 0),
             Codes::Groups(grouped) => {
                 let totals = if k > grouped.pass() { rows * PANEL } else { 0 };
-                (Rows::groups_scratch_len(isa, rows, (k, grouped.pass()), grouped.groups()), totals)
+                (Rows::groups_scratch_len(isa_for_groups(isa), rows, (k, grouped.pass()), grouped.groups()), totals)
             }
         };
         Ok(Scratch {
