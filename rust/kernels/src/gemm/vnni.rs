@@ -391,24 +391,50 @@ impl<const NBITS: usize> Job for Unpack<'_, NBITS> {
 #[inline(always)]
 unsafe fn quads_of<W: Vnni, const NBITS: usize>(w: W, codes: *const u8, row: usize) -> [W::V; QUADS] {
     let mut quads = [w.splat(0); QUADS];
-    let (mut vector, mut up) = (0, 0);
-    for bits in [4, 2, 1] {
-        if NBITS & bits == 0 {
-            continue;
+    // SAFETY: the caller's promise.
+    unsafe {
+        if NBITS & 4 != 0 {
+            plane::<W, 4, 0>(w, codes, row, &mut quads);
         }
-        let mask = w.splat(i32::from_ne_bytes([((1 << bits) - 1) << up; 4]));
-        for (i, quad) in quads.iter_mut().enumerate() {
-            // SAFETY: the caller's promise.
-            let bytes = unsafe { w.load(codes.wrapping_add((vector + i * bits / 8) * row).cast()) };
-            let shift = i * bits % 8;
-            let bytes =
-                if shift > up { w.right(bytes, (shift - up) as u32) } else { w.left(bytes, (up - shift) as u32) };
-            *quad = w.or(*quad, w.and(bytes, mask));
+        match NBITS {
+            2 => plane::<W, 2, 0>(w, codes, row, &mut quads),
+            3 => {
+                plane::<W, 2, 0>(w, codes, row, &mut quads);
+                plane::<W, 1, 2>(w, codes, row, &mut quads);
+            }
+            5 => plane::<W, 1, 4>(w, codes, row, &mut quads),
+            6 => plane::<W, 2, 4>(w, codes, row, &mut quads),
+            _ => (),
         }
-        vector += bits;
-        up += bits;
     }
     quads
+}
+
+/// Adds what the plane of `BITS` bits, the bits from `UP` on and the rows from `UP` on, has of
+/// the quads.
+///
+/// # Safety
+/// As [`quads_of`] says.
+#[inline(always)]
+unsafe fn plane<W: Vnni, const BITS: usize, const UP: usize>(
+    w: W,
+    codes: *const u8,
+    row: usize,
+    quads: &mut [W::V; QUADS],
+) {
+    let mask = w.splat(i32::from_ne_bytes([((1 << BITS) - 1) << UP; 4]));
+    for i in 0..QUADS {
+        // SAFETY: the caller's promise.
+        let bytes = unsafe { w.load(codes.wrapping_add((UP + i * BITS / 8).wrapping_mul(row)).cast()) };
+        let shift = i * BITS % 8;
+        let bytes = match shift {
+            _ if shift > UP => w.right(bytes, (shift - UP) as u32),
+            _ if shift < UP => w.left(bytes, (UP - shift) as u32),
+            _ => bytes,
+        };
+        let bits = w.and(bytes, mask);
+        quads[i] = if UP == 0 { bits } else { w.or(quads[i], bits) };
+    }
 }
 
 /// N columns' multipliers in a group, from `first` on.
@@ -422,19 +448,38 @@ fn multipliers_of<W: Vnni>(w: W, panel: &GroupPanel, group: usize, first: usize)
 /// Their zero points.
 #[inline(always)]
 fn points_of<W: Vnni>(w: W, panel: &GroupPanel, group: usize, first: usize) -> W::V {
-    let nbits = panel.groups.nbits();
     if panel.groups.symmetric() {
         return w.splat(panel.groups.middle().into());
     }
-    const EACH: [i32; 16] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
-    // SAFETY: N is at most 16.
-    let bit = w.mul(unsafe { w.load(EACH.as_ptr()) }, w.splat(nbits as i32));
-    let byte = w.right(bit, 3);
-    // The byte in which a column's bits begin, and the next.
-    let index = w.or(w.or(byte, w.left(w.add(byte, w.splat(1)), 8)), w.splat(0x8080_0000u32 as i32));
+    let nbits = panel.groups.nbits();
     // The codes follow: there are sixteen bytes.
     let bytes = panel.zeros[(group * panel.width + first) * nbits as usize / 8..].first_chunk().unwrap_or(&[0; 16]);
-    w.and(w.pick(bytes, index, w.and(bit, w.splat(7))), w.splat(panel.groups.qmax().into()))
+    Spread::new(w, nbits).of(w, bytes)
+}
+
+/// How packed zero points of N columns become dwords.
+struct Spread<W: Vnni> {
+    index: W::V,
+    shift: W::V,
+    mask: W::V,
+}
+
+impl<W: Vnni> Spread<W> {
+    #[inline(always)]
+    fn new(w: W, nbits: u32) -> Self {
+        const EACH: [i32; 16] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
+        // SAFETY: N is at most 16.
+        let bit = w.mul(unsafe { w.load(EACH.as_ptr()) }, w.splat(nbits as i32));
+        let byte = w.right(bit, 3);
+        // The byte in which a column's bits begin, and the next.
+        let index = w.or(w.or(byte, w.left(w.add(byte, w.splat(1)), 8)), w.splat(0x8080_0000u32 as i32));
+        Spread { index, shift: w.and(bit, w.splat(7)), mask: w.splat((1 << nbits) - 1) }
+    }
+
+    #[inline(always)]
+    fn of(&self, w: W, bytes: &[u8; 16]) -> W::V {
+        w.and(w.pick(bytes, self.index, self.shift), self.mask)
+    }
 }
 
 /// A chunk's multipliers, `[slot][column]`, and `multiplier · (offset - zero point)`,
@@ -572,12 +617,13 @@ impl<const R: usize, const V: usize, const Q: usize, const WIDE: bool> Job for T
     fn run<W: Vnni>(self, w: W) {
         let (part, out) = (self.part, self.out);
         // Pointers and not indices: nothing but loads and products in the loop.
-        let mut rows: [*const i32; R] =
+        let rows: [*const i32; R] =
             std::array::from_fn(|r| part.bytes.as_ptr().wrapping_add((self.first + r) * part.stride));
         let mut starts = part.starts.as_ptr().wrapping_add(self.first);
         let mut sums = part.sums.as_ptr().wrapping_add(self.first);
         let (mut columns, mut by) = (part.columns.as_ptr(), part.multipliers.as_ptr());
         let mut zeros = part.zeros.as_ptr();
+        let mut at = 0usize;
         // SAFETY: each of `out` has V vectors, and `Part::tile` has checked that there are, for
         // each slot or two, the rows' dwords and V vectors, and as many quads as the segments
         // have steps; a last one that is no whole step is padded to a superstep.
@@ -604,18 +650,18 @@ impl<const R: usize, const V: usize, const Q: usize, const WIDE: bool> Job for T
                 for r in 0..R {
                     products[r] = [w.splat(starts.wrapping_add(r).read()); V];
                 }
-                for _ in 0..(depth as usize).div_ceil(4 * Q) {
+                for _ in 0..(depth as u32).wrapping_add(4 * Q as u32 - 1) / (4 * Q as u32) {
                     for q in 0..Q {
                         let codes: [W::V; V] =
                             std::array::from_fn(|v| w.load(columns.wrapping_add((q * V + v) * W::N)));
                         for r in 0..R {
-                            let a = w.splat(rows[r].wrapping_add(q).read());
+                            let a = w.splat(rows[r].wrapping_add(at).wrapping_add(q).read());
                             for v in 0..V {
                                 products[r][v] = w.dot_bytes(products[r][v], codes[v], a);
                             }
                         }
                     }
-                    rows = rows.map(|row| row.wrapping_add(Q));
+                    at = at.wrapping_add(Q);
                     columns = columns.wrapping_add(Q * V * W::N);
                 }
                 for v in 0..V {
@@ -669,37 +715,50 @@ impl<const R: usize, const NBITS: usize, const WIDE: bool> Job for Few<'_, R, NB
             out.as_mut_ptr()
         });
         let (row, steps) = (4 * panel.width, panel.k.div_ceil(SUPER));
-        let offset = w.splat(offset(NBITS as u32));
+        let (symmetric, middle) = (panel.groups.symmetric(), w.splat(panel.groups.middle().into()));
+        let (spread, offset) = (Spread::new(w, NBITS as u32), w.splat(offset(NBITS as u32)));
+        let zeros = panel.width * NBITS / 8;
+        let groups = &rows.groups[..steps];
         assert!(rows.bytes.len() == R * steps * QUADS && rows.starts.len() >= R * steps);
-        assert!(rows.sums.len() >= R * steps && rows.groups.len() >= steps && panel.width.is_multiple_of(W::N));
-        for (step, codes) in panel.codes.chunks_exact(row * NBITS).enumerate().take(steps) {
-            let group = rows.groups[step] as usize;
+        assert!(rows.sums.len() >= R * steps && panel.width.is_multiple_of(W::N));
+        // The codes follow: sixteen bytes can be read from any column's on.
+        assert!(symmetric || panel.zeros.len() >= panel.groups.count(panel.k) * zeros + 16);
+        for (step, (codes, &group)) in panel.codes.chunks_exact(row * NBITS).zip(groups).enumerate() {
+            let group = group as usize;
+            let by = panel.multipliers[group * panel.width..][..panel.width].as_ptr();
+            // Pointers, so that nothing else is in the loop.
+            let zeros = panel.zeros.as_ptr().wrapping_add(group * zeros);
             let a: [*const i32; R] =
                 std::array::from_fn(|r| rows.bytes.as_ptr().wrapping_add((r * steps + step) * QUADS));
-            let starts: [W::V; R] = std::array::from_fn(|r| w.splat(rows.starts[step * R + r]));
-            let sums: [W::V; R] = std::array::from_fn(|r| w.splat(rows.sums[step * R + r]));
-            let mut ahead = codes.as_ptr().wrapping_add(AHEAD);
+            let starts = rows.starts.as_ptr().wrapping_add(step * R);
+            let sums = rows.sums.as_ptr().wrapping_add(step * R);
+            let codes = codes.as_ptr();
             for v in (0..panel.width).step_by(W::N) {
-                // The superstep's lines, spread over its columns.
-                for _ in 0..(NBITS * W::N).div_ceil(16) {
-                    prefetch(ahead);
-                    ahead = ahead.wrapping_add(64);
-                }
-                let by = multipliers_of(w, panel, group, v);
-                let part = w.mul(by, w.sub(offset, points_of(w, panel, group, v)));
-                let part = w.and(part, w.splat(0xffff));
-                // SAFETY: each of the NBITS rows of `codes` has 4 bytes for each of the panel's
-                // columns, each output a sum; by the assert, rows have 8 dwords for each step.
+                // SAFETY: by the asserts, each of the NBITS rows of `codes` has 4 bytes for each of
+                // the panel's columns, each output a sum, `by` a byte, and `zeros` its bits and what
+                // follows; rows have 8 dwords for each step, and a start and a sum.
                 unsafe {
-                    let quads = quads_of::<W, NBITS>(w, codes.as_ptr().wrapping_add(4 * v), row);
-                    for r in 0..R {
-                        let mut products = starts[r];
-                        for (i, quad) in quads.iter().enumerate() {
-                            products = w.dot_bytes(products, *quad, w.splat(a[r].wrapping_add(i).read()));
+                    // The superstep's lines, spread over its columns.
+                    for line in 0..(NBITS * W::N).div_ceil(16) {
+                        let line = v.wrapping_mul(NBITS * 4).wrapping_add(64 * line);
+                        prefetch(codes.wrapping_add(line.wrapping_add(AHEAD)));
+                    }
+                    let by = w.widen(by.wrapping_add(v));
+                    let zeros = zeros.wrapping_add(v.wrapping_mul(NBITS) / 8).cast();
+                    let points = if symmetric { middle } else { spread.of(w, &*zeros) };
+                    let part = w.and(w.mul(by, w.sub(offset, points)), w.splat(0xffff));
+                    let mut products: [W::V; R] = std::array::from_fn(|r| w.splat(starts.wrapping_add(r).read()));
+                    let quads = quads_of::<W, NBITS>(w, codes.wrapping_add(v.wrapping_mul(4)), row);
+                    for (i, quad) in quads.into_iter().enumerate() {
+                        for r in 0..R {
+                            let a = w.splat(a[r].wrapping_add(i).read());
+                            products[r] = w.dot_bytes(products[r], quad, a);
                         }
+                    }
+                    for r in 0..R {
                         let out = out[r].wrapping_add(v);
-                        let total = w.dot_words(w.load(out), part, sums[r]);
-                        w.store(out, multiply::<W, WIDE>(w, total, products, by));
+                        let total = w.dot_words(w.load(out), part, w.splat(sums.wrapping_add(r).read()));
+                        w.store(out, multiply::<W, WIDE>(w, total, products[r], by));
                     }
                 }
             }
