@@ -6,7 +6,9 @@
 use std::arch::x86_64::*;
 
 use super::Block;
-use super::vnni::{Job, Vnni, vnni};
+use super::vnni::vnni;
+#[cfg(test)]
+use super::vnni::vnni_256;
 
 /// Rows of a tile.
 const MR: usize = 6;
@@ -114,73 +116,36 @@ unsafe fn tile<const R: usize, const NV: usize, const FLIP: bool>(
     }
 }
 
-/// Vectors of 16 dwords, for weights in groups.
-#[derive(Clone, Copy)]
-pub(super) struct Wide(());
-
-impl Wide {
-    /// # Safety
-    /// The CPU has AVX-512 F, BW and VNNI.
-    #[inline(always)]
-    pub(super) unsafe fn new() -> Self {
-        Wide(())
+vnni! {
+    /// Vectors of 16 dwords, for weights in groups.
+    Wide, "The CPU has AVX-512 F, BW and VNNI.", "avx512f,avx512bw,avx512vnni", __m512i, 16, 6,
+    {
+        fn splat(x: i32) { _mm512_set1_epi32(x) }
+        fn add(a: __m512i, b: __m512i) { _mm512_add_epi32(a, b) }
+        fn sub(a: __m512i, b: __m512i) { _mm512_sub_epi32(a, b) }
+        fn mul(a: __m512i, b: __m512i) { _mm512_mullo_epi32(a, b) }
+        fn and(a: __m512i, b: __m512i) { _mm512_and_si512(a, b) }
+        fn or(a: __m512i, b: __m512i) { _mm512_or_si512(a, b) }
+        fn right(a: __m512i, by: u32) { _mm512_srl_epi32(a, _mm_cvtsi32_si128(by as i32)) }
+        fn left(a: __m512i, by: u32) { _mm512_sll_epi32(a, _mm_cvtsi32_si128(by as i32)) }
+        fn pick(codes: &[u8; 16], index: __m512i, by: __m512i) {
+            let codes = _mm512_broadcast_i32x4(_mm_loadu_si128(codes.as_ptr().cast()));
+            _mm512_srlv_epi32(_mm512_shuffle_epi8(codes, index), by)
+        }
+        fn dot_bytes(sum: __m512i, unsigned: __m512i, signed: __m512i) { _mm512_dpbusd_epi32(sum, unsigned, signed) }
+        fn dot_words(sum: __m512i, a: __m512i, b: __m512i) { _mm512_dpwssd_epi32(sum, a, b) }
     }
-}
-
-vnni!(Wide, "avx512f,avx512bw,avx512vnni", __m512i, 16, 6, {
-    fn splat(x: i32) -> __m512i { _mm512_set1_epi32(x) }
-    fn add(a: __m512i, b: __m512i) -> __m512i { _mm512_add_epi32(a, b) }
-    fn sub(a: __m512i, b: __m512i) -> __m512i { _mm512_sub_epi32(a, b) }
-    fn mul(a: __m512i, b: __m512i) -> __m512i { _mm512_mullo_epi32(a, b) }
-    fn and(a: __m512i, b: __m512i) -> __m512i { _mm512_and_si512(a, b) }
-    fn or(a: __m512i, b: __m512i) -> __m512i { _mm512_or_si512(a, b) }
-    fn right(a: __m512i, by: u32) -> __m512i { _mm512_srl_epi32(a, _mm_cvtsi32_si128(by as i32)) }
-    fn left(a: __m512i, by: u32) -> __m512i { _mm512_sll_epi32(a, _mm_cvtsi32_si128(by as i32)) }
-    fn pick(codes: &[u8; 16], index: __m512i, by: __m512i) -> __m512i {
-        let codes = _mm512_broadcast_i32x4(_mm_loadu_si128(codes.as_ptr().cast()));
-        _mm512_srlv_epi32(_mm512_shuffle_epi8(codes, index), by)
-    }
-    fn dot_bytes(sum: __m512i, unsigned: __m512i, signed: __m512i) -> __m512i { _mm512_dpbusd_epi32(sum, unsigned, signed) }
-    fn dot_words(sum: __m512i, a: __m512i, b: __m512i) -> __m512i { _mm512_dpwssd_epi32(sum, a, b) }
-} unsafe {
-    fn load(from: *const i32) -> __m512i { _mm512_loadu_si512(from.cast()) }
-    fn store(to: *mut i32, x: __m512i) { _mm512_storeu_si512(to.cast(), x) }
-    fn widen(from: *const u8) -> __m512i { _mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast())) }
-});
-
-/// Vectors of 8 dwords with AVX-512's form of what AVX-VNNI has: a test of the 256-bit code.
-#[cfg(test)]
-#[derive(Clone, Copy)]
-pub(super) struct Half(());
-
-#[cfg(test)]
-impl Half {
-    /// # Safety
-    /// The CPU has AVX2 and AVX-512 VL and VNNI.
-    #[inline(always)]
-    pub(super) unsafe fn new() -> Self {
-        Half(())
+    {
+        fn load(from: *const i32) -> __m512i { _mm512_loadu_si512(from.cast()) }
+        fn store(to: *mut i32, x: __m512i) { _mm512_storeu_si512(to.cast(), x) }
+        fn widen(from: *const u8) -> __m512i { _mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast())) }
     }
 }
 
 #[cfg(test)]
-vnni!(Half, "avx2,avx512f,avx512vl,avx512vnni", __m256i, 8, 3, {
-    fn splat(x: i32) -> __m256i { _mm256_set1_epi32(x) }
-    fn add(a: __m256i, b: __m256i) -> __m256i { _mm256_add_epi32(a, b) }
-    fn sub(a: __m256i, b: __m256i) -> __m256i { _mm256_sub_epi32(a, b) }
-    fn mul(a: __m256i, b: __m256i) -> __m256i { _mm256_mullo_epi32(a, b) }
-    fn and(a: __m256i, b: __m256i) -> __m256i { _mm256_and_si256(a, b) }
-    fn or(a: __m256i, b: __m256i) -> __m256i { _mm256_or_si256(a, b) }
-    fn right(a: __m256i, by: u32) -> __m256i { _mm256_srl_epi32(a, _mm_cvtsi32_si128(by as i32)) }
-    fn left(a: __m256i, by: u32) -> __m256i { _mm256_sll_epi32(a, _mm_cvtsi32_si128(by as i32)) }
-    fn pick(codes: &[u8; 16], index: __m256i, by: __m256i) -> __m256i {
-        let codes = _mm256_broadcastsi128_si256(_mm_loadu_si128(codes.as_ptr().cast()));
-        _mm256_srlv_epi32(_mm256_shuffle_epi8(codes, index), by)
-    }
-    fn dot_bytes(sum: __m256i, unsigned: __m256i, signed: __m256i) -> __m256i { _mm256_dpbusd_epi32(sum, unsigned, signed) }
-    fn dot_words(sum: __m256i, a: __m256i, b: __m256i) -> __m256i { _mm256_dpwssd_epi32(sum, a, b) }
-} unsafe {
-    fn load(from: *const i32) -> __m256i { _mm256_loadu_si256(from.cast()) }
-    fn store(to: *mut i32, x: __m256i) { _mm256_storeu_si256(to.cast(), x) }
-    fn widen(from: *const u8) -> __m256i { _mm256_cvtepu8_epi32(_mm_loadl_epi64(from.cast())) }
-});
+vnni_256! {
+    /// Vectors of 8 dwords, by AVX-512's forms of AVX-VNNI's instructions: so that the 256-bit
+    /// kernel is tested where they are.
+    Half, "The CPU has AVX2 and AVX-512 F, VL and VNNI.", "avx2,avx512f,avx512vl,avx512vnni",
+    _mm256_dpbusd_epi32, _mm256_dpwssd_epi32
+}

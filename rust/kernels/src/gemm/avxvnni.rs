@@ -4,7 +4,7 @@
 use std::arch::x86_64::*;
 
 use super::Block;
-use super::vnni::{Job, Vnni, vnni};
+use super::vnni::vnni_256;
 
 /// Rows of a tile.
 const MR: usize = 6;
@@ -127,36 +127,7 @@ unsafe fn tile<const R: usize>(block: &Block, first: usize, part: usize, out: &m
     }
 }
 
-/// Vectors of 8 dwords, for weights in groups.
-#[derive(Clone, Copy)]
-pub(super) struct Narrow(());
-
-impl Narrow {
-    /// # Safety
-    /// The CPU has AVX2 and AVX-VNNI.
-    #[inline(always)]
-    pub(super) unsafe fn new() -> Self {
-        Narrow(())
-    }
+vnni_256! {
+    /// Vectors of 8 dwords, for weights in groups.
+    Narrow, "The CPU has AVX2 and AVX-VNNI.", "avx2,avxvnni", _mm256_dpbusd_avx_epi32, _mm256_dpwssd_avx_epi32
 }
-
-vnni!(Narrow, "avx2,avxvnni", __m256i, 8, 3, {
-    fn splat(x: i32) -> __m256i { _mm256_set1_epi32(x) }
-    fn add(a: __m256i, b: __m256i) -> __m256i { _mm256_add_epi32(a, b) }
-    fn sub(a: __m256i, b: __m256i) -> __m256i { _mm256_sub_epi32(a, b) }
-    fn mul(a: __m256i, b: __m256i) -> __m256i { _mm256_mullo_epi32(a, b) }
-    fn and(a: __m256i, b: __m256i) -> __m256i { _mm256_and_si256(a, b) }
-    fn or(a: __m256i, b: __m256i) -> __m256i { _mm256_or_si256(a, b) }
-    fn right(a: __m256i, by: u32) -> __m256i { _mm256_srl_epi32(a, _mm_cvtsi32_si128(by as i32)) }
-    fn left(a: __m256i, by: u32) -> __m256i { _mm256_sll_epi32(a, _mm_cvtsi32_si128(by as i32)) }
-    fn pick(codes: &[u8; 16], index: __m256i, by: __m256i) -> __m256i {
-        let codes = _mm256_broadcastsi128_si256(_mm_loadu_si128(codes.as_ptr().cast()));
-        _mm256_srlv_epi32(_mm256_shuffle_epi8(codes, index), by)
-    }
-    fn dot_bytes(sum: __m256i, unsigned: __m256i, signed: __m256i) -> __m256i { _mm256_dpbusd_avx_epi32(sum, unsigned, signed) }
-    fn dot_words(sum: __m256i, a: __m256i, b: __m256i) -> __m256i { _mm256_dpwssd_avx_epi32(sum, a, b) }
-} unsafe {
-    fn load(from: *const i32) -> __m256i { _mm256_loadu_si256(from.cast()) }
-    fn store(to: *mut i32, x: __m256i) { _mm256_storeu_si256(to.cast(), x) }
-    fn widen(from: *const u8) -> __m256i { _mm256_cvtepu8_epi32(_mm_loadl_epi64(from.cast())) }
-});

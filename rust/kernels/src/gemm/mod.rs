@@ -212,7 +212,7 @@ impl<'a> Rows<'a> {
     fn groups_scratch_len(isa: Isa, rows: usize, (k, pass): (usize, usize), groups: Groups) -> usize {
         #[cfg(target_arch = "x86_64")]
         if isa.has_avx512() || isa.is_avxvnni() {
-            return vnni::groups_scratch_len(rows, k, pass, groups);
+            return vnni::groups_scratch_len(rows, k, groups);
         }
         #[cfg(target_arch = "x86_64")]
         if isa.has_avx2() {

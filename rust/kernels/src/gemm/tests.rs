@@ -299,8 +299,7 @@ fn groups_are_right(a: &[u8], weight: &Grouping, (n, k): (usize, usize), len: us
 
 /// As [`groups_are_right`], of `vnni.rs`.
 fn vnni_is_right<W: Vnni>(w: W, a: &[u8], weight: &Grouping, (n, k): (usize, usize)) -> usize {
-    let pass = Grouped::from_bytes(&weight.bytes, k, n).unwrap().pass();
-    let len = vnni::groups_scratch_len(a.len() / k, k, pass, weight.groups);
+    let len = vnni::groups_scratch_len(a.len() / k, k, weight.groups);
     groups_are_right(a, weight, (n, k), len, &|block, scratch, made, out| vnni::groups(w, block, scratch, made, out, 0))
 }
 
@@ -354,9 +353,9 @@ fn groups_that_just_fit_16_bits() {
     for nbits in 2..=6 {
         let (q, groups) = ((1 << nbits) - 1, Groups::new(nbits, 128, false).unwrap());
         for (row, code, zero) in [(0, 0, q), (0, q, 0), (255, 0, q), (255, q, 0), (0, 0, 0), (255, q, q)] {
-            let (n, k) = (33, 256);
-            let (mut codes, mut multipliers) = (vec![code; n * k], vec![255; n * 2]);
-            let (mut zeros, mut scale) = (vec![zero; n * 2], vec![1.0; n]);
+            let (n, k) = (17, 128);
+            let (mut codes, mut multipliers) = (vec![code; n * k], vec![255; n]);
+            let (mut zeros, mut scale) = (vec![zero; n], vec![1.0; n]);
             let mut bytes = vec![0; groups.len(k, n).unwrap()];
             let parts =
                 GroupedRows { codes: &mut codes, multipliers: &mut multipliers, zeros: &mut zeros, scale: &mut scale };

@@ -75,23 +75,40 @@ pub(super) trait Job {
     fn run<W: Vnni>(self, w: W);
 }
 
-/// Methods whose bodies are intrinsics of the token's instruction set, and [`Vnni::run`].
+/// A token, from the intrinsics of its instruction set: those that are safe for the token's
+/// owner, then those that are not.
+#[cfg(target_arch = "x86_64")]
 macro_rules! vnni {
-    ($token:ident, $features:literal, $v:ty, $n:literal, $rows:literal, {
-        $(fn $name:ident($($arg:ident: $ty:ty),*) -> $ret:ty $body:block)*
-    } unsafe {
-        $(fn $unsafe:ident($($uarg:ident: $uty:ty),*) $(-> $uret:ty)? $ubody:block)*
-    }) => {
-        impl Vnni for $token {
+    (
+        $(#[$meta:meta])* $token:ident, $needs:literal, $features:literal, $v:ty, $n:literal, $rows:literal,
+        { $(fn $name:ident($($arg:ident: $ty:ty),*) $body:block)* }
+        { $(fn $unsafe:ident($($uarg:ident: $uty:ty),*) $(-> $uret:ty)? $ubody:block)* }
+    ) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy)]
+        pub(super) struct $token(());
+
+        $(#[$meta])*
+        impl $token {
+            /// # Safety
+            #[doc = $needs]
+            #[inline(always)]
+            pub(super) unsafe fn new() -> Self {
+                $token(())
+            }
+        }
+
+        $(#[$meta])*
+        impl crate::gemm::vnni::Vnni for $token {
             const N: usize = $n;
             const ROWS: usize = $rows;
             type V = $v;
 
             #[inline(always)]
-            fn run<J: Job>(self, job: J) {
+            fn run<J: crate::gemm::vnni::Job>(self, job: J) {
                 #[inline(never)]
                 #[target_feature(enable = $features)]
-                fn root<J: Job>(w: $token, job: J) {
+                fn root<J: crate::gemm::vnni::Job>(w: $token, job: J) {
                     job.run(w);
                 }
                 // SAFETY: the token proves the instruction set.
@@ -99,7 +116,7 @@ macro_rules! vnni {
             }
             $(
                 #[inline(always)]
-                fn $name(self, $($arg: $ty),*) -> $ret {
+                fn $name(self, $($arg: $ty),*) -> $v {
                     // SAFETY: the token proves the instruction set.
                     unsafe { $body }
                 }
@@ -114,8 +131,39 @@ macro_rules! vnni {
         }
     };
 }
+
+/// A token of 8 dwords: AVX2's intrinsics and two more.
 #[cfg(target_arch = "x86_64")]
-pub(super) use vnni;
+macro_rules! vnni_256 {
+    ($(#[$meta:meta])* $token:ident, $needs:literal, $features:literal, $dpbusd:ident, $dpwssd:ident) => {
+        crate::gemm::vnni::vnni! {
+            $(#[$meta])* $token, $needs, $features, __m256i, 8, 3,
+            {
+                fn splat(x: i32) { _mm256_set1_epi32(x) }
+                fn add(a: __m256i, b: __m256i) { _mm256_add_epi32(a, b) }
+                fn sub(a: __m256i, b: __m256i) { _mm256_sub_epi32(a, b) }
+                fn mul(a: __m256i, b: __m256i) { _mm256_mullo_epi32(a, b) }
+                fn and(a: __m256i, b: __m256i) { _mm256_and_si256(a, b) }
+                fn or(a: __m256i, b: __m256i) { _mm256_or_si256(a, b) }
+                fn right(a: __m256i, by: u32) { _mm256_srl_epi32(a, _mm_cvtsi32_si128(by as i32)) }
+                fn left(a: __m256i, by: u32) { _mm256_sll_epi32(a, _mm_cvtsi32_si128(by as i32)) }
+                fn pick(codes: &[u8; 16], index: __m256i, by: __m256i) {
+                    let codes = _mm256_broadcastsi128_si256(_mm_loadu_si128(codes.as_ptr().cast()));
+                    _mm256_srlv_epi32(_mm256_shuffle_epi8(codes, index), by)
+                }
+                fn dot_bytes(sum: __m256i, unsigned: __m256i, signed: __m256i) { $dpbusd(sum, unsigned, signed) }
+                fn dot_words(sum: __m256i, a: __m256i, b: __m256i) { $dpwssd(sum, a, b) }
+            }
+            {
+                fn load(from: *const i32) -> __m256i { _mm256_loadu_si256(from.cast()) }
+                fn store(to: *mut i32, x: __m256i) { _mm256_storeu_si256(to.cast(), x) }
+                fn widen(from: *const u8) -> __m256i { _mm256_cvtepu8_epi32(_mm_loadl_epi64(from.cast())) }
+            }
+        }
+    };
+}
+#[cfg(target_arch = "x86_64")]
+pub(super) use {vnni, vnni_256};
 
 /// What is taken from a code.
 fn offset(nbits: u32) -> i32 {
@@ -168,12 +216,15 @@ fn is_few(rows: usize, whole: bool, groups: Groups) -> bool {
     rows <= FEW && whole && is_even(groups)
 }
 
-/// Dwords of scratch of [`groups`]: what [`Prepared`] has, and of two vectors of columns
-/// the codes, multipliers, and what the zero points come to.
-pub(super) fn groups_scratch_len(rows: usize, k: usize, pass: usize, groups: Groups) -> usize {
-    let slots = slots(groups, most(is_few(rows, k == pass, groups), groups));
-    let row = k.next_multiple_of(SUPER) / 4 + k.div_ceil(CHUNK) * 2 * slots;
-    row * rows + k.div_ceil(CHUNK) * 2 * slots + LINE + 2 * LINE * (CHUNK / 4 + 2 * slots)
+/// Dwords of scratch of [`groups`] with up to `rows` rows: what [`Prepared`] has, and of two
+/// vectors of columns the codes, multipliers, and what the zero points come to.
+pub(super) fn groups_scratch_len(rows: usize, k: usize, groups: Groups) -> usize {
+    let prepared = |rows: usize, few: bool| {
+        let all = k.div_ceil(CHUNK) * slots(groups, most(few, groups));
+        rows * (k.next_multiple_of(SUPER) / 4 + 2 * all) + 2 * all
+    };
+    let columns = 2 * LINE * (CHUNK / 4 + 2 * slots(groups, most(false, groups)));
+    (prepared(rows, false) + LINE + columns).max(prepared(rows.min(FEW), true))
 }
 
 /// The block's rows, and their sums over segments, of which each chunk has `slots`.
@@ -286,7 +337,7 @@ pub(super) fn groups<W: Vnni>(
         };
     }
     assert!(depth.start.is_multiple_of(panel.pass) && depth.len() <= panel.pass && depth.end <= panel.k);
-    assert!(depth.start.is_multiple_of(CHUNK));
+    assert!(depth.start.is_multiple_of(CHUNK) && (depth.end == panel.k || depth.end.is_multiple_of(CHUNK)));
     let skip = rest.as_ptr().align_offset(4 * LINE).min(LINE);
     let (columns, rest) = rest[skip..].split_at_mut(2 * W::N * CHUNK / 4);
     let (multipliers, zeros) = rest.split_at_mut(2 * W::N * rows.slots);
@@ -349,7 +400,8 @@ fn unpack<W: Vnni>(w: W, panel: &GroupPanel, depth: Range<usize>, first: usize, 
         3 => w.run(Unpack::<3> { panel, depth, first, to }),
         4 => w.run(Unpack::<4> { panel, depth, first, to }),
         5 => w.run(Unpack::<5> { panel, depth, first, to }),
-        _ => w.run(Unpack::<6> { panel, depth, first, to }),
+        6 => w.run(Unpack::<6> { panel, depth, first, to }),
+        nbits => unreachable!("codes of {nbits} bits"),
     }
 }
 
@@ -585,20 +637,27 @@ impl Part<'_> {
         let out: [*mut i32; R] = std::array::from_fn(|_| out.next().expect("R rows"));
         let quads: usize = self.depths.iter().map(|&depth| (depth as usize).div_ceil(4)).sum();
         let slots = self.depths.len();
-        assert!(first + R <= self.rows && self.bytes.len() >= (first + R - 1) * self.stride + quads);
+        assert!(R <= W::ROWS && first + R <= self.rows && self.width.is_multiple_of(W::N));
+        assert!(self.bytes.len() >= (first + R - 1) * self.stride + quads);
         assert!(self.columns.len() >= quads.next_multiple_of(QUADS) * self.width);
         assert!(self.multipliers.len() >= slots * self.width && self.zeros.len() >= slots.div_ceil(2) * self.width);
         assert!(self.starts.len() >= slots * self.rows && self.sums.len() >= slots.div_ceil(2) * self.rows);
+        // Of a panel's columns, which are a multiple of 16, 8 are never left.
+        if W::N == 16 && self.width == W::N {
+            self.form::<W, R, 1>(w, first, out);
+        } else {
+            self.form::<W, R, 2>(w, first, out);
+        }
+    }
+
+    #[inline]
+    fn form<W: Vnni, const R: usize, const V: usize>(&self, w: W, first: usize, out: [*mut i32; R]) {
         let part = self;
-        match (self.width / W::N, self.even, self.wide) {
-            (1, true, false) => w.run(Tile::<R, 1, QUADS, false> { part, first, out }),
-            (1, true, true) => w.run(Tile::<R, 1, QUADS, true> { part, first, out }),
-            (1, false, false) => w.run(Tile::<R, 1, 2, false> { part, first, out }),
-            (1, false, true) => w.run(Tile::<R, 1, 2, true> { part, first, out }),
-            (_, true, false) => w.run(Tile::<R, 2, QUADS, false> { part, first, out }),
-            (_, true, true) => w.run(Tile::<R, 2, QUADS, true> { part, first, out }),
-            (_, false, false) => w.run(Tile::<R, 2, 2, false> { part, first, out }),
-            (_, false, true) => w.run(Tile::<R, 2, 2, true> { part, first, out }),
+        match (self.even, self.wide) {
+            (true, false) => w.run(Tile::<R, V, QUADS, false> { part, first, out }),
+            (true, true) => w.run(Tile::<R, V, QUADS, true> { part, first, out }),
+            (false, false) => w.run(Tile::<R, V, 2, false> { part, first, out }),
+            (false, true) => w.run(Tile::<R, V, 2, true> { part, first, out }),
         }
     }
 }
@@ -694,7 +753,8 @@ fn few_rows<W: Vnni, const R: usize>(w: W, panel: &GroupPanel, rows: &Prepared, 
         3 => w.run(Few::<R, 3, false> { panel, rows, out }),
         4 => w.run(Few::<R, 4, false> { panel, rows, out }),
         5 => w.run(Few::<R, 5, true> { panel, rows, out }),
-        _ => w.run(Few::<R, 6, true> { panel, rows, out }),
+        6 => w.run(Few::<R, 6, true> { panel, rows, out }),
+        nbits => unreachable!("codes of {nbits} bits"),
     }
 }
 
