@@ -18,7 +18,7 @@ DIST := dist
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-rust test-python bench build wheel lint format fuzz asan valgrind clean
+.PHONY: help demo test test-rust test-python bench build wheel lint format fuzz asan valgrind emulate clean
 
 help: ## what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -73,6 +73,12 @@ asan: | rust ## the kernels' tests under AddressSanitizer, on every instruction 
 valgrind: | rust ## the kernels' tests under valgrind, which has no AVX-512
 	CARGO_TARGET_$(shell echo $(TARGET) | tr a-z- A-Z_)_RUNNER="valgrind --quiet --error-exitcode=97 --leak-check=full --show-leak-kinds=definite --errors-for-leak-kinds=definite" \
 	  $(CARGO) test --package lowbit-kernels --lib --target $(TARGET) -- --show-output --test-threads=1
+
+EMULATE ?= groups_that_just_fit wider_products
+
+emulate: | rust ## the kernels' tests of these names (EMULATE=) on an emulated CPU with AVX-512 VNNI
+	CARGO_TARGET_$(shell echo $(TARGET) | tr a-z- A-Z_)_RUNNER="$(CURDIR)/tests/emulate.sh" \
+	  $(CARGO) test --package lowbit-kernels --lib --target $(TARGET) -- --show-output --test-threads=1 $(EMULATE)
 
 FUZZ_SECONDS ?= 60
 
