@@ -18,7 +18,7 @@ DIST := dist
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-rust test-python bench build wheel lint format fuzz asan valgrind neon clean
+.PHONY: help demo test test-rust test-python bench build wheel lint format fuzz asan valgrind neon emulate clean
 
 help: ## what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -93,6 +93,12 @@ neon: | rust ## the kernels' clippy and tests for AArch64, on emulated CPUs with
 	  export CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64 -cpu $$cpu $(ARM_LIBC)"; \
 	  $(ARM_CARGO) test --package lowbit-kernels --lib --target $(ARM) -- --show-output || exit 1; \
 	done
+
+EMULATE ?= groups_that_just_fit wider_products
+
+emulate: | rust ## the kernels' tests of these names (EMULATE=) on an emulated CPU with AVX-512 VNNI
+	CARGO_TARGET_$(shell echo $(TARGET) | tr a-z- A-Z_)_RUNNER="$(CURDIR)/tests/emulate.sh" \
+	  $(CARGO) test --package lowbit-kernels --lib --target $(TARGET) -- --show-output --test-threads=1 $(EMULATE)
 
 FUZZ_SECONDS ?= 60
 

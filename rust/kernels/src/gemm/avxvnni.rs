@@ -4,6 +4,7 @@
 use std::arch::x86_64::*;
 
 use super::Block;
+use super::vnni::vnni_256;
 
 /// Rows of a tile.
 const MR: usize = 6;
@@ -124,4 +125,9 @@ unsafe fn tile<const R: usize>(block: &Block, first: usize, part: usize, out: &m
             unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), acc) };
         }
     }
+}
+
+vnni_256! {
+    /// Vectors of 8 dwords, for weights in groups.
+    Narrow, "The CPU has AVX2 and AVX-VNNI.", "avx2,avxvnni", _mm256_dpbusd_avx_epi32, _mm256_dpwssd_avx_epi32
 }

@@ -29,6 +29,8 @@ mod groups;
 mod neon;
 mod scalar;
 mod tiled;
+#[cfg(any(target_arch = "x86_64", test))]
+mod vnni;
 
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
@@ -221,6 +223,10 @@ impl<'a> Rows<'a> {
     /// Scratch for weights in groups.
     fn groups_scratch_len(isa: Isa, rows: usize, (k, pass): (usize, usize), groups: Groups) -> usize {
         #[cfg(target_arch = "x86_64")]
+        if isa.has_avx512() || isa.is_avxvnni() {
+            return vnni::groups_scratch_len(rows, k, groups);
+        }
+        #[cfg(target_arch = "x86_64")]
         if isa.has_avx2() {
             return avx2::groups_scratch_len(rows, k, pass, groups.group_size());
         }
@@ -238,11 +244,19 @@ impl<'a> Rows<'a> {
         assert!(self.flip == 0 && self.k == panel.k && out.len() * self.k == self.a.len());
         assert!(out.iter().all(|row| row.len() >= panel.width));
         let block = GroupBlock { a: self.a, panel, depth };
+        assert!(self.scratch.len() >= Rows::groups_scratch_len(isa, out.len(), (self.k, panel.pass), panel.groups));
         #[cfg(target_arch = "x86_64")]
-        if isa.has_avx2() {
-            assert!(self.scratch.len() >= Rows::groups_scratch_len(isa, out.len(), (self.k, panel.pass), panel.groups));
-            // SAFETY: the Isa is this CPU's; the asserts are the callee's conditions.
-            return unsafe { avx2::groups(&block, self.scratch, &mut self.grouped, out, 0) };
+        // SAFETY: the Isa is this CPU's; the asserts are the callees' conditions.
+        unsafe {
+            if isa.has_avx512() {
+                return vnni::groups(avx512::Wide::new(), &block, self.scratch, &mut self.grouped, out, 0);
+            }
+            if isa.is_avxvnni() {
+                return vnni::groups(avxvnni::Narrow::new(), &block, self.scratch, &mut self.grouped, out, 0);
+            }
+            if isa.has_avx2() {
+                return avx2::groups(&block, self.scratch, &mut self.grouped, out, 0);
+            }
         }
         #[cfg(target_arch = "aarch64")]
         if isa.has_neon() {
@@ -1087,7 +1101,7 @@ impl Layer<'_> {
                         Inputs::Spans => span_sums(isa, rows, &panel, parts, totals, columns_of),
                         Inputs::Floats => {
                             let mut parts: Vec<_> = parts.into_iter().map(bytemuck::cast_slice_mut).collect();
-                            floats::float_sums(rows.floats, &panel, columns_of, &mut parts, isa.at_most_avx2());
+                            floats::float_sums(rows.floats, &panel, columns_of, &mut parts, isa_for_groups(isa));
                             true
                         }
                     };
@@ -1106,6 +1120,13 @@ impl Layer<'_> {
     }
 }
 
+/// What multiplies with weights in groups: AVX2 where the CPU has more, until one that has
+/// more has passed the tests of `vnni.rs`, which takes up to six bits, and of `floats.rs`.
+/// Then this function goes.
+fn isa_for_groups(isa: Isa) -> Isa {
+    isa.at_most_avx2()
+}
+
 /// Rows times a panel in groups. Where the depth is more than int32 sums are sure to
 /// hold, they are summed in int64, centred here, and rounded: float32 in the place of
 /// sums, and true.
@@ -1118,6 +1139,7 @@ fn group_sums(
     mut sums: Vec<&mut [i32]>,
     totals: &mut [i64],
 ) -> bool {
+    let isa = isa_for_groups(isa);
     let depth = panel.pass;
     if panel.k <= depth {
         rows.times_groups(isa, panel, 0..panel.k, &mut sums);
@@ -1150,16 +1172,16 @@ fn span_sums(
     totals: &mut [i64],
     columns: &mut [f32],
 ) -> bool {
-    let spans = panel.k.div_ceil(SUPER);
+    let (isa, spans) = (isa_for_groups(isa), panel.k.div_ceil(SUPER));
     let totals: &mut [f32] = &mut bytemuck::cast_slice_mut(totals)[..sums.len() * PANEL];
     totals.fill(0.0);
     for span in 0..spans {
         let depth = span * SUPER..panel.k.min((span + 1) * SUPER);
         let mut col_sum = [0; PANEL];
-        floats::span_column_sums(panel, depth.clone(), columns, &mut col_sum, isa.at_most_avx2());
+        floats::span_column_sums(panel, depth.clone(), columns, &mut col_sum, isa);
         rows.times_groups(isa, panel, depth, &mut sums);
         for (r, (total, sums)) in totals.chunks_exact_mut(PANEL).zip(&sums).enumerate() {
-            floats::add_span(sums, &col_sum, rows.spans[r * spans + span], total, isa.at_most_avx2());
+            floats::add_span(sums, &col_sum, rows.spans[r * spans + span], total, isa);
         }
     }
     for (sums, totals) in sums.into_iter().zip(totals.chunks_exact(PANEL)) {
@@ -1231,7 +1253,7 @@ impl Scratch {
             Codes::Groups(_) if inputs == Inputs::Floats => (0, 0),
             Codes::Groups(grouped) => {
                 let totals = if k > grouped.pass() || inputs == Inputs::Spans { rows * PANEL } else { 0 };
-                (Rows::groups_scratch_len(isa, rows, (k, grouped.pass()), grouped.groups()), totals)
+                (Rows::groups_scratch_len(isa_for_groups(isa), rows, (k, grouped.pass()), grouped.groups()), totals)
             }
         };
         let (codes, floats) = if inputs == Inputs::Floats { (0, rows) } else { (rows, 1) };

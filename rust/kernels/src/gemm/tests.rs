@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
+use super::vnni::{Job, Vnni};
 use super::*;
 
 fn naive(a: Lhs, b: &[i8], m: usize, n: usize, k: usize) -> Vec<i64> {
@@ -215,6 +216,170 @@ fn products_in_groups_equal_the_definition_on_every_isa_and_thread_count() {
             })
             .unwrap();
         println!("gemm: {} products in groups on {}", cases.get(), isa.name());
+    }
+}
+
+/// Vectors of N dwords in plain Rust: `vnni.rs` is tested on every CPU, but for its instructions.
+#[derive(Clone, Copy)]
+struct Plain<const N: usize>;
+
+fn each<const N: usize>(f: impl FnMut(usize) -> i32) -> [i32; N] {
+    std::array::from_fn(f)
+}
+
+impl<const N: usize> Vnni for Plain<N> {
+    const N: usize = N;
+    const ROWS: usize = if N == 16 { 6 } else { 3 };
+    type V = [i32; N];
+
+    fn run<J: Job>(self, job: J) {
+        job.run(self);
+    }
+    fn splat(self, x: i32) -> [i32; N] {
+        [x; N]
+    }
+    unsafe fn load(self, from: *const i32) -> [i32; N] {
+        // SAFETY: the caller's promise.
+        unsafe { from.cast::<[i32; N]>().read() }
+    }
+    unsafe fn store(self, to: *mut i32, x: [i32; N]) {
+        // SAFETY: the caller's promise.
+        unsafe { to.cast::<[i32; N]>().write(x) }
+    }
+    unsafe fn widen(self, from: *const u8) -> [i32; N] {
+        // SAFETY: the caller's promise.
+        unsafe { from.cast::<[u8; N]>().read() }.map(i32::from)
+    }
+    fn add(self, a: [i32; N], b: [i32; N]) -> [i32; N] {
+        each(|i| a[i].wrapping_add(b[i]))
+    }
+    fn sub(self, a: [i32; N], b: [i32; N]) -> [i32; N] {
+        each(|i| a[i].wrapping_sub(b[i]))
+    }
+    fn mul(self, a: [i32; N], b: [i32; N]) -> [i32; N] {
+        each(|i| a[i].wrapping_mul(b[i]))
+    }
+    fn and(self, a: [i32; N], b: [i32; N]) -> [i32; N] {
+        each(|i| a[i] & b[i])
+    }
+    fn or(self, a: [i32; N], b: [i32; N]) -> [i32; N] {
+        each(|i| a[i] | b[i])
+    }
+    fn right(self, a: [i32; N], by: u32) -> [i32; N] {
+        a.map(|a| (a as u32 >> by) as i32)
+    }
+    fn left(self, a: [i32; N], by: u32) -> [i32; N] {
+        a.map(|a| a << by)
+    }
+    fn pick(self, codes: &[u8; 16], index: [i32; N], by: [i32; N]) -> [i32; N] {
+        let picked = |index: u8| if index < 128 { codes[usize::from(index % 16)] } else { 0 };
+        each(|i| (u32::from_le_bytes(index[i].to_le_bytes().map(picked)) >> by[i]) as i32)
+    }
+    fn dot_bytes(self, sum: [i32; N], unsigned: [i32; N], signed: [i32; N]) -> [i32; N] {
+        let byte = |x: i32, i: usize| x.to_le_bytes()[i];
+        let product = |a: i32, b: i32, i: usize| i32::from(byte(a, i)) * i32::from(byte(b, i) as i8);
+        each(|lane| (0..4).fold(sum[lane], |sum, i| sum.wrapping_add(product(unsigned[lane], signed[lane], i))))
+    }
+    fn dot_words(self, sum: [i32; N], a: [i32; N], b: [i32; N]) -> [i32; N] {
+        let product = |a: i32, b: i32| i32::from(a as i16) * i32::from(b as i16);
+        each(|i| sum[i].wrapping_add(product(a[i], b[i])).wrapping_add(product(a[i] >> 16, b[i] >> 16)))
+    }
+}
+
+/// A kernel of products in groups: the block, scratch, whether rows are in it, and the sums.
+type GroupsKernel<'a> = &'a dyn Fn(&GroupBlock, &mut [i32], &mut bool, &mut [&mut [i32]]);
+
+/// One kernel against the definition; how many blocks that is.
+fn groups_are_right(a: &[u8], weight: &Grouping, (n, k): (usize, usize), len: usize, kernel: GroupsKernel) -> usize {
+    let (m, grouped) = (a.len() / k, Grouped::from_bytes(&weight.bytes, k, n).unwrap());
+    let (mut scratch, mut made, mut blocks) = (vec![0; len], false, 0);
+    for p in 0..grouped.panels() {
+        let panel = grouped.panel(p);
+        for from in (0..k).step_by(panel.pass) {
+            let block = GroupBlock { a, panel: &panel, depth: from..k.min(from + panel.pass) };
+            let [mut expected, mut got] = [0, 1].map(|_| vec![1i32; m * PANEL]);
+            scalar::groups(&block, &mut expected.chunks_exact_mut(PANEL).collect::<Vec<_>>(), 0);
+            kernel(&block, &mut scratch, &mut made, &mut got.chunks_exact_mut(PANEL).collect::<Vec<_>>());
+            assert_eq!(got, expected, "{m}x{n}x{k}, {:?}, {:?}", weight.groups, block.depth);
+            blocks += 1;
+        }
+    }
+    blocks
+}
+
+/// As [`groups_are_right`], of `vnni.rs`.
+fn vnni_is_right<W: Vnni>(w: W, a: &[u8], weight: &Grouping, (n, k): (usize, usize)) -> usize {
+    let len = vnni::groups_scratch_len(a.len() / k, k, weight.groups);
+    groups_are_right(a, weight, (n, k), len, &|block, scratch, made, out| vnni::groups(w, block, scratch, made, out, 0))
+}
+
+/// As [`groups_are_right`], of what [`Rows`] has for this instruction set.
+fn rows_in_groups_are_right(isa: Isa, a: &[u8], weight: &Grouping, (n, k): (usize, usize)) -> usize {
+    let pass = Grouped::from_bytes(&weight.bytes, k, n).unwrap().pass();
+    let len = Rows::groups_scratch_len(isa, a.len() / k, (k, pass), weight.groups);
+    groups_are_right(a, weight, (n, k), len, &|block, scratch, made, out| {
+        let mut rows = Rows::new(isa, a, k, 0, scratch);
+        rows.grouped = *made;
+        rows.times_groups(isa, block.panel, block.depth.clone(), out);
+        *made = rows.grouped;
+    })
+}
+
+#[test]
+fn wider_products_in_groups_equal_the_definition() {
+    let forms = (2u32..=6, prop_oneof![Just(32usize), Just(64), Just(128), (1usize..20).prop_map(|g| 8 * g)]);
+    let deep = prop_oneof![1usize..140, (1usize..5, 0usize..3).prop_map(|(i, d)| 512 * i + d - 1)];
+    let rows = prop_oneof![1usize..5, 1usize..20];
+    let counts = std::cell::RefCell::new(std::collections::BTreeMap::new());
+    let count = |name, blocks| *counts.borrow_mut().entry(name).or_insert(0) += blocks;
+    let mut runner = TestRunner::new(Config { failure_persistence: None, ..Config::with_cases(300) });
+    runner
+        .run(&(forms, any::<bool>(), rows, 1usize..140, deep, any::<u64>()), |case| {
+            let ((nbits, group_size), symmetric, m, n, k, seed) = case;
+            let weight = Grouping::random(Groups::new(nbits, group_size, symmetric).unwrap(), n, k, seed);
+            let a = bytes(m * k, !seed);
+            count("16 dwords", vnni_is_right(Plain::<16>, &a, &weight, (n, k)));
+            count("8 dwords", vnni_is_right(Plain::<8>, &a, &weight, (n, k)));
+            for &isa in Isa::available() {
+                count(isa.name(), rows_in_groups_are_right(isa, &a, &weight, (n, k)));
+                #[cfg(target_arch = "x86_64")]
+                if isa.has_avx512() {
+                    // SAFETY: the Isa is this CPU's.
+                    let half = unsafe { avx512::Half::new() };
+                    count("256 bits of avx512", vnni_is_right(half, &a, &weight, (n, k)));
+                }
+            }
+            Ok(())
+        })
+        .unwrap();
+    for (name, blocks) in counts.take() {
+        println!("gemm: {blocks} panels in groups on {name}");
+    }
+}
+
+/// The 16-bit sums of a group where they are largest.
+#[test]
+fn groups_that_just_fit_16_bits() {
+    for nbits in 2..=6 {
+        let (q, groups) = ((1 << nbits) - 1, Groups::new(nbits, 128, false).unwrap());
+        for (row, code, zero) in [(0, 0, q), (0, q, 0), (255, 0, q), (255, q, 0), (0, 0, 0), (255, q, q)] {
+            let (n, k) = (17, 128);
+            let (mut codes, mut multipliers) = (vec![code; n * k], vec![255; n]);
+            let (mut zeros, mut scale) = (vec![zero; n], vec![1.0; n]);
+            let mut bytes = vec![0; groups.len(k, n).unwrap()];
+            let parts =
+                GroupedRows { codes: &mut codes, multipliers: &mut multipliers, zeros: &mut zeros, scale: &mut scale };
+            tile_groups(&parts, groups, n, k, &mut bytes, &Ctl::new(1)).unwrap();
+            let weight = Grouping { groups, codes, multipliers, zeros, scale, bytes };
+            for m in [1, 7] {
+                let a = vec![row; m * k];
+                vnni_is_right(Plain::<16>, &a, &weight, (n, k));
+                vnni_is_right(Plain::<8>, &a, &weight, (n, k));
+                for &isa in Isa::available() {
+                    rows_in_groups_are_right(isa, &a, &weight, (n, k));
+                }
+            }
+        }
     }
 }
 
