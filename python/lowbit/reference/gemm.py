@@ -273,12 +273,12 @@ def _made_alike(
 ) -> NDArray[np.float32]:
     """The power of 2^(1/fine) nearest to a power of each column's root mean square
     over their mean: to its square root for int8, to its 3/4 for groups; where they are
-    rotated, to its square root, or the fourth root of its cube over the input's."""
+    rotated and inputs are known, to the fourth root of its cube over the input's."""
     rms = np.sqrt(np.mean(w.astype(np.float64) ** 2, axis=0))
     size = rms / rms.mean() if rms.any() else np.ones_like(rms)
     steps = np.arange(-5 * fine, 5 * fine)
     # c² for int8, c⁸ for groups: the next power of 2^(2 / fine) is past the middle.
-    squared = size if fine == 1 else size**4 if rotated and moments is None else size**6
+    squared = size if fine == 1 else size**6
     if rotated and moments is not None:
         squared = squared / np.maximum(moments.diagonal(), 2**-10)
     power = np.searchsorted(2.0 ** (2 * steps + 1), squared, side="right") - 5 * fine

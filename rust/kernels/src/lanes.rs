@@ -206,7 +206,17 @@ impl Lanes for Scalar {
     }
     #[inline(always)]
     fn mul_add(self, a: f32, b: f32, c: f32) -> f32 {
-        a.mul_add(b, c)
+        // Not `f32::mul_add`, which calls a library. The product is exact in float64, and
+        // the sum is rounded to odd there, so that the last rounding is as if the only one.
+        let (product, c) = (f64::from(a) * f64::from(b), f64::from(c));
+        let sum = product + c;
+        let part = sum - product;
+        let off = (product - (sum - part)) + (c - part);
+        let bits = sum.to_bits();
+        if off == 0.0 || bits & 1 == 1 || !sum.is_finite() {
+            return sum as f32;
+        }
+        f64::from_bits(if (off > 0.0) == (sum > 0.0) { bits + 1 } else { bits - 1 }) as f32
     }
     #[inline(always)]
     fn max(self, a: f32, b: f32) -> f32 {
@@ -613,6 +623,29 @@ mod aarch64 {
                 let biased = vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127));
                 vreinterpretq_f32_s32(vshlq_n_s32::<23>(biased))
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Lanes, Scalar};
+
+    #[test]
+    fn a_sum_of_a_product_is_rounded_once() {
+        let mut state = 1u64;
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 32) as u32
+        };
+        for i in 0..200_000 {
+            let [a, b, mut c] = [(); 3].map(|()| f32::from_bits(next()));
+            if i % 2 == 0 {
+                // Near the product, where roundings meet.
+                c = -f32::from_bits((a * b).to_bits() ^ (next() % 4)) * [1.0, 0.5, 1e-7, 1e7][next() as usize % 4];
+            }
+            let (ours, exact) = (Scalar.mul_add(a, b, c), a.mul_add(b, c));
+            assert!(ours == exact || ours.is_nan() && exact.is_nan(), "{a:e} {b:e} {c:e}: {ours:e} {exact:e}");
         }
     }
 }

@@ -681,9 +681,9 @@ fn equalizer(w: &[f32], n: usize, k: usize, ctl: &Ctl) -> Result<Vec<f32>> {
 /// between what the inputs and what the weights want.
 ///
 /// A rotation spreads both errors over all inputs: either counts as Σ |w_j|² / c_j² ·
-/// Σ x_j² c_j², which is least at c_j = √(|w_j| / |x_j|); without data √|w_j|. What error
-/// feedback leaves of a weight's is least at |w_j|: with `squares`, the inputs' mean squares
-/// over their mean, it is the geometric mean of both, (|w_j|³ / |x_j|)^(1/4).
+/// Σ x_j² c_j², which is least at c_j = √(|w_j| / |x_j|). What error feedback leaves of a
+/// weight's is least at |w_j|: with `squares`, the inputs' mean squares over their mean, it
+/// is the geometric mean of both, (|w_j|³ / |x_j|)^(1/4). Without, it stays |w_j|^(3/4).
 fn equalizer_of_groups(
     w: &[f32],
     n: usize,
@@ -697,7 +697,7 @@ fn equalizer_of_groups(
     const LEAST: f64 = 1.0 / 1024.0;
     let eighth = |i: usize, size: f64| match squares {
         Some(squares) if rotated => size.powi(6) / squares[i].max(LEAST),
-        _ => size.powi(if rotated { 4 } else { 6 }),
+        _ => size.powi(6),
     };
     // 2^(i/4) is nearest to c where 2^(2i - 1) ≤ c⁸ < 2^(2i + 1).
     let nearest = |eighth: f64| (-20..20).find(|&i| eighth < 2f64.powi(2 * i + 1)).unwrap_or(20);
