@@ -58,6 +58,9 @@ const ROWS: usize = 96;
 const MLP_ROWS: usize = 96;
 /// Bytes of rows in a block, at most (a share of L2).
 const BLOCK_BYTES: usize = 384 << 10;
+/// Multiplications of a task, at most: a slow core does them in less than 0.1 s, and only
+/// then sees that it is asked to stop.
+const TASK_PRODUCTS: usize = 1 << 30;
 /// Values of a weight that one task prepares.
 const BLOCK_VALUES: usize = 1 << 20;
 /// Depth of one pass of [`matmul_i64`]: a multiple of 4 within [`MAX_K_U8`].
@@ -330,7 +333,8 @@ impl Cut {
         let blocks = m.div_ceil(rows);
         // Enough tasks for the threads to end together; blocks of rows first.
         let wanted = if threads == 1 { 1 } else { (4 * threads).div_ceil(blocks.max(1)) };
-        Cut { rows, panels: panels.div_ceil(wanted).max(1) }
+        let most = TASK_PRODUCTS / (rows * PANEL).saturating_mul(k).max(1);
+        Cut { rows, panels: panels.div_ceil(wanted).min(most).max(1) }
     }
 }
 
