@@ -272,6 +272,25 @@ def test_below_eight_bits(tmp_path):
     assert torch.equal(back["head"].weight, torch.from_numpy(weight.dequantize()))
 
 
+@pytest.mark.parametrize(
+    ("activation", "kernel", "near"), [(None, "gemm of floats", 1e-5), ("int8_group", "gemm of spans", 2e-2)]
+)
+def test_inputs_that_are_not_rounded_by_rows(activation, kernel, near):
+    model = nn.Sequential(nn.Linear(72, 96), nn.GELU(), nn.Linear(96, 40)).eval()
+    x, other = torch.randn(5, 72), copy.deepcopy(model)
+    config = lowbit.Uniform(4, activation=activation, rotate="hadamard")
+    report = quantize_(model, config)
+    assert all(kernel in layer.kernel for layer in report.layers)
+    assert len(report.fused) == 1
+    y = model(x)
+    torch.testing.assert_close(torch.compile(model, fullgraph=True)(x), y)
+    quantize_(other, config)
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other(x), y)
+    exact = dequantize_(copy.deepcopy(model))(x)
+    assert (y - exact).abs().max() <= near * exact.abs().max()
+
+
 def test_a_rotation_is_kept_where_it_lessens_the_error():
     torch.manual_seed(2)
     model = nn.Sequential(

@@ -454,7 +454,10 @@ def _report(name: str, old: nn.Module, new: nn.Module) -> LayerReport:
         bits, isa = f"{config.nbits}-bit", "avx2" if isa.startswith("avx") else isa  # no wider kernel yet
         if config.rotate is not None:
             bits += " rotated"
-    kernel = f"{bits} {'gemm' if isinstance(new, QuantLinear) else 'look-up'}, {isa}"
+    what = "look-up"
+    if isinstance(new, QuantLinear):
+        what = "gemm" + {None: " of floats", "int8_group": " of spans"}.get(getattr(config, "activation", "int8"), "")
+    kernel = f"{bits} {what}, {isa}"
     return LayerReport(
         name, type(old).__name__, type(config).__name__, _tensor_bytes(old), _tensor_bytes(new), error, kernel
     )
