@@ -284,8 +284,10 @@ fn few_of<const R: usize, const NBITS: usize, const P: usize>(
 #[inline]
 #[target_feature(enable = "avx2")]
 fn twice(eight: i64) -> __m256i {
-    let low = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(eight));
-    _mm256_or_si256(low, _mm256_slli_epi32(low, 16))
+    let order = _mm256_setr_epi8(
+        0, -1, 0, -1, 1, -1, 1, -1, 2, -1, 2, -1, 3, -1, 3, -1, 4, -1, 4, -1, 5, -1, 5, -1, 6, -1, 6, -1, 7, -1, 7, -1,
+    );
+    _mm256_shuffle_epi8(_mm256_set1_epi64x(eight), order)
 }
 
 /// The lowest four bits of 16-bit values, or those above.
