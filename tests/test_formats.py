@@ -86,7 +86,7 @@ def grouped(codes, multipliers, zeros, scale, nbits: int, g: int, symmetric: boo
     value = [
         [(int(codes[j, i]) - int(zeros[j, i // g])) * int(multipliers[j, i // g]) for i in range(k)] for j in range(n)
     ]
-    reach = max(sum(map(abs, row)) for row in value)
+    reach = max(max(sum(v for v in row if v > 0), -sum(v for v in row if v < 0)) for row in value)
     out = b"lowbit g" + np.array([nbits, g, symmetric, reach], "<u4").tobytes() + bytes(40)
     for first in range(0, n, 64):
         w = -(-min(n - first, 64) // 16) * 16

@@ -380,7 +380,8 @@ def _tile_groups(
     and zero points, and the codes, 32 rows at a time, in :data:`PLANES`."""
     n, k = codes.shape
     values = _integers(codes, multipliers, zeros, config.group_size)
-    reach = min(int(np.abs(values).sum(1).max(initial=0)), 2**32 - 1)
+    reach = max(int(np.maximum(sign * values, 0).sum(1).max(initial=0)) for sign in (1, -1))
+    reach = min(reach, 2**32 - 1)
     inputs = ("int8", "int8_group", None).index(config.activation)
     block = _block(k) if config.rotate is not None else 0
     header = np.array([config.nbits, config.group_size, config.symmetric, reach, block, inputs], "<u4")

@@ -301,6 +301,8 @@ impl<'a> Grouped<'a> {
         if bytes.len() != expected {
             bail!("weight: {n} rows of {k} at {} bits take {expected} bytes, got {}", groups.nbits, bytes.len());
         }
+        // A row less its zero point spans at most 255: it reaches no sum above 255 times
+        // that of the positive values, or of the negative ones, whichever is greater.
         let reach = word_of(bytes, 5);
         let fits = reach <= i32::MAX as u32 / 255;
         let pass = match groups.inputs {
@@ -452,7 +454,8 @@ pub fn tile_groups(parts: &GroupedRows, groups: Groups, n: usize, k: usize, out:
         for j in 0..cols {
             let row = first + j;
             scale_to[4 * j..4 * j + 4].copy_from_slice(&scale[row].to_le_bytes());
-            let (mut sum, mut magnitudes) = (0i32, 0u64);
+            // The sums below 0 and above.
+            let (mut sum, mut reaches) = (0i32, [0u64; 2]);
             for (g, codes) in codes[row * k..(row + 1) * k].chunks(groups.group_size).enumerate() {
                 let (multiplier, zero) = (multipliers[row * count + g], zeros[row * count + g]);
                 multipliers_to[g * width + j] = multiplier;
@@ -468,7 +471,7 @@ pub fn tile_groups(parts: &GroupedRows, groups: Groups, n: usize, k: usize, out:
                     let k = g * groups.group_size + i;
                     let part = i32::from(multiplier) * (i32::from(code) - i32::from(zero));
                     sum = sum.wrapping_add(part);
-                    magnitudes += u64::from(part.unsigned_abs());
+                    reaches[usize::from(part > 0)] += u64::from(part.unsigned_abs());
                     let superstep = &mut codes_to[k / SUPER * 4 * width * bits..];
                     for place in places(groups.nbits, k % SUPER / 4) {
                         superstep[place.vector * 4 * width + 4 * j + k % 4] |=
@@ -477,7 +480,7 @@ pub fn tile_groups(parts: &GroupedRows, groups: Groups, n: usize, k: usize, out:
                 }
             }
             sums_to[4 * j..4 * j + 4].copy_from_slice(&sum.to_le_bytes());
-            reach.fetch_max(magnitudes, Relaxed);
+            reach.fetch_max(reaches[0].max(reaches[1]), Relaxed);
         }
     })?;
     let reach = u32::try_from(reach.into_inner()).unwrap_or(u32::MAX);

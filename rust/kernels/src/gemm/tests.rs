@@ -384,6 +384,31 @@ fn groups_that_just_fit_16_bits() {
 }
 
 #[test]
+fn groups_whose_sums_just_fit_and_just_do_not() {
+    // 255 · 15 · 255 · K is below 2^31 to K = 2201.
+    for (k, code, zero) in [2201, 2202, 5000].into_iter().flat_map(|k| [(k, 15, 0), (k, 0, 15)]) {
+        let groups = Groups::new(4, 32, false).unwrap();
+        let mut parts = (vec![code; k], vec![255; groups.count(k)], vec![zero; groups.count(k)], vec![1.0]);
+        let rows =
+            GroupedRows { codes: &mut parts.0, multipliers: &mut parts.1, zeros: &mut parts.2, scale: &mut parts.3 };
+        let mut bytes = vec![0; groups.len(k, 1).unwrap()];
+        tile_groups(&rows, groups, 1, k, &mut bytes, &Ctl::new(1)).unwrap();
+        let weight = Weight::from_bytes(&bytes, k, 1).unwrap();
+        let layer = Layer { weight: &weight, bias: None, activation: Activation::Identity };
+        for (&isa, m) in Isa::available().iter().flat_map(|isa| [(isa, 1), (isa, 7)]) {
+            for (a, zero_point) in [(255u8, 0u8), (0, 255)] {
+                let scales = vec![RowScale { scale: 1.0, zero_point }; m];
+                let mut got = vec![0f32; m];
+                let (x, out) = (vec![a; m * k], Output::F32(&mut got));
+                linear(Input::Codes(&x, &scales), m, &layer, After::default(), out, isa, &Ctl::new(1)).unwrap();
+                let one = (i64::from(a) - i64::from(zero_point)) * 255 * (i64::from(code) - i64::from(zero));
+                assert_eq!(got, vec![(one * k as i64) as f32; m], "{k} {code} {a} {}", isa.name());
+            }
+        }
+    }
+}
+
+#[test]
 fn weights_in_groups_are_what_was_tiled() {
     for (nbits, group_size, symmetric) in
         [(2, 8, false), (3, 32, false), (4, 40, true), (5, 64, false), (6, 1024, true), (8, 24, false)]
