@@ -359,9 +359,11 @@ def test_import_warns_of_nothing():
     assert run("import warnings; warnings.simplefilter('error'); import lowbit, lowbit.reference").stderr == ""
 
 
-def test_import_is_quick():
+def test_import_is_quick(tmp_path):
     code = "import time, numpy; t = time.process_time(); import lowbit; print(time.process_time() - t)"
-    best = min(float(answer(code)) for _ in range(5))
+    # As installed, compiled to bytecode, which the environment may forbid: the first run writes it.
+    bytecode = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(tmp_path)}
+    best = min(float(answer(code, **bytecode)) for _ in range(6))
     print(f"import lowbit adds {best * 1e3:.1f} ms to numpy")
     assert best < 0.05
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from lowbit import _core
 from lowbit._check import as_array, check_int, check_out
 from lowbit.types import Granularity, PerAxis, PerGroup, PerTensor, QParams, RowCodes
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 __all__ = ["choose_qparams", "dequantize", "quantize", "quantize_rows", "round_with_feedback"]
 

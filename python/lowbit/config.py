@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Literal
 
@@ -28,6 +27,8 @@ class Config:
         >>> lowbit.Int8().to_json()
         '{"kind": "Int8", "equalize": true}'
         """
+        import json  # here, since few need it and `import lowbit` is to be quick
+
         return json.dumps({"kind": type(self).__name__, **asdict(self)})
 
 
@@ -136,6 +137,8 @@ def from_json(text: str) -> Config:
     >>> from_json('{"kind": "Int8"}')
     Int8(equalize=True)
     """
+    import json
+
     try:
         data = json.loads(text)
     except json.JSONDecodeError as error:

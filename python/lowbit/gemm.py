@@ -68,7 +68,6 @@ class _Tiled:
         raise NotImplementedError
 
 
-@dataclass(frozen=True, eq=False)
 class TiledMatrix(_Tiled):
     """An int8 matrix (K, N) in the order that the kernels read.
 
