@@ -659,8 +659,7 @@ impl GroupPart<'_> {
     }
 }
 
-/// Four column vectors of one quad times three rows, `$i` quads on: ymm12 and ymm15 hold
-/// two of the vectors.
+/// A row's quad, in ymm13, times a vector of columns.
 #[rustfmt::skip]
 macro_rules! product {
     (first, $w:expr, $sum:literal) => {
@@ -682,6 +681,8 @@ macro_rules! row {
         )
     };
 }
+/// Four column vectors of one quad times three rows, `$i` quads on: ymm12 and ymm15 hold
+/// two of the vectors.
 #[rustfmt::skip]
 macro_rules! quad {
     ($kind:ident, $i:literal) => {
