@@ -9,6 +9,7 @@
 //! | [`affine`] | scales, zero points, quantize, dequantize; dynamic rows |
 //! | [`packing`] | codes of 1 to 16 bits to dense bytes and back |
 //! | [`gemm`] | integer matrix products, linear layers with fused epilogues |
+//! | [`codebook`] | k-means |
 //!
 //! In a family, `scalar.rs` is the definition and the files named after an
 //! instruction set equal it, bit for bit. Every function takes an [`Isa`], so
@@ -27,6 +28,7 @@
 //! ```
 
 pub mod affine;
+pub mod codebook;
 mod error;
 pub mod gemm;
 mod isa;

@@ -50,6 +50,11 @@ impl<'a> Ctl<'a> {
         self.threads
     }
 
+    /// Asks, on the calling thread alone, whether to go on: for long loops that are no tasks.
+    pub(crate) fn check(&self) -> Result<()> {
+        if (self.stop)() { Err(Error::Interrupted) } else { Ok(()) }
+    }
+
     /// Runs `body(slot, task)` for every task in `0..tasks`. `slot` is less
     /// than `self.threads()` and belongs to one thread at a time: scratch
     /// memory is indexed by it. Tasks are handed out in ascending order.

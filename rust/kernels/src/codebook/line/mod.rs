@@ -1,0 +1,596 @@
+//! Codebooks of numbers: k-means in one dimension, solved exactly.
+//!
+//! Sorted numbers are cut into k segments, each with its mean as its level, so that the
+//! squares about the levels are least. The search is for a fee on each segment for which the
+//! best path from the first number to the last has just k ([`search`]); a path
+//! for a given fee takes a few steps a number ([`path`]), whatever k. Large
+//! problems are first solved on bins, which tell where boundaries cannot be ([`prune`]).
+//!
+//! It is scalar arithmetic in float64 in a fixed order: the same bytes
+//! everywhere, on any number of threads.
+
+mod path;
+mod prune;
+mod search;
+mod sort;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Mutex;
+
+use path::{Moments, Pass, Plain, Points, Reversed, Weighted};
+use prune::Pruned;
+use search::{Free, Partition, Problem, segments};
+pub use sort::Value;
+
+use crate::error::{bail, try_zeroed};
+use crate::par::Parts;
+use crate::{Ctl, Error, Result};
+
+/// How [`kmeans_1d`] finds its levels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// The optimum.
+    Exact,
+    /// Lloyd's iteration from the optimum of bins: a local optimum, in the time of a sort.
+    Lloyd,
+}
+
+/// What [`kmeans_1d`] is asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Levels.
+    pub k: usize,
+    /// One level is exactly 0.
+    pub pin_zero: bool,
+    /// The optimum, or less.
+    pub method: Method,
+}
+
+/// Levels, ascending, and how far the numbers are from theirs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Fit {
+    /// `k` levels. Where the numbers have fewer distinct values, those, and the greatest again for
+    /// the rest.
+    pub levels: Vec<f64>,
+    /// The weighted sum of squared distances to the levels.
+    pub inertia: f64,
+    /// Distinct values among numbers of positive weight.
+    pub n_distinct: usize,
+}
+
+/// An unsigned integer that holds codes.
+pub trait Code: Copy + Send + Sync {
+    /// The most levels that it can name.
+    const LEVELS: usize;
+    #[doc(hidden)]
+    fn new(code: usize) -> Self;
+}
+
+macro_rules! codes {
+    ($($t:ty)*) => {$(
+        impl Code for $t {
+            const LEVELS: usize = 1 << <$t>::BITS;
+            #[inline(always)]
+            fn new(code: usize) -> $t {
+                code as $t
+            }
+        }
+    )*};
+}
+codes!(u8 u16 u32);
+
+/// The most numbers in one call: positions are 32 bits wide.
+pub const MOST: usize = u32::MAX as usize - 1;
+
+/// From this many numbers on, where there are as many for each level, bins tell where boundaries are.
+const PRUNE: [usize; 2] = [30_000, 40];
+
+/// From this many numbers for each level on, bins tell the fee.
+const ESTIMATE: usize = 96;
+
+/// Numbers whose codes are found in one task.
+const TASK: usize = 1 << 16;
+
+/// The levels that are nearest to the numbers `x`, in squares, and in `codes` each number's level: the
+/// nearest one, the lower of two that are as near.
+///
+/// # Errors
+/// [`Error::Value`] where `x` is empty or longer than [`MOST`], lengths differ, `x` is not finite, a weight is
+/// negative or not finite, all are zero, or `k` is 0 or more than codes can name.
+pub fn kmeans_1d<T: Value, C: Code>(
+    x: &[T],
+    weights: Option<&[f64]>,
+    options: Options,
+    codes: &mut [C],
+    ctl: &Ctl,
+) -> Result<Fit> {
+    check(x.len(), weights.map(<[f64]>::len), codes.len(), options.k, C::LEVELS)?;
+    let mut scratch = Scratch::default();
+    let fit = fit(x, weights, options, &mut scratch, ctl)?;
+    let steps = Steps::new(&fit.levels, x.len());
+    let parts = Parts::new(x.chunks(TASK).zip(codes.chunks_mut(TASK)));
+    ctl.for_each(parts.len(), &|_, task| {
+        let (x, codes) = parts.take(task);
+        steps.encode(x, codes);
+    })?;
+    Ok(fit)
+}
+
+/// [`kmeans_1d`] of each of `rows` rows by itself; `weights` are those of one row, shared, or of all.
+///
+/// # Errors
+/// As [`kmeans_1d`].
+pub fn kmeans_1d_rows<T: Value, C: Code>(
+    x: &[T],
+    rows: usize,
+    weights: Option<&[f64]>,
+    options: Options,
+    codes: &mut [C],
+    ctl: &Ctl,
+) -> Result<Vec<Fit>> {
+    if rows == 0 || x.len() % rows != 0 {
+        bail!("x: {} numbers are no {rows} rows of one length", x.len());
+    }
+    let n = x.len() / rows;
+    let given = weights.map(|w| if w.len() == n { n } else { w.len() / rows });
+    if weights.is_some_and(|w| w.len() != n && w.len() != x.len()) {
+        bail!("sample_weight: expected {n} or {rows} × {n} weights, got {}", weights.map_or(0, <[f64]>::len));
+    }
+    check(n, given, codes.len() / rows, options.k, C::LEVELS)?;
+    let of = |row: usize| weights.map(|w| if w.len() == n { w } else { &w[row * n..][..n] });
+    if n > TASK {
+        // Long rows one by one, each of which asks whether to go on.
+        let rows = x.chunks_exact(n).zip(codes.chunks_exact_mut(n)).enumerate();
+        return rows.map(|(row, (x, codes))| kmeans_1d(x, of(row), options, codes, ctl)).collect();
+    }
+    let scratch: Vec<Mutex<Scratch<T>>> = (0..ctl.threads()).map(|_| Mutex::default()).collect();
+    let fits: Vec<Mutex<Option<Result<Fit>>>> = (0..rows).map(|_| Mutex::new(None)).collect();
+    let parts = Parts::new(x.chunks_exact(n).zip(codes.chunks_exact_mut(n)));
+    ctl.for_each(rows, &|slot, row| {
+        let (x, codes) = parts.take(row);
+        let mut scratch = scratch[slot].lock().unwrap_or_else(|e| e.into_inner());
+        let fit = fit(x, of(row), options, &mut scratch, &Ctl::new(1));
+        if let Ok(fit) = &fit {
+            Steps::new(&fit.levels, n).encode(x, codes);
+        }
+        *fits[row].lock().unwrap_or_else(|e| e.into_inner()) = Some(fit);
+    })?;
+    fits.into_iter().map(|fit| fit.into_inner().unwrap_or_else(|e| e.into_inner()).expect("every row ran")).collect()
+}
+
+fn check(n: usize, weights: Option<usize>, codes: usize, k: usize, most: usize) -> Result<()> {
+    if n == 0 || n > MOST {
+        bail!("x: expected 1 to {MOST} numbers, got {n}");
+    }
+    if weights.is_some_and(|w| w != n) {
+        bail!("sample_weight: expected {n} weights, got {}", weights.unwrap_or(0));
+    }
+    if codes != n {
+        bail!("codes: expected {n}, got {codes}");
+    }
+    if k == 0 || k > most {
+        bail!("k: expected 1 to {most}, got {k}");
+    }
+    Ok(())
+}
+
+/// Memory used again from row to row.
+struct Scratch<T: Value> {
+    keys: [Vec<T::Key>; 2],
+    tagged: [Vec<T::Tagged>; 2],
+    values: Vec<T>,
+    points: Vec<[f64; 2]>,
+    pass: Pass,
+}
+
+impl<T: Value> Default for Scratch<T> {
+    fn default() -> Self {
+        Scratch {
+            keys: Default::default(),
+            tagged: Default::default(),
+            values: Vec::new(),
+            points: Vec::new(),
+            pass: Pass::default(),
+        }
+    }
+}
+
+fn fit<T: Value>(
+    x: &[T],
+    weights: Option<&[f64]>,
+    options: Options,
+    scratch: &mut Scratch<T>,
+    ctl: &Ctl,
+) -> Result<Fit> {
+    let least = match weights {
+        Some(weights) => {
+            sorted_with_weights(x, weights, scratch, ctl)?;
+            scratch.points.iter().map(|p| p[1]).fold(f64::INFINITY, f64::min)
+        }
+        None => {
+            sorted(x, &mut scratch.keys, &mut scratch.values, ctl)?;
+            let values = &scratch.values;
+            let distinct = 1 + values.windows(2).filter(|v| v[0] != v[1]).count();
+            if distinct > values.len() / 2 && options.k < distinct {
+                let pass = &mut scratch.pass;
+                return levels(Plain(values), values.len() as f64, 1.0, distinct, options, pass, ctl);
+            }
+            scratch.points.clear();
+            scratch.points.try_reserve(distinct).map_err(|_| Error::Memory(16 * distinct))?;
+            scratch.points.extend(values.chunk_by(|a, b| a == b).map(|run| [run[0].to_f64(), run.len() as f64]));
+            1.0
+        }
+    };
+    let points = &scratch.points;
+    let total: f64 = points.iter().map(|p| p[1]).sum();
+    levels(Weighted(points), total, least, points.len(), options, &mut scratch.pass, ctl)
+}
+
+/// `x` in ascending order, -0 as 0.
+///
+/// # Errors
+/// [`Error::Value`] where a number is not finite.
+pub fn sorted<T: Value>(x: &[T], keys: &mut [Vec<T::Key>; 2], values: &mut Vec<T>, ctl: &Ctl) -> Result<()> {
+    all_finite("x", x.iter().map(|x| x.to_f64()))?;
+    let [keys, other] = keys;
+    reserve(keys, x.len())?;
+    keys.extend(x.iter().map(|x| x.key()));
+    sort::sort(keys, other, ctl)?;
+    reserve(values, x.len())?;
+    values.extend(keys.iter().map(|&key| T::from_key(key)));
+    Ok(())
+}
+
+/// Distinct values of positive weight, ascending, with their weights, in `scratch.points`.
+fn sorted_with_weights<T: Value>(x: &[T], weights: &[f64], scratch: &mut Scratch<T>, ctl: &Ctl) -> Result<()> {
+    all_finite("x", x.iter().map(|x| x.to_f64()))?;
+    all_finite("sample_weight", weights.iter().copied())?;
+    if let Some(i) = weights.iter().position(|&w| w < 0.0) {
+        bail!("sample_weight: expected no negative weight, got {} at index {i}", weights[i]);
+    }
+    // Powers of two, so that no sum overflows; only ratios matter until the end.
+    let most = weights.iter().copied().fold(0.0, f64::max);
+    if most == 0.0 {
+        bail!("sample_weight: expected a positive weight, got zeros alone");
+    }
+    let [keys, other] = &mut scratch.tagged;
+    reserve(keys, x.len())?;
+    keys.extend(x.iter().enumerate().filter(|&(i, _)| weights[i] > 0.0).map(|(i, x)| x.tagged(i as u32)));
+    sort::sort(keys, other, ctl)?;
+    let points = &mut scratch.points;
+    reserve(points, keys.len())?;
+    for &key in keys.iter() {
+        let (x, i) = T::untagged(key);
+        let (x, w) = (x.to_f64(), weights[i as usize]);
+        match points.last_mut() {
+            Some(last) if last[0] == x => last[1] += w,
+            _ => points.push([x, w]),
+        }
+    }
+    Ok(())
+}
+
+/// Room for `n` elements in an empty vector.
+fn reserve<T>(v: &mut Vec<T>, n: usize) -> Result<()> {
+    v.clear();
+    v.try_reserve_exact(n).map_err(|_| Error::Memory(n.saturating_mul(size_of::<T>())))
+}
+
+fn all_finite(name: &str, x: impl Iterator<Item = f64> + Clone) -> Result<()> {
+    let wrong = x.clone().filter(|x| !x.is_finite()).count();
+    if wrong > 0 {
+        let (i, x) = x.enumerate().find(|(_, x)| !x.is_finite()).unwrap_or((0, f64::NAN));
+        bail!("{name}: expected finite values, got {x} at index {i}; {wrong} in all");
+    }
+    Ok(())
+}
+
+/// The levels of sorted points.
+fn levels<P: Points>(
+    p: P,
+    total: f64,
+    least: f64,
+    distinct: usize,
+    options: Options,
+    pass: &mut Pass,
+    ctl: &Ctl,
+) -> Result<Fit> {
+    let Options { k, pin_zero, method } = options;
+    let reach = path::reach(total, least);
+    let zero = (0..p.len()).find(|&i| p.x(i) >= 0.0).unwrap_or(p.len());
+    let has_zero = zero < p.len() && p.x(zero) == 0.0;
+    if k >= distinct + usize::from(pin_zero && !has_zero) {
+        let mut levels: Vec<f64> = (0..p.len()).map(|i| p.x(i)).collect();
+        levels.dedup();
+        if pin_zero && !has_zero {
+            levels.insert(levels.partition_point(|&x| x < 0.0), 0.0);
+        }
+        levels.resize(k, levels[levels.len() - 1]);
+        return Ok(Fit { levels, inertia: 0.0, n_distinct: distinct });
+    }
+    if pin_zero {
+        return pinned::levels(p, zero, k, reach, distinct, pass, ctl);
+    }
+    let mut partition =
+        if k == 1 { Partition::new(p, vec![p.len() as u32]) } else { best(p, k, method, [reach, least], pass, ctl)? };
+    settle(p, &mut partition, if method == Method::Lloyd { LLOYD } else { POLISH }, ctl)?;
+    Ok(Fit { levels: partition.levels(), inertia: partition.squares, n_distinct: distinct })
+}
+
+fn best<P: Points>(
+    p: P,
+    k: usize,
+    method: Method,
+    [reach, least]: [f64; 2],
+    pass: &mut Pass,
+    ctl: &Ctl,
+) -> Result<Partition> {
+    let n = p.len();
+    if n < ESTIMATE * k {
+        let fee = 2.0 * Moments::of(p, 0, n).squares / (k as f64).powi(3);
+        return Ok(search::search(&mut Free { points: p, reach, pass }, k, fee, search::EXACT, ctl)?.partition);
+    }
+    let (fee, ends) = prune::estimate(p, k, reach, pass, ctl)?;
+    if method == Method::Lloyd {
+        return Ok(Partition::new(p, ends));
+    }
+    let found = if n < PRUNE[0].max(PRUNE[1] * k) {
+        search::search(&mut Free { points: p, reach, pass }, k, fee, search::EXACT, ctl)
+    } else {
+        let mut problem = Pruned::new(p, k, fee, reach, least, pass, ctl)?;
+        search::search(&mut problem, k, fee, search::EXACT, ctl)
+    };
+    Ok(found?.partition)
+}
+
+/// The most iterations of [`Method::Lloyd`].
+const LLOYD: usize = 300;
+
+/// Iterations that put right what rounding put wrong at an optimum.
+const POLISH: usize = 10;
+
+/// Lloyd's iteration, at most `most` times: after it every point is with the nearest level, the
+/// lower of two that are as near.
+fn settle<P: Points>(p: P, partition: &mut Partition, most: usize, ctl: &Ctl) -> Result<()> {
+    let Partition { ends, moments, .. } = partition;
+    let mut moved = vec![false; ends.len()];
+    for _ in 0..most {
+        moved.fill(false);
+        for s in 0..ends.len() - 1 {
+            let middle = midpoint(moments[s].mean, moments[s + 1].mean);
+            let (first, last) = (if s == 0 { 0 } else { ends[s - 1] as usize }, ends[s + 1] as usize);
+            let before = ends[s] as usize;
+            let mut end = before;
+            while end - 1 > first && p.x(end - 1) > middle {
+                end -= 1;
+            }
+            while end + 1 < last && p.x(end) <= middle {
+                end += 1;
+            }
+            if end != before {
+                ends[s] = end as u32;
+                (moved[s], moved[s + 1]) = (true, true);
+            }
+        }
+        if !moved.contains(&true) {
+            break;
+        }
+        for (s, (i, j)) in segments(ends).enumerate() {
+            if moved[s] {
+                moments[s] = Moments::of(p, i, j);
+            }
+        }
+        ctl.check()?;
+    }
+    partition.squares = partition.moments.iter().map(|m| m.squares).sum();
+    Ok(())
+}
+
+/// Halfway between two levels, without overflow, and below the greater one.
+fn midpoint(a: f64, b: f64) -> f64 {
+    let middle = a / 2.0 + b / 2.0;
+    if middle < b { middle } else { a }
+}
+
+/// Where codes step up: number x has the code that counts the steps below it.
+pub(crate) struct Steps<T> {
+    steps: Vec<T>,
+    /// For many numbers: the least code of those whose key begins with each 16 bits.
+    by_prefix: Vec<u32>,
+}
+
+/// From this many numbers on a table of prefixes pays.
+const PREFIXES: usize = 1 << 15;
+
+impl<T: Value> Steps<T> {
+    /// Of ascending levels, for `n` numbers.
+    pub fn new(levels: &[f64], n: usize) -> Self {
+        // Levels that repeat the greatest one are no number's.
+        let levels = &levels[..1 + levels.windows(2).take_while(|l| l[0] < l[1]).count()];
+        let steps: Vec<T> = levels.windows(2).map(|l| T::at_most(midpoint(l[0], l[1]))).collect();
+        let mut by_prefix = Vec::new();
+        if n >= PREFIXES {
+            by_prefix.resize(1 << 16, 0);
+            let mut prefix = 0;
+            for (code, step) in steps.iter().enumerate() {
+                // Numbers whose prefix is greater are above this step.
+                let next = step.prefix() + 1;
+                by_prefix[prefix..next.max(prefix)].fill(code as u32);
+                prefix = next.max(prefix);
+            }
+            by_prefix[prefix..].fill(steps.len() as u32);
+        }
+        Steps { steps, by_prefix }
+    }
+
+    /// The code of each number.
+    pub fn encode<C: Code>(&self, x: &[T], codes: &mut [C]) {
+        for (&x, code) in x.iter().zip(codes) {
+            *code = C::new(if self.by_prefix.is_empty() { self.bisect(x) } else { self.look_up(x) });
+        }
+    }
+
+    #[inline(always)]
+    fn bisect(&self, x: T) -> usize {
+        let (mut low, mut size) = (0, self.steps.len());
+        while size > 0 {
+            let half = size.div_ceil(2);
+            low += if self.steps[low + half - 1] < x { half } else { 0 };
+            size -= half;
+        }
+        low
+    }
+
+    #[inline(always)]
+    fn look_up(&self, x: T) -> usize {
+        let mut code = self.by_prefix[x.prefix()] as usize;
+        while code < self.steps.len() && self.steps[code] < x {
+            code += 1;
+        }
+        code
+    }
+}
+
+mod pinned {
+    //! One level at zero: the points below it and those above are cut by themselves, for one
+    //! fee, and the level at zero takes what is left between.
+
+    use super::*;
+
+    /// One side of zero, its points from the far end to zero.
+    struct Side<P> {
+        points: P,
+        /// The squares about zero of the points from each position on.
+        rest: Vec<f64>,
+    }
+
+    impl<P: Points> Side<P> {
+        fn new(points: P) -> Result<Self> {
+            let n = points.len();
+            let mut rest = try_zeroed(n + 1)?;
+            for i in (0..n).rev() {
+                rest[i] = rest[i + 1] + points.w(i) * (points.x(i) * points.x(i));
+            }
+            Ok(Side { points, rest })
+        }
+
+        /// Ends of the best segments for a fee; what follows the last one is with zero.
+        fn solve(&self, fee: f64, reach: f64, pass: &mut Pass, ctl: &Ctl) -> Result<Vec<u32>> {
+            pass.run(self.points, fee, reach, ctl)?;
+            let n = self.points.len();
+            let total = |i: usize| pass.cost[i] + self.rest[i];
+            let end = (0..=n).fold(0, |best, i| if total(i) < total(best) { i } else { best });
+            Ok(pass.ends(end))
+        }
+
+        fn moments(&self, ends: &[u32]) -> Vec<Moments> {
+            segments(ends).map(|(i, j)| Moments::of(self.points, i, j)).collect()
+        }
+
+        fn at_zero(&self, ends: &[u32]) -> f64 {
+            self.rest[ends.last().map_or(0, |&e| e as usize)]
+        }
+    }
+
+    /// Some of the sorted points.
+    #[derive(Clone, Copy)]
+    struct Part<P> {
+        points: P,
+        first: usize,
+        len: usize,
+    }
+
+    impl<P: Points> Points for Part<P> {
+        fn len(&self) -> usize {
+            self.len
+        }
+        #[inline(always)]
+        fn x(&self, i: usize) -> f64 {
+            self.points.x(self.first + i)
+        }
+        #[inline(always)]
+        fn w(&self, i: usize) -> f64 {
+            self.points.w(self.first + i)
+        }
+    }
+
+    /// Both sides. A partition's ends are those below zero, then the level at zero as [`ZERO`],
+    /// then those above.
+    struct Sides<'a, P> {
+        below: Side<Part<P>>,
+        above: Side<Reversed<Part<P>>>,
+        reach: f64,
+        pass: &'a mut Pass,
+    }
+
+    const ZERO: u32 = u32::MAX;
+
+    impl<P: Points> Sides<'_, P> {
+        fn partition(&self, below: &[u32], above: &[u32]) -> Partition {
+            let squares = self.below.at_zero(below) + self.above.at_zero(above);
+            let zero = Moments { weight: 0.0, mean: 0.0, squares };
+            let mirrored = self.above.moments(above).into_iter().rev().map(|m| Moments { mean: -m.mean, ..m });
+            let moments = self.below.moments(below).into_iter().chain([zero]).chain(mirrored).collect();
+            Partition::of([below, &[ZERO], above].concat(), moments)
+        }
+
+        fn parts(partition: &Partition) -> (&[u32], &[u32]) {
+            let zero = partition.ends.iter().position(|&e| e == ZERO).expect("zero has a level");
+            (&partition.ends[..zero], &partition.ends[zero + 1..])
+        }
+
+        /// Between two lists of ends on one side, with `k` segments: the rest at zero is a segment more.
+        fn between(few: &[u32], many: &[u32], k: usize, n: usize) -> Vec<u32> {
+            let with_rest = |ends: &[u32]| [ends, &[n as u32]].concat();
+            let mut ends = search::join(&with_rest(few), &with_rest(many), k + 1);
+            ends.pop();
+            ends
+        }
+    }
+
+    impl<P: Points> Problem for Sides<'_, P> {
+        fn most(&self) -> usize {
+            self.below.points.len() + self.above.points.len() + 1
+        }
+
+        fn solve(&mut self, fee: f64, ctl: &Ctl) -> Result<Partition> {
+            let below = self.below.solve(fee, self.reach, self.pass, ctl)?;
+            let above = self.above.solve(fee, self.reach, self.pass, ctl)?;
+            Ok(self.partition(&below, &above))
+        }
+
+        fn between(&self, few: &Partition, many: &Partition, k: usize) -> Partition {
+            let ((few_below, few_above), (many_below, many_above)) = (Self::parts(few), Self::parts(many));
+            // As many more below as there can be, the rest above.
+            let below = many_below.len().min(k - 1 - few_above.len()).max(few_below.len());
+            let below = Self::between(few_below, many_below, below, self.below.points.len());
+            let above = Self::between(few_above, many_above, k - 1 - below.len(), self.above.points.len());
+            self.partition(&below, &above)
+        }
+    }
+
+    pub(super) fn levels<P: Points>(
+        p: P,
+        zero: usize,
+        k: usize,
+        reach: f64,
+        distinct: usize,
+        pass: &mut Pass,
+        ctl: &Ctl,
+    ) -> Result<Fit> {
+        let n = p.len();
+        let positive = (zero..n).find(|&i| p.x(i) > 0.0).unwrap_or(n);
+        let below = Side::new(Part { points: p, first: 0, len: zero })?;
+        let above = Side::new(Reversed(Part { points: p, first: positive, len: n - positive }))?;
+        let squares = below.rest[0] + above.rest[0];
+        let mut sides = Sides { below, above, reach, pass };
+        let fee = 2.0 * squares / (k as f64).powi(3);
+        let partition = if k == 1 {
+            sides.partition(&[], &[])
+        } else {
+            search::search(&mut sides, k, fee, search::EXACT, ctl)?.partition
+        };
+        Ok(Fit { levels: partition.levels(), inertia: partition.squares, n_distinct: distinct })
+    }
+}

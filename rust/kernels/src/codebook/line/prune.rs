@@ -1,0 +1,242 @@
+//! Large problems made small: coarse bins that give the fee, and finer ones that
+//! show where no boundary of the best path can be.
+
+use super::path::{Moments, Pass, Points, Reversed, Weighted};
+use super::search::{self, Found, Free, Partition, Problem, join, segments};
+use crate::{Ctl, Result};
+
+/// Points of the first grid.
+const COARSE: usize = 4096;
+/// Pieces into which the coarse path's segments are cut for the second.
+const PIECES: usize = 64;
+/// Bins for each segment of the grid that prunes.
+const FINE: usize = 512;
+/// The share of the points beyond which pruning does not pay.
+const KEPT: f64 = 0.6;
+
+/// A fee for which the best path probably has `k` segments, and about where they end.
+pub(super) fn estimate<P: Points>(p: P, k: usize, reach: f64, pass: &mut Pass, ctl: &Ctl) -> Result<(f64, Vec<u32>)> {
+    let n = p.len();
+    let (ends, bins) = bins(p, &coarse(p, COARSE.max(16 * k).min(n / 8)));
+    // The squares of the best levels for a smooth density: (∫ density^⅓)³ / 12 k².
+    let root: f64 = bins.windows(2).map(|b| b[0][1].cbrt() * (b[1][0] - b[0][0]).powi(2).cbrt()).sum();
+    let fee = root.powi(3) / 6.0 / (k as f64).powi(3);
+    let found = centre(&bins, k, fee, reach, pass, ctl)?;
+    let fine = |found: &Found, ends: &[u32]| found.partition.ends.iter().map(|&e| ends[e as usize - 1]).collect();
+    let path: Vec<u32> = fine(&found, &ends);
+    if n < 16 * PIECES * k || bins.len() >= PIECES * k {
+        return Ok((found.fee, path));
+    }
+    let cuts: Vec<u32> = segments(&path)
+        .flat_map(|(i, j)| (1..=PIECES).map(move |piece| (i + (j - i) * piece / PIECES) as u32))
+        .collect();
+    let (ends, bins) = self::bins(p, &cuts);
+    let found = centre(&bins, k, found.fee, reach, pass, ctl)?;
+    Ok((found.fee, fine(&found, &ends)))
+}
+
+/// A path of `k` segments through bins, and a fee in the middle of those for which it is best.
+fn centre(bins: &[[f64; 2]], k: usize, fee: f64, reach: f64, pass: &mut Pass, ctl: &Ctl) -> Result<Found> {
+    let mut problem = Free { points: Weighted(bins), reach, pass };
+    let mut found = search::search(&mut problem, k, fee, 1e-3, ctl)?;
+    let mut at = |count: f64| {
+        let fee = found.fee * (k as f64 / count).powi(3);
+        problem.solve(fee, ctl)
+    };
+    let (fewer, more) = (at(k as f64 - 1.5)?, at(k as f64 + 1.5)?);
+    if fewer.count() < k && more.count() > k {
+        let saved = |a: &Partition, b: &Partition| (a.squares - b.squares) / (b.count() - a.count()) as f64;
+        let (high, low) = (saved(&fewer, &found.partition), saved(&found.partition, &more));
+        if low > 0.0 && high > low {
+            found.fee = (low * high).sqrt();
+        }
+    }
+    Ok(found)
+}
+
+/// About `count` ends, half of them at equal numbers of points, half at equal distances.
+fn coarse<P: Points>(p: P, count: usize) -> Vec<u32> {
+    let (n, half) = (p.len(), count.div_ceil(2).max(1));
+    let (first, width) = (p.x(0), p.x(n - 1) - p.x(0));
+    let mut ends: Vec<u32> = (1..=half).map(|i| (n * i / half) as u32).collect();
+    let mut low = 0;
+    for i in 1..half {
+        let x = first + width * (i as f64 / half as f64);
+        let (mut high, mut step) = (n, 1);
+        while low + step < n && p.x(low + step) <= x {
+            (low, step) = (low + step, 2 * step);
+        }
+        high = high.min(low + step);
+        while high - low > 1 {
+            let mid = low + (high - low) / 2;
+            if p.x(mid) <= x { low = mid } else { high = mid }
+        }
+        ends.push(high as u32);
+    }
+    ends.sort_unstable();
+    ends
+}
+
+/// Mean and weight of the points before each of the `cuts`, and the cuts without repetitions.
+fn bins<P: Points>(p: P, cuts: &[u32]) -> (Vec<u32>, Vec<[f64; 2]>) {
+    let (mut ends, mut bins) = (Vec::with_capacity(cuts.len()), Vec::with_capacity(cuts.len()));
+    for (i, j) in segments(cuts).filter(|(i, j)| i < j) {
+        let origin = p.x(i);
+        let (mut weight, mut sum) = (0.0, 0.0);
+        for t in i..j {
+            weight += p.w(t);
+            sum += p.w(t) * (p.x(t) - origin);
+        }
+        ends.push(j as u32);
+        bins.push([origin + sum / weight, weight]);
+    }
+    (ends, bins)
+}
+
+/// Bins of about equal weight times width.
+struct Grid {
+    ends: Vec<u32>,
+    bins: Vec<[f64; 2]>,
+    /// The most that weight × width, and weight × width², come to in a bin.
+    most: f64,
+    most_squared: f64,
+    /// The distances between neighbours, those aside that no segment can cross.
+    reachable: f64,
+}
+
+impl Grid {
+    /// Of about `count` bins. A segment over a distance of `gap` costs too much.
+    fn new<P: Points>(p: P, count: usize, gap: f64, ctl: &Ctl) -> Result<Grid> {
+        let n = p.len();
+        let (_, rough) = bins(p, &coarse(p, 1024));
+        let width = |b: &[[f64; 2]]| Some(b[1][0] - b[0][0]).filter(|&d| d <= gap).unwrap_or(0.0);
+        let root: f64 = rough.windows(2).map(|b| (b[0][1] * width(b)).sqrt()).sum();
+        let limit = (root / count as f64).powi(2);
+        let mut grid =
+            Grid { ends: Vec::new(), bins: Vec::new(), most: 0.0, most_squared: 0.0, reachable: p.x(n - 1) - p.x(0) };
+        grid.ends.reserve(2 * count);
+        grid.bins.reserve(2 * count);
+        let (mut origin, mut weight, mut sum, mut last) = (p.x(0), 0.0, 0.0, p.x(0));
+        for t in 0..n {
+            let (x, w) = (p.x(t), p.w(t));
+            if (weight + w) * (x - origin) > limit && weight > 0.0 {
+                grid.push(t, origin, last, weight, sum);
+                (origin, weight, sum) = (x, 0.0, 0.0);
+                if x - last > gap {
+                    grid.reachable -= x - last;
+                }
+            }
+            weight += w;
+            sum += w * (x - origin);
+            last = x;
+            if t % (1 << 20) == 0 {
+                ctl.check()?;
+            }
+        }
+        grid.push(n, origin, last, weight, sum);
+        Ok(grid)
+    }
+
+    fn push(&mut self, end: usize, first: f64, last: f64, weight: f64, sum: f64) {
+        self.ends.push(end as u32);
+        self.bins.push([first + sum / weight, weight]);
+        self.most = self.most.max(weight * (last - first));
+        self.most_squared = self.most_squared.max(weight * (last - first) * (last - first));
+    }
+}
+
+/// Sorted points, cut freely, where a boundary can be: the best path for a fee is found among
+/// the points of few bins.
+///
+/// Let a best path's boundaries move to an edge of their bins while the segments keep their
+/// levels. A boundary between the levels m and m′ then costs at most 2 (m′ − m) r more, where
+/// r = ∑ w |x − mean| / 2 over the bin is at most weight × width / 4; and the distances between levels
+/// sum to at most those between the points, those aside that no segment crosses. So a path
+/// along the grid costs at most `slack` more than the best one, and goes through an edge of
+/// every bin that holds a boundary of that one. (A bin that holds two loses one: that saves a fee,
+/// which is to be at least four times what it costs, [`Grid::most_squared`].)
+pub(super) struct Pruned<'a, P> {
+    points: P,
+    reach: f64,
+    grid: Grid,
+    most_fee: f64,
+    k: usize,
+    forward: &'a mut Pass,
+    backward: Pass,
+}
+
+impl<'a, P: Points> Pruned<'a, P> {
+    /// For fees about `fee`, that of `k` segments. `reach` is [`super::path::reach`] of the points, the
+    /// lightest of which weighs `least`.
+    pub fn new(points: P, k: usize, fee: f64, reach: f64, least: f64, pass: &'a mut Pass, ctl: &Ctl) -> Result<Self> {
+        let most_fee = 1.5 * fee;
+        let gap = (2.0 * reach * most_fee / least).sqrt();
+        let grid = Grid::new(points, (FINE * k).min(points.len() / 8), gap, ctl)?;
+        Ok(Pruned { points, reach, grid, most_fee, k, forward: pass, backward: Pass::default() })
+    }
+
+    /// The path for a fee, where few enough points are left to pay.
+    fn pruned(&mut self, fee: f64, ctl: &Ctl) -> Result<Option<Vec<u32>>> {
+        let (grid, edges) = (&self.grid, self.grid.bins.len());
+        if fee < 4.0 * grid.most_squared || fee > self.most_fee || edges > self.points.len() / 4 {
+            return Ok(None);
+        }
+        self.forward.run(Weighted(&grid.bins), fee, self.reach, ctl)?;
+        self.backward.run(Reversed(Weighted(&grid.bins)), fee, self.reach, ctl)?;
+        let slack = grid.reachable * grid.most / 2.0 + 1e-9 * fee * self.k as f64;
+        let bound = self.forward.cost[edges] + slack;
+        let near = |edge: usize| self.forward.cost[edge] + self.backward.cost[edges - edge] <= bound;
+        let (ends, points) = kept(self.points, grid, near);
+        if points.len() as f64 > KEPT * self.points.len() as f64 {
+            return Ok(None);
+        }
+        self.forward.run(Weighted(&points), fee, self.reach, ctl)?;
+        Ok(Some(self.forward.ends(points.len()).iter().map(|&e| ends[e as usize - 1]).collect()))
+    }
+}
+
+impl<P: Points> Problem for Pruned<'_, P> {
+    fn most(&self) -> usize {
+        self.points.len()
+    }
+
+    fn solve(&mut self, fee: f64, ctl: &Ctl) -> Result<Partition> {
+        match self.pruned(fee, ctl)? {
+            Some(ends) => Ok(Partition::new(self.points, ends)),
+            None => Free { points: self.points, reach: self.reach, pass: self.forward }.solve(fee, ctl),
+        }
+    }
+
+    fn between(&self, few: &Partition, many: &Partition, k: usize) -> Partition {
+        Partition::new(self.points, join(&few.ends, &many.ends, k))
+    }
+}
+
+/// The points of the bins at whose edges a best path may be, each run of others as one point.
+fn kept<P: Points>(p: P, grid: &Grid, near: impl Fn(usize) -> bool) -> (Vec<u32>, Vec<[f64; 2]>) {
+    let (mut ends, mut points) = (Vec::new(), Vec::new());
+    let mut run = Moments::default();
+    let mut left = near(0);
+    for (b, (i, j)) in segments(&grid.ends).enumerate() {
+        let right = near(b + 1);
+        if left || right {
+            if run.weight > 0.0 {
+                ends.push(i as u32);
+                points.push([run.mean, run.weight]);
+                run = Moments::default();
+            }
+            for t in i..j {
+                ends.push(t as u32 + 1);
+                points.push([p.x(t), p.w(t)]);
+            }
+        } else {
+            run = run.with(grid.bins[b][0], grid.bins[b][1]);
+        }
+        left = right;
+    }
+    if run.weight > 0.0 {
+        ends.push(p.len() as u32);
+        points.push([run.mean, run.weight]);
+    }
+    (ends, points)
+}

@@ -1,0 +1,204 @@
+//! The exact solution against a dynamic programme that tries every cut.
+
+use super::*;
+
+/// Numbers from a seed (SplitMix64).
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+    fn below(&mut self, n: usize) -> usize {
+        (self.next() % n as u64) as usize
+    }
+    fn uniform(&mut self) -> f64 {
+        ((self.next() >> 11) as f64 + 0.5) / (1u64 << 53) as f64
+    }
+    fn normal(&mut self) -> f64 {
+        (-2.0 * self.uniform().ln()).sqrt() * (std::f64::consts::TAU * self.uniform()).cos()
+    }
+}
+
+const FAMILIES: [&str; 15] = [
+    "normal",
+    "uniform",
+    "laplace",
+    "cauchy",
+    "lognormal",
+    "student",
+    "integers",
+    "duplicates",
+    "bfloat16",
+    "steps",
+    "pairs",
+    "clusters",
+    "gaps",
+    "offset",
+    "outlier",
+];
+
+/// `n` numbers of a family.
+fn numbers(family: &str, n: usize, random: &mut Random) -> Vec<f64> {
+    let outlier = 10f64.powi(random.below(33) as i32) * if random.below(2) == 0 { 1.0 } else { -1.0 };
+    let offset = 10f64.powi(random.below(9) as i32);
+    let few: Vec<f64> = (0..1 + n / 3).map(|_| random.normal()).collect();
+    (0..n)
+        .map(|i| match family {
+            "normal" => random.normal(),
+            "uniform" => random.uniform(),
+            "laplace" => random.uniform().ln() * if random.below(2) == 0 { 1.0 } else { -1.0 },
+            "cauchy" => (std::f64::consts::PI * (random.uniform() - 0.5)).tan(),
+            "lognormal" => (2.0 * random.normal()).exp(),
+            "student" => random.normal() / (0..3).map(|_| random.normal().powi(2)).sum::<f64>().sqrt(),
+            "integers" => random.below(20) as f64,
+            "duplicates" => few[random.below(few.len())],
+            "bfloat16" => f64::from(f32::from_bits((random.normal() as f32).to_bits() & 0xFFFF_0000)),
+            "steps" => i as f64,
+            "pairs" => (i / 2) as f64,
+            "clusters" => random.below(5) as f64 * offset + random.normal() * 1e-3,
+            "gaps" => (2.0f64).powi(random.below(40) as i32) + random.uniform(),
+            "offset" => offset + random.normal(),
+            _ => {
+                let at = i % 17;
+                random.normal() + if at == 3 { outlier } else { 0.0 }
+            }
+        })
+        .collect()
+}
+
+/// Distinct values and weights, ascending, of `x`.
+fn points(x: &[f64], w: Option<&[f64]>) -> Vec<[f64; 2]> {
+    let mut p: Vec<[f64; 2]> =
+        x.iter().enumerate().map(|(i, &x)| [x, w.map_or(1.0, |w| w[i])]).filter(|p| p[1] > 0.0).collect();
+    p.sort_by(|a, b| a[0].total_cmp(&b[0]));
+    p
+}
+
+/// The least squares of `k` segments, by trying all: squares of a segment by Welford's updates.
+fn least(p: &[[f64; 2]], k: usize, pinned: bool) -> f64 {
+    let n = p.len();
+    let mut cost = vec![vec![0.0; n + 1]; n];
+    for i in 0..n {
+        let mut m = path::Moments::default();
+        for j in i..n {
+            m = m.with(p[j][0] - p[i][0], p[j][1]);
+            cost[i][j + 1] = m.squares;
+        }
+    }
+    // best[z][j]: the first j points, z if one of the segments was at zero; segments may be empty.
+    let mut best = [vec![f64::INFINITY; n + 1], vec![f64::INFINITY; n + 1]];
+    best[0][0] = 0.0;
+    for _ in 0..k {
+        let mut next = best.clone();
+        for j in 0..=n {
+            let mut at_zero = 0.0;
+            for i in (0..=j).rev() {
+                if i < j {
+                    at_zero += p[i][1] * p[i][0] * p[i][0];
+                    for z in 0..2 {
+                        next[z][j] = next[z][j].min(best[z][i] + cost[i][j]);
+                    }
+                }
+                next[1][j] = next[1][j].min(best[0][i] + at_zero);
+            }
+        }
+        best = next;
+    }
+    best[usize::from(pinned)][n]
+}
+
+fn solved(x: &[f64], w: Option<&[f64]>, k: usize, pin_zero: bool) -> (Fit, Vec<u16>) {
+    let mut codes = vec![0u16; x.len()];
+    let options = Options { k, pin_zero, method: Method::Exact };
+    let fit = kmeans_1d(x, w, options, &mut codes, &Ctl::new(1)).unwrap();
+    (fit, codes)
+}
+
+/// The squares of the partition that the codes are, about its exact means.
+fn squares(x: &[f64], w: Option<&[f64]>, codes: &[u16], fit: &Fit, pinned: bool) -> f64 {
+    let zero = fit.levels.iter().position(|&l| l == 0.0).filter(|_| pinned);
+    (0..fit.levels.len())
+        .map(|level| {
+            let own: Vec<f64> = (0..x.len()).filter(|&i| codes[i] as usize == level).map(|i| x[i]).collect();
+            let weights: Option<Vec<f64>> =
+                w.map(|w| (0..x.len()).filter(|&i| codes[i] as usize == level).map(|i| w[i]).collect());
+            let p = points(&own, weights.as_deref());
+            if zero == Some(level) {
+                p.iter().map(|p| p[1] * p[0] * p[0]).sum()
+            } else if p.is_empty() {
+                0.0
+            } else {
+                path::Moments::of(Weighted(&p), 0, p.len()).squares
+            }
+        })
+        .sum()
+}
+
+fn compare(cases: usize, most: usize, check: impl Fn(&str, &mut Random, usize)) {
+    for family in FAMILIES {
+        for case in 0..cases {
+            let mut random = Random((case * 31 + family.len() * 1009 + most) as u64);
+            random.0 ^= u64::from(family.as_bytes()[0]) << 32;
+            let n = 1 + random.below(most);
+            check(family, &mut random, n);
+        }
+    }
+    println!("{} cases of {} families", cases * FAMILIES.len(), FAMILIES.len());
+}
+
+fn optimal(x: &[f64], w: Option<&[f64]>, k: usize, pinned: bool, told: &str) {
+    let (fit, codes) = solved(x, w, k, pinned);
+    let best = least(&points(x, w), k, pinned);
+    let ours = squares(x, w, &codes, &fit, pinned);
+    // Below the square of a rounding error nothing can be told.
+    let scale = x.iter().fold(0.0f64, |m, x| m.max(x.abs()));
+    let floor = 1e-30 * scale * scale * if pinned { 1.0 } else { 0.0 };
+    assert!(
+        ours <= best * (1.0 + 1e-9) + floor,
+        "{told}: n {} k {k} pinned {pinned}: {ours} above {best}\n{x:?}\n{w:?}\n{:?}",
+        x.len(),
+        fit.levels
+    );
+    assert!((fit.inertia - ours).abs() <= 1e-9 * ours + floor, "{told}: inertia {} and not {ours}", fit.inertia);
+    assert_eq!(fit.levels.len(), k);
+    assert!(fit.levels.is_sorted());
+}
+
+#[test]
+fn it_is_the_optimum_of_small_problems() {
+    compare(700, 60, |family, random, n| {
+        let x = numbers(family, n, random);
+        optimal(&x, None, 1 + random.below(12), false, family);
+    });
+}
+
+#[test]
+fn it_is_the_optimum_with_weights() {
+    compare(200, 40, |family, random, n| {
+        let x = numbers(family, n, random);
+        let mut w: Vec<f64> = (0..n)
+            .map(|_| match random.below(4) {
+                0 => 0.0,
+                1 => 1.0,
+                2 => random.uniform(),
+                _ => 10f64.powi(random.below(12) as i32 - 6),
+            })
+            .collect();
+        w[0] = 1.0;
+        optimal(&x, Some(&w), 1 + random.below(10), false, family);
+    });
+}
+
+#[test]
+fn it_is_the_optimum_with_a_level_at_zero() {
+    compare(200, 40, |family, random, n| {
+        let mut x = numbers(family, n, random);
+        let shift = if random.below(3) == 0 { 0.0 } else { x[random.below(n)] };
+        x.iter_mut().for_each(|x| *x -= shift);
+        optimal(&x, None, 1 + random.below(10), true, family);
+    });
+}
