@@ -175,7 +175,7 @@ fn check(n: usize, weights: Option<usize>, codes: usize, k: usize, most: usize) 
     Ok(())
 }
 
-/// Memory used again from row to row.
+/// Memory used again from row to row; that of long sorts is given back.
 struct Scratch<T: Value> {
     keys: [Vec<T::Key>; 2],
     tagged: [Vec<T::Tagged>; 2],
@@ -203,18 +203,21 @@ fn fit<T: Value>(
     scratch: &mut Scratch<T>,
     ctl: &Ctl,
 ) -> Result<Fit> {
+    // Squares of float64 numbers may overflow or vanish: then all is done with them times a power of two.
+    let shift = if T::WIDE { power(x.iter().map(|x| x.to_f64())) } else { 0 };
+    let weight_shift = weights.map_or(0, |w| power(w.iter().copied()));
     let least = match weights {
         Some(weights) => {
-            sorted_with_weights(x, weights, scratch, ctl)?;
+            sorted_with_weights(x, weights, -weight_shift, scratch, ctl)?;
             scratch.points.iter().map(|p| p[1]).fold(f64::INFINITY, f64::min)
         }
         None => {
             sorted(x, &mut scratch.keys, &mut scratch.values, ctl)?;
             let values = &scratch.values;
             let distinct = 1 + values.windows(2).filter(|v| v[0] != v[1]).count();
-            if distinct > values.len() / 2 && options.k < distinct {
+            if distinct > values.len() / 2 && options.k < distinct && shift == 0 {
                 let pass = &mut scratch.pass;
-                return levels(Plain(values), values.len() as f64, 1.0, distinct, options, pass, ctl);
+                return levels(Plain(values), values.len() as f64, 1.0, options, pass, ctl);
             }
             scratch.points.clear();
             scratch.points.try_reserve(distinct).map_err(|_| Error::Memory(16 * distinct))?;
@@ -222,9 +225,34 @@ fn fit<T: Value>(
             1.0
         }
     };
+    for point in &mut scratch.points {
+        point[0] = times_power(point[0], -shift);
+    }
     let points = &scratch.points;
     let total: f64 = points.iter().map(|p| p[1]).sum();
-    levels(Weighted(points), total, least, points.len(), options, &mut scratch.pass, ctl)
+    let mut fit = levels(Weighted(points), total, least, options, &mut scratch.pass, ctl)?;
+    for level in &mut fit.levels {
+        *level = times_power(*level, shift);
+    }
+    fit.inertia = times_power(times_power(fit.inertia, weight_shift), 2 * shift);
+    if !fit.inertia.is_finite() {
+        bail!("x: the squared distances to {} levels sum to more than float64 holds", options.k);
+    }
+    Ok(fit)
+}
+
+/// The power of two that brings the greatest magnitude to about 1, where it is so far from that that
+/// squares are in danger; else 0.
+fn power(x: impl Iterator<Item = f64>) -> i32 {
+    let most = x.fold(0.0f64, |most, x| most.max(x.abs()));
+    let exponent = (most.to_bits() >> 52) as i32 - 1023;
+    if most == 0.0 || !most.is_finite() || exponent.abs() < 400 { 0 } else { exponent }
+}
+
+/// `x` times 2 to the `shift`.
+fn times_power(x: f64, shift: i32) -> f64 {
+    let half = |shift: i32| 2.0f64.powi(shift);
+    if shift == 0 { x } else { x * half(shift / 2) * half(shift - shift / 2) }
 }
 
 /// `x` in ascending order, -0 as 0.
@@ -239,19 +267,26 @@ pub fn sorted<T: Value>(x: &[T], keys: &mut [Vec<T::Key>; 2], values: &mut Vec<T
     sort::sort(keys, other, ctl)?;
     reserve(values, x.len())?;
     values.extend(keys.iter().map(|&key| T::from_key(key)));
+    if x.len() > TASK {
+        (*keys, *other) = (Vec::new(), Vec::new());
+    }
     Ok(())
 }
 
 /// Distinct values of positive weight, ascending, with their weights, in `scratch.points`.
-fn sorted_with_weights<T: Value>(x: &[T], weights: &[f64], scratch: &mut Scratch<T>, ctl: &Ctl) -> Result<()> {
+fn sorted_with_weights<T: Value>(
+    x: &[T],
+    weights: &[f64],
+    shift: i32,
+    scratch: &mut Scratch<T>,
+    ctl: &Ctl,
+) -> Result<()> {
     all_finite("x", x.iter().map(|x| x.to_f64()))?;
     all_finite("sample_weight", weights.iter().copied())?;
     if let Some(i) = weights.iter().position(|&w| w < 0.0) {
         bail!("sample_weight: expected no negative weight, got {} at index {i}", weights[i]);
     }
-    // Powers of two, so that no sum overflows; only ratios matter until the end.
-    let most = weights.iter().copied().fold(0.0, f64::max);
-    if most == 0.0 {
+    if weights.iter().all(|&w| w == 0.0) {
         bail!("sample_weight: expected a positive weight, got zeros alone");
     }
     let [keys, other] = &mut scratch.tagged;
@@ -262,11 +297,14 @@ fn sorted_with_weights<T: Value>(x: &[T], weights: &[f64], scratch: &mut Scratch
     reserve(points, keys.len())?;
     for &key in keys.iter() {
         let (x, i) = T::untagged(key);
-        let (x, w) = (x.to_f64(), weights[i as usize]);
+        let (x, w) = (x.to_f64(), times_power(weights[i as usize], shift));
         match points.last_mut() {
             Some(last) if last[0] == x => last[1] += w,
             _ => points.push([x, w]),
         }
+    }
+    if x.len() > TASK {
+        (*keys, *other) = (Vec::new(), Vec::new());
     }
     Ok(())
 }
@@ -287,17 +325,10 @@ fn all_finite(name: &str, x: impl Iterator<Item = f64> + Clone) -> Result<()> {
 }
 
 /// The levels of sorted points.
-fn levels<P: Points>(
-    p: P,
-    total: f64,
-    least: f64,
-    distinct: usize,
-    options: Options,
-    pass: &mut Pass,
-    ctl: &Ctl,
-) -> Result<Fit> {
+fn levels<P: Points>(p: P, total: f64, least: f64, options: Options, pass: &mut Pass, ctl: &Ctl) -> Result<Fit> {
     let Options { k, pin_zero, method } = options;
     let reach = path::reach(total, least);
+    let distinct = 1 + (1..p.len()).filter(|&i| p.x(i - 1) != p.x(i)).count();
     let zero = (0..p.len()).find(|&i| p.x(i) >= 0.0).unwrap_or(p.len());
     let has_zero = zero < p.len() && p.x(zero) == 0.0;
     if k >= distinct + usize::from(pin_zero && !has_zero) {
@@ -354,36 +385,49 @@ const POLISH: usize = 10;
 /// lower of two that are as near.
 fn settle<P: Points>(p: P, partition: &mut Partition, most: usize, ctl: &Ctl) -> Result<()> {
     let Partition { ends, moments, .. } = partition;
+    // Weight and sum about the first level, which points that change sides change.
+    let origins: Vec<f64> = moments.iter().map(|m| m.mean).collect();
+    let mut sums: Vec<[f64; 2]> = moments.iter().map(|m| [m.weight, 0.0]).collect();
     let mut moved = vec![false; ends.len()];
     for _ in 0..most {
-        moved.fill(false);
+        let mut any = false;
+        let levels: Vec<f64> = sums.iter().zip(&origins).map(|(&[w, s], origin)| origin + s / w).collect();
         for s in 0..ends.len() - 1 {
-            let middle = midpoint(moments[s].mean, moments[s + 1].mean);
+            let middle = midpoint(levels[s], levels[s + 1]);
             let (first, last) = (if s == 0 { 0 } else { ends[s - 1] as usize }, ends[s + 1] as usize);
             let before = ends[s] as usize;
             let mut end = before;
+            let mut change = |t: usize, sign: f64| {
+                for (segment, sign) in [(s, sign), (s + 1, -sign)] {
+                    let w = sign * p.w(t);
+                    sums[segment][0] += w;
+                    sums[segment][1] += w * (p.x(t) - origins[segment]);
+                }
+            };
             while end - 1 > first && p.x(end - 1) > middle {
                 end -= 1;
+                change(end, -1.0);
             }
             while end + 1 < last && p.x(end) <= middle {
+                change(end, 1.0);
                 end += 1;
             }
             if end != before {
                 ends[s] = end as u32;
-                (moved[s], moved[s + 1]) = (true, true);
+                (any, moved[s], moved[s + 1]) = (true, true, true);
             }
         }
-        if !moved.contains(&true) {
+        if !any {
             break;
-        }
-        for (s, (i, j)) in segments(ends).enumerate() {
-            if moved[s] {
-                moments[s] = Moments::of(p, i, j);
-            }
         }
         ctl.check()?;
     }
-    partition.squares = partition.moments.iter().map(|m| m.squares).sum();
+    for (s, (i, j)) in segments(ends).enumerate() {
+        if moved[s] {
+            moments[s] = Moments::of(p, i, j);
+        }
+    }
+    partition.squares = moments.iter().map(|m| m.squares).sum();
     Ok(())
 }
 

@@ -186,10 +186,8 @@ impl<'a, P: Points> Pruned<'a, P> {
         let slack = grid.reachable * grid.most / 2.0 + 1e-9 * fee * self.k as f64;
         let bound = self.forward.cost[edges] + slack;
         let near = |edge: usize| self.forward.cost[edge] + self.backward.cost[edges - edge] <= bound;
-        let (ends, points) = kept(self.points, grid, near);
-        if points.len() as f64 > KEPT * self.points.len() as f64 {
-            return Ok(None);
-        }
+        let many = (KEPT * self.points.len() as f64) as usize;
+        let Some((ends, points)) = kept(self.points, grid, near, many) else { return Ok(None) };
         self.forward.run(Weighted(&points), fee, self.reach, ctl)?;
         Ok(Some(self.forward.ends(points.len()).iter().map(|&e| ends[e as usize - 1]).collect()))
     }
@@ -212,8 +210,13 @@ impl<P: Points> Problem for Pruned<'_, P> {
     }
 }
 
-/// The points of the bins at whose edges a best path may be, each run of others as one point.
-fn kept<P: Points>(p: P, grid: &Grid, near: impl Fn(usize) -> bool) -> (Vec<u32>, Vec<[f64; 2]>) {
+/// The points of the bins at whose edges a best path may be, each run of others as one point;
+/// `None` where there are more than `most`.
+fn kept<P: Points>(p: P, grid: &Grid, near: impl Fn(usize) -> bool, most: usize) -> Option<(Vec<u32>, Vec<[f64; 2]>)> {
+    let size = |(b, (i, j)): (usize, (usize, usize))| if near(b) || near(b + 1) { j - i } else { 1 };
+    if segments(&grid.ends).enumerate().map(size).sum::<usize>() > most + grid.bins.len() {
+        return None;
+    }
     let (mut ends, mut points) = (Vec::new(), Vec::new());
     let mut run = Moments::default();
     let mut left = near(0);
@@ -238,5 +241,5 @@ fn kept<P: Points>(p: P, grid: &Grid, near: impl Fn(usize) -> bool) -> (Vec<u32>
         ends.push(p.len() as u32);
         points.push([run.mean, run.weight]);
     }
-    (ends, points)
+    Some((ends, points))
 }

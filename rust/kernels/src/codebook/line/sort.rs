@@ -9,6 +9,9 @@ pub trait Value: Copy + PartialOrd + Send + Sync + 'static {
     type Key: Key;
     #[doc(hidden)]
     type Tagged: Key;
+    /// Whether squares may overflow float64.
+    #[doc(hidden)]
+    const WIDE: bool;
     #[doc(hidden)]
     fn key(self) -> Self::Key;
     #[doc(hidden)]
@@ -65,6 +68,7 @@ pub struct Wide(u64);
 impl Value for f32 {
     type Key = u32;
     type Tagged = u64;
+    const WIDE: bool = false;
 
     #[inline(always)]
     fn key(self) -> u32 {
@@ -100,6 +104,7 @@ impl Value for f32 {
 impl Value for f64 {
     type Key = Wide;
     type Tagged = (Wide, u32);
+    const WIDE: bool = true;
 
     #[inline(always)]
     fn key(self) -> Wide {
