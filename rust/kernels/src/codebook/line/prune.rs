@@ -2,7 +2,7 @@
 //! show where no boundary of the best path can be.
 
 use super::path::{Moments, Pass, Points, Reversed, Weighted};
-use super::search::{self, Found, Free, Partition, Problem, join, segments};
+use super::search::{self, Found, Free, Partition, Problem, chord, join, segments};
 use crate::{Ctl, Result};
 
 /// Points of the first grid.
@@ -21,7 +21,7 @@ pub(super) fn estimate<P: Points>(p: P, k: usize, reach: f64, pass: &mut Pass, c
     // The squares of the best levels for a smooth density: (∫ density^⅓)³ / 12 k².
     let root: f64 = bins.windows(2).map(|b| b[0][1].cbrt() * (b[1][0] - b[0][0]).powi(2).cbrt()).sum();
     let fee = root.powi(3) / 6.0 / (k as f64).powi(3);
-    let found = centre(&bins, k, fee, reach, pass, ctl)?;
+    let found = centre(&bins, k, fee, 1e-3, reach, pass, ctl)?;
     let fine = |found: &Found, ends: &[u32]| found.partition.ends.iter().map(|&e| ends[e as usize - 1]).collect();
     let path: Vec<u32> = fine(&found, &ends);
     if n < 16 * PIECES * k || bins.len() >= PIECES * k {
@@ -31,24 +31,43 @@ pub(super) fn estimate<P: Points>(p: P, k: usize, reach: f64, pass: &mut Pass, c
         .flat_map(|(i, j)| (1..=PIECES).map(move |piece| (i + (j - i) * piece / PIECES) as u32))
         .collect();
     let (ends, bins) = self::bins(p, &cuts);
-    let found = centre(&bins, k, found.fee, reach, pass, ctl)?;
+    let found = centre(&bins, k, found.fee, 1e-6, reach, pass, ctl)?;
     Ok((found.fee, fine(&found, &ends)))
 }
 
-/// A path of `k` segments through bins, and a fee in the middle of those for which it is best.
-fn centre(bins: &[[f64; 2]], k: usize, fee: f64, reach: f64, pass: &mut Pass, ctl: &Ctl) -> Result<Found> {
+/// A path of `k` segments through bins, within `gap` of the best, and a fee in the middle of those
+/// for which it is that.
+fn centre(bins: &[[f64; 2]], k: usize, fee: f64, gap: f64, reach: f64, pass: &mut Pass, ctl: &Ctl) -> Result<Found> {
     let mut problem = Free { points: Weighted(bins), reach, pass };
-    let mut found = search::search(&mut problem, k, fee, 1e-3, ctl)?;
-    let mut at = |count: f64| {
-        let fee = found.fee * (k as f64 / count).powi(3);
-        problem.solve(fee, ctl)
-    };
-    let (fewer, more) = (at(k as f64 - 1.5)?, at(k as f64 + 1.5)?);
-    if fewer.count() < k && more.count() > k {
-        let saved = |a: &Partition, b: &Partition| (a.squares - b.squares) / (b.count() - a.count()) as f64;
-        let (high, low) = (saved(&fewer, &found.partition), saved(&found.partition, &more));
-        if low > 0.0 && high > low {
-            found.fee = (low * high).sqrt();
+    let mut found = search::search(&mut problem, k, fee, gap, ctl)?;
+    let wide = (1.0 - 1.5 / k as f64).max(0.1).powi(-3);
+    let (mut low, mut high, mut step) = (found.fee / wide, found.fee * wide, wide);
+    for _ in 0..4 {
+        let fewer = problem.solve(found.fee * step, ctl)?;
+        let more = problem.solve(found.fee / step, ctl)?;
+        if fewer.count() < k {
+            high = high.min(chord(&fewer, &found.partition));
+        }
+        if more.count() > k {
+            low = low.max(chord(&found.partition, &more));
+        }
+        if high <= low * wide {
+            break;
+        }
+        step = step.sqrt();
+    }
+    for _ in 0..6 {
+        if low >= high {
+            break;
+        }
+        let middle = (low * high).sqrt();
+        match problem.solve(middle, ctl)?.count() {
+            count if count < k => high = middle,
+            count if count > k => low = middle,
+            _ => {
+                found.fee = middle;
+                break;
+            }
         }
     }
     Ok(found)
@@ -112,8 +131,7 @@ impl Grid {
         let width = |b: &[[f64; 2]]| Some(b[1][0] - b[0][0]).filter(|&d| d <= gap).unwrap_or(0.0);
         let root: f64 = rough.windows(2).map(|b| (b[0][1] * width(b)).sqrt()).sum();
         let limit = (root / count as f64).powi(2);
-        let mut grid =
-            Grid { ends: Vec::new(), bins: Vec::new(), most: 0.0, most_squared: 0.0, reachable: p.x(n - 1) - p.x(0) };
+        let mut grid = Grid { ends: Vec::new(), bins: Vec::new(), most: 0.0, most_squared: 0.0, reachable: 0.0 };
         grid.ends.reserve(2 * count);
         grid.bins.reserve(2 * count);
         let (mut origin, mut weight, mut sum, mut last) = (p.x(0), 0.0, 0.0, p.x(0));
@@ -122,12 +140,12 @@ impl Grid {
             if (weight + w) * (x - origin) > limit && weight > 0.0 {
                 grid.push(t, origin, last, weight, sum);
                 (origin, weight, sum) = (x, 0.0, 0.0);
-                if x - last > gap {
-                    grid.reachable -= x - last;
-                }
             }
             weight += w;
             sum += w * (x - origin);
+            if x - last <= gap {
+                grid.reachable += x - last;
+            }
             last = x;
             if t % (1 << 20) == 0 {
                 ctl.check()?;
@@ -176,7 +194,7 @@ impl<'a, P: Points> Pruned<'a, P> {
     }
 
     /// The path for a fee, where few enough points are left to pay.
-    fn pruned(&mut self, fee: f64, ctl: &Ctl) -> Result<Option<Vec<u32>>> {
+    pub fn pruned(&mut self, fee: f64, ctl: &Ctl) -> Result<Option<Vec<u32>>> {
         let (grid, edges) = (&self.grid, self.grid.bins.len());
         if fee < 4.0 * grid.most_squared || fee > self.most_fee || edges > self.points.len() / 4 {
             return Ok(None);

@@ -155,7 +155,7 @@ pub(super) fn exact(found: &Found, k: usize) -> bool {
 }
 
 /// What one segment more saves, from one partition to another.
-fn chord(few: &Partition, many: &Partition) -> f64 {
+pub(super) fn chord(few: &Partition, many: &Partition) -> f64 {
     (few.squares - many.squares) / (many.count() - few.count()) as f64
 }
 
@@ -164,17 +164,25 @@ fn chord(few: &Partition, many: &Partition) -> f64 {
 fn next(fee: f64, count: usize, near: [Option<&Found>; 2], most: usize, k: usize, known: bool, step: usize) -> f64 {
     let [few, many] = near;
     let (low, high) = (many.map_or(0.0, |f| f.fee), few.map_or(f64::INFINITY, |f| f.fee));
-    let smooth = if count == k { fee / 64.0 } else { fee * (count as f64 / k as f64).powi(3) };
-    let straight = match (few, many) {
-        (Some(few), Some(many)) => chord(&few.partition, &many.partition),
-        (Some(few), None) => few.partition.squares / (most - few.partition.count()) as f64,
-        _ => f64::NAN,
-    };
+    // Further where the last step met no new count.
+    let power = if known { 12 } else { 3 };
+    let smooth = if count == k { fee / 64.0 } else { fee * (count as f64 / k as f64).powi(power) };
     let within = |fee: f64| fee > low && fee < high;
+    let (straight, between) = match (few, many) {
+        (Some(few), Some(many)) => {
+            let (few, many) = (&few.partition, &many.partition);
+            let share = (many.count() - k) as f64 / (many.count() - few.count()) as f64;
+            (chord(few, many), low * (high / low).powf(share))
+        }
+        (Some(few), None) if step >= LAST => (few.partition.squares / (most - few.partition.count()) as f64, f64::NAN),
+        _ => (f64::NAN, f64::NAN),
+    };
     if within(straight) && (known || step >= LAST || (step > 6 && step % 2 == 0)) {
         straight
     } else if within(smooth) && step < LAST {
         smooth
+    } else if within(between) {
+        between
     } else if low > 0.0 && high.is_finite() {
         (low * high).sqrt()
     } else if high.is_finite() {

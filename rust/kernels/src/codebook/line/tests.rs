@@ -164,6 +164,13 @@ fn optimal(x: &[f64], w: Option<&[f64]>, k: usize, pinned: bool, told: &str) {
         fit.levels
     );
     assert!((fit.inertia - ours).abs() <= 1e-9 * ours + floor, "{told}: inertia {} and not {ours}", fit.inertia);
+    for (x, &code) in x.iter().zip(&codes) {
+        let distance = |level: usize| (x - fit.levels[level]).abs();
+        assert!(
+            (0..k).all(|level| distance(code as usize) <= distance(level) * (1.0 + 1e-15)),
+            "{told}: {x} is not with the nearest"
+        );
+    }
     assert_eq!(fit.levels.len(), k);
     assert!(fit.levels.is_sorted());
 }
@@ -201,4 +208,150 @@ fn it_is_the_optimum_with_a_level_at_zero() {
         x.iter_mut().for_each(|x| *x -= shift);
         optimal(&x, None, 1 + random.below(10), true, family);
     });
+}
+
+#[test]
+fn bins_leave_the_optimum_in() {
+    let (mut pruned, mut all) = (0, 0);
+    let cases = 40;
+    for family in FAMILIES {
+        for case in 0..cases {
+            let mut random = Random(case as u64 ^ u64::from(family.as_bytes()[1]) << 16);
+            let n = 600 + random.below(2400);
+            let mut x = numbers(family, n, &mut random);
+            x.sort_by(f64::total_cmp);
+            let (k, ctl) = (2 + random.below(10), Ctl::new(1));
+            if x.windows(2).filter(|v| v[0] != v[1]).count() < n / 2 {
+                continue;
+            }
+            let (points, reach) = (Plain(&x), path::reach(n as f64, 1.0));
+            let mut pass = Pass::default();
+            let mut free = Free { points, reach, pass: &mut pass };
+            let first = 2.0 * Moments::of(points, 0, n).squares / (k as f64).powi(3);
+            let best = search::search(&mut free, k, first, search::EXACT, &ctl).unwrap();
+            // At the optimum's fee and others near it.
+            for factor in [1.0, 0.7, 1.3] {
+                let fee = best.fee * factor;
+                let expected = Free { points, reach, pass: &mut Pass::default() }.solve(fee, &ctl).unwrap();
+                let mut pass = Pass::default();
+                let mut problem = Pruned::new(points, k, fee, reach, 1.0, &mut pass, &ctl).unwrap();
+                all += 1;
+                let Some(ends) = problem.pruned(fee, &ctl).unwrap() else { continue };
+                pruned += 1;
+                let ours = Partition::new(points, ends);
+                let total = |p: &Partition| p.squares + fee * p.count() as f64;
+                let (ours, expected) = (total(&ours), total(&expected));
+                assert!((ours - expected).abs() <= 1e-9 * expected, "{family} n {n} k {k}: {ours} and not {expected}");
+            }
+        }
+    }
+    println!("{pruned} of {all} paths were found among the points that bins left");
+    assert!(pruned > all / 4, "bins prune: {pruned} of {all}");
+}
+
+#[test]
+fn many_levels_and_large_problems_agree_with_a_plain_search() {
+    // Where bins estimate and prune, and where there are a thousand levels.
+    for (family, n, k) in
+        [("normal", 40_000, 16), ("uniform", 50_000, 100), ("cauchy", 30_000, 1000), ("clusters", 40_000, 7)]
+    {
+        let x = numbers(family, n, &mut Random(5));
+        let (fit, codes) = solved(&x, None, k, false);
+        let sorted = points(&x, None);
+        let (points, reach) = (Weighted(&sorted), path::reach(n as f64, 1.0));
+        let first = 2.0 * Moments::of(points, 0, n).squares / (k as f64).powi(3);
+        let mut pass = Pass::default();
+        let mut free = Free { points, reach, pass: &mut pass };
+        let best = search::search(&mut free, k, first, search::EXACT, &Ctl::new(1)).unwrap().partition.squares;
+        let ours = squares(&x, None, &codes, &fit, false);
+        assert!((ours - best).abs() <= 1e-9 * best, "{family}: {ours} and not {best}");
+    }
+}
+
+#[test]
+fn numbers_whose_squares_overflow_or_vanish() {
+    for scale in [1e300, 1e-300, 1e160, 1e-160, 1.0] {
+        let x: Vec<f64> = [1.0, 2.0, 4.0, 4.5, -3.0].iter().map(|x| x * scale).collect();
+        let (fit, codes) = match std::panic::catch_unwind(|| solved(&x, None, 2, false)) {
+            Ok(found) => found,
+            Err(_) => {
+                assert!(scale > 1e150, "only squares beyond float64 are refused");
+                continue;
+            }
+        };
+        assert_eq!(codes, [1, 1, 1, 1, 0], "{scale}");
+        assert!((fit.levels[1] / scale - 2.875).abs() < 1e-12, "{:?}", fit.levels);
+    }
+    let weights = [1e300, 1e300, 1e-300, 1e300, 0.0];
+    let (fit, codes) = solved(&[0.0, 1.0, 5.0, 9.0, 2.0], Some(&weights), 2, false);
+    assert_eq!(codes, [0, 0, 1, 1, 0]);
+    assert_eq!(fit.levels[0], 0.5);
+    assert_eq!(fit.n_distinct, 4);
+}
+
+#[test]
+fn fewer_values_than_levels_repeat_the_greatest() {
+    let (fit, codes) = solved(&[2.0, -1.0, 2.0, -0.0, 0.0], None, 5, false);
+    assert_eq!(fit, Fit { levels: vec![-1.0, 0.0, 2.0, 2.0, 2.0], inertia: 0.0, n_distinct: 3 });
+    assert_eq!(codes, [2, 0, 2, 1, 1]);
+    let (fit, codes) = solved(&[2.0, 1.0], None, 3, true);
+    assert_eq!((fit.levels, codes), (vec![0.0, 1.0, 2.0], vec![2, 1]));
+}
+
+#[test]
+fn a_number_between_two_levels_goes_to_the_lower() {
+    let steps = Steps::<f32>::new(&[-1.0, 0.0, 3.0], 3);
+    let (mut few, mut many) = ([0u8; 6], vec![0u8; 6]);
+    let x = [-1e30f32, -0.5, -0.499_999_97, 1.5, 1.500_000_1, f32::MAX];
+    steps.encode(&x, &mut few);
+    Steps::<f32>::new(&[-1.0, 0.0, 3.0], PREFIXES).encode(&x, &mut many);
+    assert_eq!(few, [0, 0, 1, 1, 2, 2]);
+    assert_eq!(many, few);
+}
+
+#[test]
+fn rows_are_what_each_row_is_on_any_threads() {
+    let (rows, n) = (37, 211);
+    let mut random = Random(8);
+    let x: Vec<f32> = (0..rows * n).map(|_| random.normal() as f32).collect();
+    let weights: Vec<f64> = (0..rows * n).map(|_| random.uniform()).collect();
+    let options = Options { k: 9, pin_zero: false, method: Method::Exact };
+    for weights in [None, Some(&weights[..n]), Some(&weights[..])] {
+        for threads in [1, 2, 7] {
+            let mut codes = vec![0u8; x.len()];
+            let fits = kmeans_1d_rows(&x, rows, weights, options, &mut codes, &Ctl::new(threads)).unwrap();
+            for row in 0..rows {
+                let part = row * n..(row + 1) * n;
+                let own = weights.map(|w| if w.len() == n { w } else { &w[part.clone()] });
+                let mut expected = vec![0u8; n];
+                let fit = kmeans_1d(&x[part.clone()], own, options, &mut expected, &Ctl::new(1)).unwrap();
+                assert_eq!((&fits[row], &codes[part]), (&fit, &expected[..]));
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_wrong_is_named() {
+    let call = |x: &[f64], w: Option<&[f64]>, k: usize| {
+        let mut codes = vec![0u8; x.len()];
+        kmeans_1d(x, w, Options { k, pin_zero: false, method: Method::Exact }, &mut codes, &Ctl::new(1))
+            .unwrap_err()
+            .to_string()
+    };
+    assert!(call(&[], None, 2).starts_with("x: expected 1 to"));
+    assert_eq!(
+        call(&[1.0, f64::NAN, f64::INFINITY], None, 2),
+        "x: expected finite values, got NaN at index 1; 2 in all"
+    );
+    assert_eq!(call(&[1.0], None, 0), "k: expected 1 to 256, got 0");
+    assert_eq!(call(&[1.0], None, 257), "k: expected 1 to 256, got 257");
+    assert_eq!(call(&[1.0, 2.0], Some(&[1.0]), 2), "sample_weight: expected 2 weights, got 1");
+    assert!(call(&[1.0, 2.0], Some(&[1.0, -1.0]), 2).contains("got -1 at index 1"));
+    assert!(call(&[1.0, 2.0], Some(&[0.0, 0.0]), 2).contains("zeros alone"));
+    let stop = || true;
+    let ctl = Ctl::with(1, false, &stop);
+    let x: Vec<f32> = (0..3000).map(|i| (i * i % 977) as f32).collect();
+    let options = Options { k: 4, pin_zero: false, method: Method::Exact };
+    assert_eq!(kmeans_1d(&x, None, options, &mut vec![0u8; 3000], &ctl), Err(Error::Interrupted));
 }
