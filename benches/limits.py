@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["Peak", "Skip", "copy", "library", "peak_for", "peaks", "read"]
+__all__ = ["Peak", "Skip", "copy", "library", "peak_for", "peaks", "read", "sort"]
 
 CRATE = Path(__file__).parent / "limits"
 
@@ -64,6 +64,7 @@ def library() -> ctypes.CDLL:
         ("peak_run", None, [ctypes.c_uint32, word, ctypes.c_uint32]),
         ("read_bytes", word, [pointer, size, word]),
         ("copy_bytes", None, [pointer, pointer, size, word]),
+        ("sort_floats", None, [pointer, size]),
         ("built_with", ctypes.c_char_p, []),
     ):
         f = getattr(lib, name)
@@ -140,3 +141,9 @@ def copy(size: int, times: int = 1) -> Callable[[], None]:
     """A callable that copies a buffer of ``size`` bytes ``times`` over, on one thread."""
     lib, source, target = library(), _aligned(size), _aligned(size)
     return lambda a=source, b=target: lib.copy_bytes(a.ctypes.data, b.ctypes.data, size, times)
+
+
+def sort(x: np.ndarray) -> Callable[[], None]:
+    """A callable that sorts float32 numbers as `lowbit.kmeans_1d` does, on one thread."""
+    lib, x = library(), np.ascontiguousarray(x, np.float32)
+    return lambda: lib.sort_floats(x.ctypes.data, x.size)

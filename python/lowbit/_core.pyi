@@ -82,6 +82,19 @@ def round_with_feedback(
     isa: str | None,
 ) -> None: ...
 
+# codebook
+def kmeans_1d(
+    x: NDArray[Any],
+    rows: int,
+    sample_weight: NDArray[np.float64] | None,
+    k: int,
+    pin_zero: bool,
+    method: str,
+    codes: NDArray[Any],
+    levels: NDArray[np.float64],
+    isa: str | None,
+) -> list[tuple[float, int]]: ...
+
 # packing
 def pack_u8(codes: NDArray[np.uint8], nbits: int, out: NDArray[np.uint8], isa: str | None) -> None: ...
 def pack_u16(codes: NDArray[np.uint16], nbits: int, out: NDArray[np.uint8], isa: str | None) -> None: ...

@@ -10,7 +10,11 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["Granularity", "PerAxis", "PerGroup", "PerTensor", "QParams", "RowCodes"]
+__all__ = ["ConvergenceWarning", "Granularity", "KMeans1D", "PerAxis", "PerGroup", "PerTensor", "QParams", "RowCodes"]
+
+
+class ConvergenceWarning(UserWarning):
+    """A fit that is not what was asked for, such as fewer distinct values than levels."""
 
 
 @dataclass(frozen=True)
@@ -89,3 +93,24 @@ class RowCodes:
 
     def __array__(self, *_: Any, **__: Any) -> Any:
         raise TypeError("RowCodes is codes with scales: use .codes, or lowbit.dequantize_rows")
+
+
+@dataclass(frozen=True, eq=False)
+class KMeans1D:
+    """Levels for numbers: of `lowbit.kmeans_1d` and, with a leading axis of rows, of `lowbit.kmeans_1d_rows`.
+
+    ``codebook`` (k,) ascending, float64 for float64 and wide integers, else
+    float32: the exact means, rounded once. ``codes`` of the numbers' shape, uint8,
+    uint16 or uint32 as ``k`` asks: each number's nearest mean, the lower of two
+    that are as near. ``inertia``: the weighted sum of squared distances to the
+    exact means. ``n_distinct``: distinct values of positive weight; where they are
+    fewer than ``k``, the last of them fills the rest of ``codebook``.
+    """
+
+    codebook: NDArray[Any]
+    codes: NDArray[Any]
+    inertia: float | NDArray[np.float64]
+    n_distinct: int | NDArray[np.int64]
+
+    def __repr__(self) -> str:
+        return f"KMeans1D(k={self.codebook.shape[-1]}, codes={self.codes.shape}, inertia={self.inertia!r})"

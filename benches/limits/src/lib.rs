@@ -1,12 +1,15 @@
 //! Loops that do nothing but what bounds a kernel, called from Python by
 //! `ctypes` so that they run in turn with the kernel in one process:
-//! one instruction on registers alone, and reads and copies of memory.
+//! one instruction on registers alone, reads and copies of memory, and the sort
+//! that k-means begins with.
 
 mod peaks;
 #[cfg(feature = "rten")]
 mod rten;
 
 use std::ffi::{CStr, c_char};
+
+use lowbit_kernels::{Ctl, codebook};
 
 /// The instruction of peak `kind`, empty past the last.
 #[unsafe(no_mangle)]
@@ -65,6 +68,20 @@ pub unsafe extern "C" fn copy_bytes(from: *const u8, to: *mut u8, len: usize, ti
         // SAFETY: the caller's promise.
         unsafe { std::ptr::copy_nonoverlapping(std::hint::black_box(from), std::hint::black_box(to), len) };
     }
+}
+
+/// Sorts `len` floats with the sort of lowbit's k-means: what its time is measured in.
+///
+/// # Safety
+/// `x` points to `len` finite floats.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sort_floats(x: *const f32, len: usize) {
+    // SAFETY: the caller's promise.
+    let x = unsafe { std::slice::from_raw_parts(x, len) };
+    let mut values = Vec::new();
+    let sorted = codebook::sorted(x, &mut Default::default(), &mut values, &Ctl::new(1));
+    assert!(sorted.is_ok());
+    std::hint::black_box(values);
 }
 
 /// The features this library was built with.

@@ -5,6 +5,7 @@ accepted and ignored.
 """
 
 from lowbit.reference.affine import choose_qparams, dequantize, quantize, quantize_rows, round_with_feedback
+from lowbit.reference.codebook import kmeans_1d, kmeans_1d_rows
 from lowbit.reference.gemm import (
     GroupedWeight,
     QuantizedWeight,
@@ -23,6 +24,8 @@ __all__ = [
     "TiledMatrix",
     "choose_qparams",
     "dequantize",
+    "kmeans_1d",
+    "kmeans_1d_rows",
     "linear",
     "matmul_int8",
     "mlp",

@@ -4,6 +4,7 @@
 
 mod affine;
 mod call;
+mod codebook;
 mod gemm;
 mod packing;
 mod system;
@@ -34,5 +35,6 @@ fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     affine::register(m)?;
     packing::register(m)?;
     gemm::register(m)?;
+    codebook::register(m)?;
     system::register(m)
 }

@@ -114,6 +114,9 @@ impl Moments {
     }
 }
 
+/// Positions between two questions whether to go on.
+const CHUNK: usize = 1 << 16;
+
 /// Calls `f(lane, t)` for t from `i` to `j`, four lanes in turn.
 #[inline(always)]
 fn lanes(i: usize, j: usize, mut f: impl FnMut(usize, usize)) {
@@ -181,15 +184,22 @@ impl Pass {
                 }
                 (segment, first) = (longer, first - 1);
             }
-            known = self.window(p, fee, first, known, near + segment.mean);
+            known = self.window(p, fee, first, known, near + segment.mean, ctl)?;
             oldest = self.start[known] as usize;
-            ctl.check()?;
         }
         Ok(())
     }
 
     /// Extends the costs beyond `known` to the end of a window that begins at `first`, and says where that is.
-    fn window<P: Points>(&mut self, p: P, fee: f64, first: usize, known: usize, origin: f64) -> usize {
+    fn window<P: Points>(
+        &mut self,
+        p: P,
+        fee: f64,
+        first: usize,
+        known: usize,
+        origin: f64,
+        ctl: &Ctl,
+    ) -> Result<usize> {
         let (w, s) = (&mut self.weights[..], &mut self.sums[..]);
         let (mut weight, mut sum, mut squares) = (0.0, 0.0, 0.0);
         let base = self.cost[first];
@@ -216,7 +226,7 @@ impl Pass {
             potential: &mut self.cost[first..=end],
             queue: &mut self.queue,
         };
-        best.sweep(fee, known - first, first, &mut self.start[first..=end]);
+        best.sweep(fee, known - first, first, &mut self.start[first..=end], ctl)?;
         let mut squares = 0.0;
         for t in first..end {
             let d = p.x(t) - origin;
@@ -224,7 +234,7 @@ impl Pass {
             squares += p.w(t) * (d * d);
         }
         self.cost[end] = base + (squares - self.cost[end]);
-        end
+        Ok(end)
     }
 
     /// Where the segments of the best path through the first `n` points end, ascending.
@@ -260,7 +270,7 @@ struct Candidates<'a> {
 
 impl Candidates<'_> {
     /// Potentials and starts of the positions after `known`. Those up to it are given.
-    fn sweep(&mut self, fee: f64, known: usize, first: usize, start: &mut [u32]) {
+    fn sweep(&mut self, fee: f64, known: usize, first: usize, start: &mut [u32], ctl: &Ctl) -> Result<()> {
         let end = self.weights.len() - 1;
         self.queue.clear();
         self.queue.push([0, known as u32 + 1]);
@@ -279,7 +289,11 @@ impl Candidates<'_> {
             if j < end {
                 self.insert(j, j + 1, head);
             }
+            if j % CHUNK == 0 {
+                ctl.check()?;
+            }
         }
+        ctl.check()
     }
 
     /// Puts candidate `j` behind those it does not beat; it serves positions from `from` on.
