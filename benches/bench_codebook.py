@@ -149,18 +149,20 @@ def rows(rounds: int) -> None:
 
 
 MEMORY = """
-import resource, sys
+import re, sys
 import numpy as np, lowbit
+def peak():
+    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read()).group(1))
 x, k = np.load(sys.argv[1]), int(sys.argv[2])
 lowbit.kmeans_1d(x[:50_000], k)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 lowbit.kmeans_1d(x, k)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / x.size)
+print((peak() - before) / x.size)
 """
 
 
 def memory() -> None:
-    print("\nmemory beyond the input, bytes a number, codes included: how far a call raises the process's peak")
+    print("\nmemory beyond the input, bytes a number, codes included: how far a call raises the process's peak (Linux)")
     for name in ("normal", "cauchy", "tight clusters"):
         with tempfile.NamedTemporaryFile(suffix=".npy") as file:
             np.save(file.name, FAMILIES[name](np.random.default_rng(3), N).astype(np.float32))

@@ -54,8 +54,8 @@ def kmeans_1d(
     pin_zero : bool
         One level is exactly 0, and the others are the best beside it.
     method : {"exact", "lloyd"}
-        "lloyd" starts from the optimum of some thousand bins and iterates to a
-        local optimum: what is left is below a ten-thousandth in most cases.
+        "lloyd" starts from the optimum of some thousand bins and iterates to a local
+        optimum, mostly within 1e-4 of the least sum, within 2e-3 with long tails.
         ``pin_zero`` is always exact.
     isa : str, optional
         One of `lowbit.available_isas`; the same arithmetic on each.

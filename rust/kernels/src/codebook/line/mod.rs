@@ -447,6 +447,9 @@ pub(crate) struct Steps<T> {
 /// From this many numbers on a table of prefixes pays.
 const PREFIXES: usize = 1 << 15;
 
+/// Up to this many steps counting those below beats a search.
+const COUNTED: usize = 40;
+
 impl<T: Value> Steps<T> {
     /// Of ascending levels, for `n` numbers.
     pub fn new(levels: &[f64], n: usize) -> Self {
@@ -470,20 +473,27 @@ impl<T: Value> Steps<T> {
 
     /// The code of each number.
     pub fn encode<C: Code>(&self, x: &[T], codes: &mut [C]) {
-        for (&x, code) in x.iter().zip(codes) {
-            *code = C::new(if self.by_prefix.is_empty() { self.bisect(x) } else { self.look_up(x) });
+        if !self.by_prefix.is_empty() {
+            for (&x, code) in x.iter().zip(codes) {
+                *code = C::new(self.look_up(x));
+            }
+        } else if self.steps.len() <= COUNTED {
+            for (x, codes) in x.chunks(64).zip(codes.chunks_mut(64)) {
+                let mut below = [0u32; 64];
+                for &step in &self.steps {
+                    for (&x, below) in x.iter().zip(&mut below) {
+                        *below += u32::from(step < x);
+                    }
+                }
+                for (code, below) in codes.iter_mut().zip(below) {
+                    *code = C::new(below as usize);
+                }
+            }
+        } else {
+            for (&x, code) in x.iter().zip(codes) {
+                *code = C::new(self.steps.partition_point(|&step| step < x));
+            }
         }
-    }
-
-    #[inline(always)]
-    fn bisect(&self, x: T) -> usize {
-        let (mut low, mut size) = (0, self.steps.len());
-        while size > 0 {
-            let half = size.div_ceil(2);
-            low += if self.steps[low + half - 1] < x { half } else { 0 };
-            size -= half;
-        }
-        low
     }
 
     #[inline(always)]

@@ -17,7 +17,7 @@ const KEPT: f64 = 0.6;
 /// A fee for which the best path probably has `k` segments, and about where they end.
 pub(super) fn estimate<P: Points>(p: P, k: usize, reach: f64, pass: &mut Pass, ctl: &Ctl) -> Result<(f64, Vec<u32>)> {
     let n = p.len();
-    let (ends, bins) = bins(p, &coarse(p, COARSE.max(16 * k).min(n / 8)));
+    let (ends, bins) = bins(p, &coarse(p, COARSE.min(n / 16).max(16 * k)));
     // The squares of the best levels for a smooth density: (∫ density^⅓)³ / 12 k².
     let root: f64 = bins.windows(2).map(|b| b[0][1].cbrt() * (b[1][0] - b[0][0]).powi(2).cbrt()).sum();
     let fee = root.powi(3) / 6.0 / (k as f64).powi(3);
