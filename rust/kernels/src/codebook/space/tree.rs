@@ -1,0 +1,641 @@
+//! Codewords in tiles of eight, and boxes around tiles, around eight tiles, and
+//! so on: the float32 side, which rules out what cannot be nearest.
+//!
+//! # What is computed, and how far it can be off
+//!
+//! Points and codewords are taken about a common centre and scaled by a power
+//! of two (so that no square of a codeword over- or underflows), in float64, and
+//! rounded to float32: x' and c'. A codeword's score is `|c|²/2 - x·c`, half the
+//! squared distance less half of `|x|²`. With u = 2^-24, X = |x| and C = |c|,
+//! the roundings of x', c', `|c|²/2` and of a chain of d products and d
+//! additions put a score off by at most `κ (X² + C²)`, κ = 2.2 u (d + 4).
+//!
+//! Let b have the least score s. Codeword w can be nearest only if its exact
+//! score is at most b's, so if its computed one is at most
+//! `s + κ (2 X² + C_b² + C_w²)`; and `C² ≤ 2 X² + 2 |x-c|² = 4 X² + 4 s_c` bounds
+//! both, so `T = s + 11 κ (X² + |s|)` does, the float64 roundings of the
+//! definition included. For the same reasons a box with w in it has a computed
+//! distance from x' of at most `2 T + X²`. What scores above T, and every box
+//! beyond, is ruled out; the rest is asked of the definition.
+
+use super::eight::Eight;
+use super::scalar::{self, Real};
+use crate::Ctl;
+use crate::error::{Result, try_zeroed};
+
+/// Tiles whose least scores a scan of all tiles keeps together.
+const BLOCK: usize = 4;
+/// Tiles that a scan of all tiles takes at a time.
+const RUN: usize = 256;
+/// More dimensions make the bound on errors useless.
+const MAX_D: usize = 1 << 14;
+/// Points that take more to come to magnitudes of 1 have squares that underflow
+/// in float64, and the definition rounds by more than the bounds allow for.
+const LEAST: f64 = f64::from_bits((1023 + 400) << 52);
+/// A box test in scans of a tile, and what else a point costs.
+const TEST_COST: usize = 3;
+
+/// Where points and codewords are taken from: `(x - centre) * scale`.
+pub(super) struct Frame {
+    centre: Vec<f64>,
+    scale: f64,
+}
+
+impl Frame {
+    /// About the mean of `points`, to magnitudes of at most about 1.
+    pub(super) fn of<T: Real>(points: &[T], d: usize, ctl: &Ctl) -> Result<Frame> {
+        let mut centre: Vec<f64> = try_zeroed(d)?;
+        let n = (points.len() / d) as f64;
+        for points in points.chunks(d << 12) {
+            for point in points.chunks_exact(d) {
+                for (c, x) in centre.iter_mut().zip(point) {
+                    *c += x.wide() / n;
+                }
+            }
+            ctl.check()?;
+        }
+        let mut most = 0.0f64;
+        for points in points.chunks(d << 12) {
+            for point in points.chunks_exact(d) {
+                for (c, x) in centre.iter().zip(point) {
+                    most = most.max((x.wide() - c).abs());
+                }
+            }
+            ctl.check()?;
+        }
+        let scale = if most > 0.0 { (-most.log2().ceil()).clamp(-1000.0, 1000.0).exp2() } else { 1.0 };
+        Ok(Frame { centre, scale })
+    }
+
+    /// How far two codewords are from each other, as placed.
+    pub(super) fn apart<T: Real>(&self, a: &[T], b: &[T]) -> f64 {
+        let off = a.iter().zip(b).map(|(a, b)| (a.wide() - b.wide()) * self.scale);
+        off.fold(0.0, |sum, off| sum + off * off).sqrt()
+    }
+
+    /// x' of one point, and X².
+    #[inline(always)]
+    pub(super) fn place<T: Real>(&self, x: &[T], out: &mut [f32]) -> f32 {
+        let mut square = 0.0;
+        for ((o, x), c) in out.iter_mut().zip(x).zip(&self.centre) {
+            *o = ((x.wide() - c) * self.scale) as f32;
+            square += *o * *o;
+        }
+        square
+    }
+}
+
+/// Codewords, ordered so that neighbours share a tile.
+pub(super) struct Tree {
+    d: usize,
+    k: usize,
+    /// The codeword in each slot: slot 8 t + i is lane i of tile t.
+    order: Vec<u32>,
+    /// The slot of each codeword.
+    slot: Vec<u32>,
+    /// -c', tile by tile, in a tile dimension by dimension.
+    tiles: Vec<[f32; 8]>,
+    /// `|c|²/2`, infinite where a slot is empty.
+    halves: Vec<[f32; 8]>,
+    /// For each node of a level, dimension by dimension, the low and the high
+    /// sides of its eight children's boxes. Level 0's children are tiles.
+    levels: Vec<Vec<[[f32; 8]; 2]>>,
+    pub(super) kappa: f32,
+    pub(super) tiny: f32,
+    /// Whether the bounds hold for these codewords.
+    sound: bool,
+}
+
+/// What a search writes to; one for each thread.
+pub(super) struct Scratch {
+    /// Scores and slots of what was not ruled out when it was seen.
+    pub(super) kept: Vec<(f32, u32)>,
+    /// The least scores so far, ascending, when more than one is asked for.
+    best: Vec<f32>,
+    least: Vec<[f32; 8]>,
+    /// As `kept`, of four points whose tiles are scanned together.
+    four: [Vec<(f32, u32)>; 4],
+    scanned: usize,
+    tested: usize,
+}
+
+impl Scratch {
+    /// For searches in a codebook of `k`, of the `top` nearest.
+    pub(super) fn new(k: usize, top: usize) -> Result<Scratch> {
+        let mut kept: Vec<(f32, u32)> = try_zeroed(k.next_multiple_of(8))?;
+        kept.clear();
+        Ok(Scratch {
+            kept,
+            best: try_zeroed(top)?,
+            least: try_zeroed(4 * RUN / BLOCK)?,
+            four: Default::default(),
+            scanned: 0,
+            tested: 0,
+        })
+    }
+}
+
+/// One point: its coordinates, the bound so far.
+pub(super) struct Query<'a> {
+    x: &'a [f32],
+    pub(super) square: f32,
+    /// The least score.
+    best: f32,
+    /// T.
+    pub(super) limit: f32,
+    /// 2 T + X².
+    pub(super) reach: f32,
+}
+
+impl<'a> Query<'a> {
+    #[inline(always)]
+    pub(super) fn new(x: &'a [f32], square: f32) -> Self {
+        Query { x, square, best: f32::INFINITY, limit: f32::INFINITY, reach: f32::INFINITY }
+    }
+
+    #[inline(always)]
+    pub(super) fn found(&mut self, tree: &Tree, score: f32) {
+        self.best = score;
+        self.limit = score + (tree.kappa * (self.square + score.abs()) + tree.tiny);
+        self.reach = 2.0 * self.limit + self.square;
+    }
+}
+
+impl Tree {
+    pub(super) fn new<T: Real>(codebook: &[T], d: usize, frame: &Frame) -> Result<Tree> {
+        Tree::ordered(codebook, d, frame, None)
+    }
+
+    /// With the slots that another tree has, of as many codewords.
+    pub(super) fn ordered<T: Real>(codebook: &[T], d: usize, frame: &Frame, order: Option<&[u32]>) -> Result<Tree> {
+        let k = codebook.len() / d;
+        let tiles = k.div_ceil(8);
+        let mut placed: Vec<f32> = try_zeroed(k * d)?;
+        let mut half: Vec<f32> = try_zeroed(k)?;
+        for ((p, c), h) in placed.chunks_exact_mut(d).zip(codebook.chunks_exact(d)).zip(&mut half) {
+            frame.place(c, p);
+            let exact = c.iter().zip(&frame.centre).map(|(c, m)| (c.wide() - m) * frame.scale);
+            *h = (exact.fold(0.0, |sum, c| sum + c * c) / 2.0) as f32;
+        }
+        let sound = d <= MAX_D && frame.scale <= LEAST && half.iter().all(|&half| half < 1e30);
+        let order = match order {
+            Some(order) => order.to_vec(),
+            None => {
+                let mut order: Vec<u32> = (0..k as u32).collect();
+                sort_into_tiles(&mut order, &placed, d);
+                order
+            }
+        };
+        let mut tree = Tree {
+            d,
+            k,
+            slot: try_zeroed(k)?,
+            tiles: try_zeroed(tiles * d)?,
+            halves: try_zeroed(tiles)?,
+            levels: Vec::new(),
+            order,
+            kappa: (11.0 * 2.2 * (d + 4) as f64 / f64::from(1 << 24)) as f32,
+            tiny: (d + 1) as f32 * 1e-36,
+            sound,
+        };
+        tree.halves.fill([f32::INFINITY; 8]);
+        let empty = [[f32::INFINITY; 8], [f32::NEG_INFINITY; 8]];
+        let mut boxes = Vec::new();
+        boxes.resize(tiles.div_ceil(8) * d, empty);
+        for (slot, &code) in tree.order.iter().enumerate() {
+            let (tile, lane) = (slot / 8, slot % 8);
+            tree.slot[code as usize] = slot as u32;
+            tree.halves[tile][lane] = half[code as usize];
+            for j in 0..d {
+                let c = placed[code as usize * d + j];
+                tree.tiles[tile * d + j][lane] = -c;
+                let [low, high] = &mut boxes[tile / 8 * d + j];
+                low[tile % 8] = low[tile % 8].min(c);
+                high[tile % 8] = high[tile % 8].max(c);
+            }
+        }
+        tree.levels.push(boxes);
+        while tree.levels[tree.levels.len() - 1].len() > d {
+            let below = &tree.levels[tree.levels.len() - 1];
+            let nodes = below.len() / d;
+            let mut boxes = Vec::new();
+            boxes.resize(nodes.div_ceil(8) * d, empty);
+            for node in 0..nodes {
+                for j in 0..d {
+                    let [low, high] = &below[node * d + j];
+                    let [l, h] = &mut boxes[node / 8 * d + j];
+                    l[node % 8] = low.iter().copied().fold(f32::INFINITY, f32::min);
+                    h[node % 8] = high.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                }
+            }
+            tree.levels.push(boxes);
+        }
+        Ok(tree)
+    }
+
+    pub(super) fn d(&self) -> usize {
+        self.d
+    }
+
+    pub(super) fn sound(&self) -> bool {
+        self.sound
+    }
+
+    pub(super) fn order(&self) -> &[u32] {
+        &self.order
+    }
+
+    pub(super) fn tile_count(&self) -> usize {
+        self.halves.len()
+    }
+
+    #[inline(always)]
+    pub(super) fn tile_of(&self, code: u32) -> usize {
+        self.slot[code as usize] as usize / 8
+    }
+
+    #[inline(always)]
+    pub(super) fn code_of(&self, slot: u32) -> u32 {
+        self.order[slot as usize]
+    }
+
+    /// Whether the bounds hold for a point of this X².
+    pub(super) fn covers(&self, square: f32) -> bool {
+        self.sound && square < 1e30
+    }
+
+    #[inline(always)]
+    pub(super) fn scores<V: Eight, const D: usize>(&self, v: V, x: &[f32], tile: usize) -> V::F {
+        let d = if D > 0 { D } else { self.d };
+        let (x, rows) = (&x[..d], &self.tiles[tile * d..][..d]);
+        let mut acc = v.load(&self.halves[tile]);
+        for j in 0..d {
+            acc = v.mul_add(v.splat(x[j]), v.load(&rows[j]), acc);
+        }
+        acc
+    }
+
+    /// Squared distances of a point from the boxes of a node's children.
+    #[inline(always)]
+    fn boxes<V: Eight, const D: usize>(&self, v: V, x: &[f32], level: usize, node: usize) -> V::F {
+        let d = if D > 0 { D } else { self.d };
+        let (x, sides) = (&x[..d], &self.levels[level][node * d..][..d]);
+        let zero = v.splat(0.0);
+        let mut acc = zero;
+        for j in 0..d {
+            let x = v.splat(x[j]);
+            let off = v.max(v.sub(v.load(&sides[j][0]), x), v.sub(x, v.load(&sides[j][1])));
+            let off = v.max(off, zero);
+            acc = v.mul_add(off, off, acc);
+        }
+        acc
+    }
+
+    /// Children of a node of a level.
+    #[inline(always)]
+    fn children(&self, level: usize, node: usize) -> u32 {
+        let all = if level == 0 { self.halves.len() } else { self.levels[level - 1].len() / self.d };
+        (all - 8 * node).min(8) as u32
+    }
+
+    /// Scans one tile.
+    #[inline(always)]
+    pub(super) fn scan<V: Eight, const D: usize>(&self, v: V, q: &mut Query, tile: usize, s: &mut Scratch) {
+        s.scanned += 1;
+        let scores = self.scores::<V, D>(v, q.x, tile);
+        if v.le(scores, v.splat(q.limit)) != 0 {
+            self.keep(v, q, scores, tile, s);
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn keep<V: Eight>(&self, v: V, q: &mut Query, scores: V::F, tile: usize, s: &mut Scratch) {
+        if s.best.len() == 1 {
+            let least = v.least(scores);
+            if least < q.best {
+                q.found(self, least);
+            }
+        }
+        let mut mask = v.le(scores, v.splat(q.limit));
+        let mut lanes = [0.0; 8];
+        v.store(scores, &mut lanes);
+        while mask != 0 {
+            let lane = mask.trailing_zeros() as usize;
+            mask &= mask - 1;
+            let slot = 8 * tile + lane;
+            if slot >= self.k {
+                continue;
+            }
+            s.kept.push((lanes[lane], slot as u32));
+            if s.best.len() > 1 {
+                let mut at = s.best.len();
+                while at > 0 && lanes[lane] < s.best[at - 1] {
+                    at -= 1;
+                }
+                if at < s.best.len() {
+                    s.best[at..].rotate_right(1);
+                    s.best[at] = lanes[lane];
+                    let last = s.best[s.best.len() - 1];
+                    if last < f32::INFINITY {
+                        q.found(self, last);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Goes down into the boxes that are in reach, from a tile that may be near.
+    #[inline(always)]
+    fn descend<V: Eight, const D: usize>(&self, v: V, q: &mut Query, guess: Option<u32>, s: &mut Scratch) {
+        let top = self.levels.len() - 1;
+        let first = match guess {
+            Some(code) => self.slot[code as usize] as usize / 8,
+            None => (0..=top).rev().fold(0, |node, level| {
+                s.tested += 1;
+                let all = self.boxes::<V, D>(v, q.x, level, node);
+                let mask = v.le(all, v.splat(v.least(all))) & ((1 << self.children(level, node)) - 1);
+                8 * node + mask.trailing_zeros().min(7) as usize
+            }),
+        };
+        self.scan::<V, D>(v, q, first, s);
+        let mut above = [(0usize, 0u32); 24];
+        let (mut level, mut node) = (top, 0);
+        let mut mask = self.in_reach::<V, D>(v, q, level, node, s);
+        loop {
+            while mask == 0 {
+                if level == top {
+                    return;
+                }
+                level += 1;
+                (node, mask) = above[level];
+            }
+            let child = 8 * node + mask.trailing_zeros() as usize;
+            mask &= mask - 1;
+            if level > 0 {
+                above[level] = (node, mask);
+                level -= 1;
+                node = child;
+                mask = self.in_reach::<V, D>(v, q, level, node, s);
+            } else if child != first {
+                self.scan::<V, D>(v, q, child, s);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn in_reach<V: Eight, const D: usize>(&self, v: V, q: &Query, level: usize, node: usize, s: &mut Scratch) -> u32 {
+        s.tested += 1;
+        let all = self.boxes::<V, D>(v, q.x, level, node);
+        v.le(all, v.splat(q.reach)) & ((1 << self.children(level, node)) - 1)
+    }
+
+    /// Scores of four points in two tiles.
+    #[inline(always)]
+    pub(super) fn two_by_four<V: Eight, const D: usize>(
+        &self,
+        v: V,
+        x: [&[f32]; 4],
+        first: usize,
+        second: usize,
+    ) -> [[V::F; 2]; 4] {
+        let d = if D > 0 { D } else { self.d };
+        let x = x.map(|x| &x[..d]);
+        let (a, b) = (&self.tiles[first * d..][..d], &self.tiles[second * d..][..d]);
+        let mut acc = [[v.load(&self.halves[first]), v.load(&self.halves[second])]; 4];
+        for j in 0..d {
+            let c = [v.load(&a[j]), v.load(&b[j])];
+            for p in 0..4 {
+                let x = v.splat(x[p][j]);
+                acc[p][0] = v.mul_add(x, c[0], acc[p][0]);
+                acc[p][1] = v.mul_add(x, c[1], acc[p][1]);
+            }
+        }
+        acc
+    }
+
+    /// Least scores of `BLOCK`s of the tiles of `run` for four points.
+    #[inline(always)]
+    fn blocks<V: Eight, const D: usize>(
+        &self,
+        v: V,
+        x: [&[f32]; 4],
+        run: std::ops::Range<usize>,
+        least: &mut [[f32; 8]],
+    ) {
+        let infinite = v.splat(f32::INFINITY);
+        for (block, least) in run.step_by(BLOCK).zip(least.chunks_exact_mut(4)) {
+            let end = self.halves.len().min(block + BLOCK);
+            let mut low = [infinite; 4];
+            let mut tile = block;
+            while tile + 2 <= end {
+                let acc = self.two_by_four::<V, D>(v, x, tile, tile + 1);
+                for p in 0..4 {
+                    low[p] = v.min(v.min(acc[p][0], acc[p][1]), low[p]);
+                }
+                tile += 2;
+            }
+            if tile < end {
+                for p in 0..4 {
+                    low[p] = v.min(self.scores::<V, D>(v, x[p], tile), low[p]);
+                }
+            }
+            for p in 0..4 {
+                v.store(low[p], &mut least[p]);
+            }
+        }
+    }
+
+    /// Scans all tiles for up to four points (the last repeated), and gives what each keeps to `done`.
+    #[inline(always)]
+    fn all_tiles<V: Eight, const D: usize>(
+        &self,
+        v: V,
+        x: [&[f32]; 4],
+        squares: [f32; 4],
+        s: &mut Scratch,
+        mut done: impl FnMut(usize, &mut Scratch, f32),
+        count: usize,
+    ) {
+        let tiles = self.halves.len();
+        let mut queries: [Query; 4] = std::array::from_fn(|p| Query::new(x[p], squares[p]));
+        let (mut least, mut four) = (std::mem::take(&mut s.least), std::mem::take(&mut s.four));
+        for first in (0..tiles).step_by(RUN) {
+            let run = first..tiles.min(first + RUN);
+            self.blocks::<V, D>(v, x, run.clone(), &mut least);
+            for p in 0..count {
+                std::mem::swap(&mut s.kept, &mut four[p]);
+                self.sift::<V, D>(v, &mut queries[p], p, run.clone(), &least, s);
+                std::mem::swap(&mut s.kept, &mut four[p]);
+            }
+        }
+        for p in 0..count {
+            std::mem::swap(&mut s.kept, &mut four[p]);
+            done(p, s, queries[p].limit);
+            std::mem::swap(&mut s.kept, &mut four[p]);
+        }
+        (s.least, s.four) = (least, four);
+    }
+
+    /// Goes into the blocks that hold something within the bound.
+    #[inline(always)]
+    fn sift<V: Eight, const D: usize>(
+        &self,
+        v: V,
+        q: &mut Query,
+        p: usize,
+        run: std::ops::Range<usize>,
+        least: &[[f32; 8]],
+        s: &mut Scratch,
+    ) {
+        let blocks = run.len().div_ceil(BLOCK);
+        let low = (0..blocks).fold(v.splat(f32::INFINITY), |low, b| v.min(v.load(&least[4 * b + p]), low));
+        let low = v.least(low);
+        if low < q.best {
+            q.found(self, low);
+        }
+        if low > q.limit {
+            return;
+        }
+        for b in 0..blocks {
+            if v.le(v.load(&least[4 * b + p]), v.splat(q.limit)) != 0 {
+                let first = run.start + b * BLOCK;
+                for tile in first..run.end.min(first + BLOCK) {
+                    self.scan::<V, D>(v, q, tile, s);
+                }
+            }
+        }
+    }
+
+    /// For each point, its nearest codewords to `found`: see [`search`].
+    #[inline(always)]
+    fn search_in<V: Eight, T: Real, const D: usize>(&self, v: V, a: &mut Search<T>, s: &mut Scratch) {
+        let top = s.best.len();
+        let n = a.squares.len();
+        let d = self.d;
+        (s.scanned, s.tested) = (0, 0);
+        let probe = 32;
+        let mut i = 0;
+        let each = |i: usize, s: &mut Scratch, a: &mut Search<T>, limit: f32| {
+            let x = &a.x[i * d..][..d];
+            s.kept.retain(|&(score, _)| score <= limit);
+            let found = &mut a.found[i * top..][..top];
+            if let ([(_, slot)], true) = (&s.kept[..], top == 1 && !a.distances) {
+                found[0] = (0.0, self.order[*slot as usize]);
+            } else {
+                scalar::nearest(x, a.codebook, s.kept.iter().map(|&(_, slot)| self.order[slot as usize]), found);
+            }
+            s.kept.clear();
+        };
+        while i < n {
+            if !self.covers(a.squares[i]) {
+                scalar::nearest(&a.x[i * d..][..d], a.codebook, 0..self.k as u32, &mut a.found[i * top..][..top]);
+                i += 1;
+                continue;
+            }
+            let pays = (s.scanned + TEST_COST * s.tested) < (self.halves.len() + 6) * i.clamp(1, probe);
+            if i < probe || pays || top > 1 {
+                let mut q = Query::new(&a.placed[i * d..][..d], a.squares[i]);
+                s.best.fill(f32::INFINITY);
+                let guess = a.guesses.map(|g| g[i]);
+                let before = (s.scanned, s.tested);
+                self.descend::<V, D>(v, &mut q, guess, s);
+                if i >= probe {
+                    (s.scanned, s.tested) = before;
+                }
+                let limit = q.limit;
+                each(i, s, a, limit);
+                i += 1;
+                continue;
+            }
+            let count = (n - i).min(4);
+            let placed = a.placed;
+            let at = |p: usize| i + p.min(count - 1);
+            let squares: [f32; 4] = std::array::from_fn(|p| a.squares[at(p)]);
+            if squares.iter().any(|&square| !self.covers(square)) {
+                for p in 0..count {
+                    let i = i + p;
+                    scalar::nearest(&a.x[i * d..][..d], a.codebook, 0..self.k as u32, &mut a.found[i * top..][..top]);
+                }
+            } else {
+                let x: [&[f32]; 4] = std::array::from_fn(|p| &placed[at(p) * d..][..d]);
+                let before = s.scanned;
+                self.all_tiles::<V, D>(v, x, squares, s, |p, s, limit| each(i + p, s, a, limit), count);
+                s.scanned = before;
+            }
+            i += count;
+        }
+    }
+
+    #[inline(always)]
+    fn search_any<V: Eight, T: Real>(&self, v: V, a: &mut Search<T>, s: &mut Scratch) {
+        match self.d {
+            2 => self.search_in::<V, T, 2>(v, a, s),
+            4 => self.search_in::<V, T, 4>(v, a, s),
+            8 => self.search_in::<V, T, 8>(v, a, s),
+            16 => self.search_in::<V, T, 16>(v, a, s),
+            _ => self.search_in::<V, T, 0>(v, a, s),
+        }
+    }
+}
+
+/// Points and where their nearest codewords go.
+pub(super) struct Search<'a, T> {
+    pub(super) codebook: &'a [T],
+    pub(super) x: &'a [T],
+    /// x' and X² of each point.
+    pub(super) placed: &'a [f32],
+    pub(super) squares: &'a [f32],
+    /// A codeword near each point, if known.
+    pub(super) guesses: Option<&'a [u32]>,
+    /// Whether distances are wanted; else they are 0 where the code was clear without.
+    pub(super) distances: bool,
+    /// As many as asked for of each point, nearest first.
+    pub(super) found: &'a mut [(f64, u32)],
+}
+
+/// The nearest codewords of some points.
+pub(super) fn search<T: Real>(tree: &Tree, a: &mut Search<T>, s: &mut Scratch, isa: crate::Isa) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx2,fma,bmi1,bmi2")]
+        fn avx2<T: Real>(tree: &Tree, a: &mut Search<T>, s: &mut Scratch) {
+            // SAFETY: the features of this function are those that the token stands for.
+            tree.search_any(unsafe { super::eight::Avx2::new() }, a, s);
+        }
+        if isa.has_avx2() {
+            // SAFETY: an Isa exists only where the CPU has it.
+            return unsafe { avx2(tree, a, s) };
+        }
+    }
+    let _ = isa;
+    tree.search_any(super::eight::Portable, a, s);
+}
+
+/// Orders codewords so that each tile, each eight tiles and so on are near each
+/// other: halves along the widest axis, at a border of whole nodes.
+fn sort_into_tiles(order: &mut [u32], placed: &[f32], d: usize) {
+    let tiles = order.len().div_ceil(8);
+    if tiles <= 1 {
+        return;
+    }
+    let mut chunk = 1;
+    while 8 * chunk < tiles {
+        chunk *= 8;
+    }
+    let left = tiles.div_ceil(chunk) / 2 * chunk * 8;
+    let n = order.len() as f64;
+    let (mut widest, mut axis) = (-1.0, 0);
+    for j in 0..d {
+        let at = |&code: &u32| f64::from(placed[code as usize * d + j]);
+        let mean = order.iter().map(at).sum::<f64>() / n;
+        let spread = order.iter().map(at).fold(0.0, |sum, x| sum + (x - mean) * (x - mean));
+        if spread > widest {
+            (widest, axis) = (spread, j);
+        }
+    }
+    let key = |code: u32| placed[code as usize * d + axis];
+    order.select_nth_unstable_by(left, |&a, &b| key(a).total_cmp(&key(b)).then(a.cmp(&b)));
+    let (low, high) = order.split_at_mut(left);
+    sort_into_tiles(low, placed, d);
+    sort_into_tiles(high, placed, d);
+}
