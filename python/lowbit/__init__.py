@@ -6,7 +6,7 @@ functions in plain NumPy; ``lowbit.torch`` quantizes PyTorch models.
 
 from lowbit._core import InternalError, __version__
 from lowbit.affine import choose_qparams, dequantize, quantize, quantize_rows, round_with_feedback
-from lowbit.codebook import kmeans_1d, kmeans_1d_rows
+from lowbit.codebook import assign, kmeans, kmeans_1d, kmeans_1d_rows, lookup
 from lowbit.config import Int8, Uniform
 from lowbit.gemm import (
     GroupedWeight,
@@ -20,13 +20,14 @@ from lowbit.gemm import (
 )
 from lowbit.packing import pack_codes, unpack_codes
 from lowbit.system import available_isas, get_num_threads, isa, set_num_threads, threads
-from lowbit.types import ConvergenceWarning, KMeans1D, PerAxis, PerGroup, PerTensor, QParams, RowCodes
+from lowbit.types import ConvergenceWarning, KMeans, KMeans1D, PerAxis, PerGroup, PerTensor, QParams, RowCodes
 
 __all__ = [
     "ConvergenceWarning",
     "GroupedWeight",
     "Int8",
     "InternalError",
+    "KMeans",
     "KMeans1D",
     "PerAxis",
     "PerGroup",
@@ -37,14 +38,17 @@ __all__ = [
     "TiledMatrix",
     "Uniform",
     "__version__",
+    "assign",
     "available_isas",
     "choose_qparams",
     "dequantize",
     "get_num_threads",
     "isa",
+    "kmeans",
     "kmeans_1d",
     "kmeans_1d_rows",
     "linear",
+    "lookup",
     "matmul_int8",
     "mlp",
     "pack_codes",

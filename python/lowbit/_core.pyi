@@ -95,6 +95,51 @@ def kmeans_1d(
     isa: str | None,
 ) -> list[tuple[float, int]]: ...
 
+# codebook, codes, inertia, iterations, different points
+_Fit: TypeAlias = tuple[NDArray[Any], NDArray[np.uint32], float, int, int]
+
+def assign_f32(
+    x: NDArray[np.float32],
+    codebook: NDArray[np.float32],
+    d: int,
+    top: int,
+    codes: NDArray[np.uint32],
+    distances: NDArray[np.float32],
+    isa: str | None,
+) -> None: ...
+def assign_f64(
+    x: NDArray[np.float64],
+    codebook: NDArray[np.float64],
+    d: int,
+    top: int,
+    codes: NDArray[np.uint32],
+    distances: NDArray[np.float32],
+    isa: str | None,
+) -> None: ...
+def kmeans_f32(
+    x: NDArray[np.float32],
+    d: int,
+    k: int,
+    init: str,
+    start: NDArray[np.float32] | None,
+    options: tuple[int, int, float, int],
+    weight: NDArray[np.float64] | None,
+    isa: str | None,
+) -> _Fit: ...
+def kmeans_f64(
+    x: NDArray[np.float64],
+    d: int,
+    k: int,
+    init: str,
+    start: NDArray[np.float64] | None,
+    options: tuple[int, int, float, int],
+    weight: NDArray[np.float64] | None,
+    isa: str | None,
+) -> _Fit: ...
+def lookup_u8(codes: NDArray[np.uint8], codebook: NDArray[np.uint8], width: int, out: NDArray[np.uint8]) -> None: ...
+def lookup_u16(codes: NDArray[np.uint16], codebook: NDArray[np.uint8], width: int, out: NDArray[np.uint8]) -> None: ...
+def lookup_u32(codes: NDArray[np.uint32], codebook: NDArray[np.uint8], width: int, out: NDArray[np.uint8]) -> None: ...
+
 # packing
 def pack_u8(codes: NDArray[np.uint8], nbits: int, out: NDArray[np.uint8], isa: str | None) -> None: ...
 def pack_u16(codes: NDArray[np.uint16], nbits: int, out: NDArray[np.uint8], isa: str | None) -> None: ...

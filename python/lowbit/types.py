@@ -10,11 +10,21 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["ConvergenceWarning", "Granularity", "KMeans1D", "PerAxis", "PerGroup", "PerTensor", "QParams", "RowCodes"]
+__all__ = [
+    "ConvergenceWarning",
+    "Granularity",
+    "KMeans",
+    "KMeans1D",
+    "PerAxis",
+    "PerGroup",
+    "PerTensor",
+    "QParams",
+    "RowCodes",
+]
 
 
 class ConvergenceWarning(UserWarning):
-    """A fit that is not what was asked for, such as fewer distinct values than levels."""
+    """A fit that is not what was asked for, such as fewer distinct values than levels, or points than codewords."""
 
 
 @dataclass(frozen=True)
@@ -114,3 +124,25 @@ class KMeans1D:
 
     def __repr__(self) -> str:
         return f"KMeans1D(k={self.codebook.shape[-1]}, codes={self.codes.shape}, inertia={self.inertia!r})"
+
+
+@dataclass(frozen=True, eq=False)
+class KMeans:
+    """A codebook for points, as `lowbit.kmeans` found it.
+
+    ``codebook`` (k, d), float64 for float64 points, else float32; ``codes``
+    (n,), the nearest codeword of each point, uint8, uint16 or uint32 as k needs;
+    ``inertia``, the sum of (weighted) squared distances, ``n_iter`` the
+    iterations it took, ``n_distinct`` how many codewords differ by reason of the
+    points: below k where there are fewer different points.
+    """
+
+    codebook: NDArray[Any]
+    codes: NDArray[Any]
+    inertia: float
+    n_iter: int
+    n_distinct: int
+
+    def __repr__(self) -> str:
+        k, d = self.codebook.shape
+        return f"KMeans(k={k}, d={d}, n={self.codes.size}, inertia={self.inertia:.6g}, n_iter={self.n_iter})"

@@ -5,7 +5,7 @@ accepted and ignored.
 """
 
 from lowbit.reference.affine import choose_qparams, dequantize, quantize, quantize_rows, round_with_feedback
-from lowbit.reference.codebook import kmeans_1d, kmeans_1d_rows
+from lowbit.reference.codebook import assign, kmeans, kmeans_1d, kmeans_1d_rows, lookup
 from lowbit.reference.gemm import (
     GroupedWeight,
     QuantizedWeight,
@@ -22,11 +22,14 @@ __all__ = [
     "GroupedWeight",
     "QuantizedWeight",
     "TiledMatrix",
+    "assign",
     "choose_qparams",
     "dequantize",
+    "kmeans",
     "kmeans_1d",
     "kmeans_1d_rows",
     "linear",
+    "lookup",
     "matmul_int8",
     "mlp",
     "pack_codes",

@@ -1,8 +1,8 @@
 //! Codebooks. `lowbit.codebook` hands over C-contiguous float32 or float64 rows and
 //! the arrays to fill; lengths are checked again by the kernel.
 
-use lowbit_kernels::codebook::{self, Code, Fit, Method, Options, Value};
-use numpy::{Element, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyReadwriteArrayDyn};
+use lowbit_kernels::codebook::{self, Code, Fit, Method, Options, Value, space};
+use numpy::{Element, PyArray1, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyReadwriteArrayDyn};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
@@ -79,6 +79,145 @@ fn kmeans_1d(
     Ok(fits.into_iter().map(|fit| (fit.inertia, fit.n_distinct)).collect())
 }
 
+type Array<'py, T> = Bound<'py, PyArrayDyn<T>>;
+
+/// Codebook (k * d), codes (n), inertia, iterations, different points.
+type Found<'py, T> = (Bound<'py, PyArray1<T>>, Bound<'py, PyArray1<u32>>, f64, usize, usize);
+
+fn assign<T: space::Real + Element>(
+    x: &Array<'_, T>,
+    codebook: &Array<'_, T>,
+    d: usize,
+    top: usize,
+    codes: &Array<'_, u32>,
+    distances: &Array<'_, f32>,
+    isa: Option<&str>,
+) -> PyResult<()> {
+    let (isa, py) = (self::isa(isa)?, x.py());
+    let (x, codebook) = (read("x", x)?, read("codebook", codebook)?);
+    let (mut codes, mut distances) = (write("codes", codes)?, write("distances", distances)?);
+    let (x, codebook) = (x.as_slice()?, codebook.as_slice()?);
+    let (codes, distances) = (codes.as_slice_mut()?, distances.as_slice_mut()?);
+    let work = x.len().saturating_mul(codebook.len() / d.max(1)) / 8;
+    run(py, work, Threads::default(), |ctl| space::assign(x, codebook, d, top, codes, distances, isa, ctl))
+}
+
+fn kmeans_in<'py, T: space::Real + Element>(
+    x: &Array<'py, T>,
+    d: usize,
+    k: usize,
+    init: (&str, Option<&Array<'py, T>>),
+    (n_init, max_iter, tol, seed): (usize, usize, f64, u64),
+    weight: Option<&Array<'py, f64>>,
+    isa: Option<&str>,
+) -> PyResult<Found<'py, T>> {
+    let (isa, py) = (self::isa(isa)?, x.py());
+    let x = read("x", x)?;
+    let start = init.1.map(|a| read("init", a)).transpose()?;
+    let weight = weight.map(|w| read("sample_weight", w)).transpose()?;
+    let x = x.as_slice()?;
+    let init = match &start {
+        Some(start) => space::Init::Given(start.as_slice()?),
+        None if init.0 == "random" => space::Init::Random,
+        None => space::Init::PlusPlus,
+    };
+    let weight = weight.as_ref().map(|w| w.as_slice()).transpose()?;
+    let options = space::Options { k, init, n_init, max_iter, tol, weight, seed };
+    let work = x.len().saturating_mul(k).saturating_mul(max_iter);
+    let fit: space::Fit<T> = run(py, work, Threads::default(), |ctl| space::kmeans(x, d, &options, isa, ctl))?;
+    let (codebook, codes) = (PyArray1::from_vec(py, fit.codebook), PyArray1::from_vec(py, fit.codes));
+    Ok((codebook, codes, fit.inertia, fit.n_iter, fit.n_distinct))
+}
+
+#[pyfunction]
+fn assign_f32(
+    x: &Array<'_, f32>,
+    codebook: &Array<'_, f32>,
+    d: usize,
+    top: usize,
+    codes: &Array<'_, u32>,
+    distances: &Array<'_, f32>,
+    isa: Option<&str>,
+) -> PyResult<()> {
+    assign(x, codebook, d, top, codes, distances, isa)
+}
+
+#[pyfunction]
+fn assign_f64(
+    x: &Array<'_, f64>,
+    codebook: &Array<'_, f64>,
+    d: usize,
+    top: usize,
+    codes: &Array<'_, u32>,
+    distances: &Array<'_, f32>,
+    isa: Option<&str>,
+) -> PyResult<()> {
+    assign(x, codebook, d, top, codes, distances, isa)
+}
+
+#[pyfunction]
+fn kmeans_f32<'py>(
+    x: &Array<'py, f32>,
+    d: usize,
+    k: usize,
+    init: &str,
+    start: Option<&Array<'py, f32>>,
+    options: (usize, usize, f64, u64),
+    weight: Option<&Array<'py, f64>>,
+    isa: Option<&str>,
+) -> PyResult<Found<'py, f32>> {
+    kmeans_in(x, d, k, (init, start), options, weight, isa)
+}
+
+#[pyfunction]
+fn kmeans_f64<'py>(
+    x: &Array<'py, f64>,
+    d: usize,
+    k: usize,
+    init: &str,
+    start: Option<&Array<'py, f64>>,
+    options: (usize, usize, f64, u64),
+    weight: Option<&Array<'py, f64>>,
+    isa: Option<&str>,
+) -> PyResult<Found<'py, f64>> {
+    kmeans_in(x, d, k, (init, start), options, weight, isa)
+}
+
+/// Bytes of a codeword are copied: `codebook` and `out` are uint8 views.
+fn lookup<C: Element + Copy + Into<u64> + Sync>(
+    codes: &Array<'_, C>,
+    codebook: &Array<'_, u8>,
+    width: usize,
+    out: &Array<'_, u8>,
+) -> PyResult<()> {
+    let py = codes.py();
+    let (codes, codebook, mut out) = (read("codes", codes)?, read("codebook", codebook)?, write("out", out)?);
+    let (codes, codebook, out) = (codes.as_slice()?, codebook.as_slice()?, out.as_slice_mut()?);
+    run(py, codes.len() * 4, Threads::default(), |ctl| space::lookup(codes, codebook, width, out, ctl))
+}
+
+#[pyfunction]
+fn lookup_u8(codes: &Array<'_, u8>, codebook: &Array<'_, u8>, width: usize, out: &Array<'_, u8>) -> PyResult<()> {
+    lookup(codes, codebook, width, out)
+}
+
+#[pyfunction]
+fn lookup_u16(codes: &Array<'_, u16>, codebook: &Array<'_, u8>, width: usize, out: &Array<'_, u8>) -> PyResult<()> {
+    lookup(codes, codebook, width, out)
+}
+
+#[pyfunction]
+fn lookup_u32(codes: &Array<'_, u32>, codebook: &Array<'_, u8>, width: usize, out: &Array<'_, u8>) -> PyResult<()> {
+    lookup(codes, codebook, width, out)
+}
+
 pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
-    m.add_function(wrap_pyfunction!(kmeans_1d, m)?)
+    m.add_function(wrap_pyfunction!(kmeans_1d, m)?)?;
+    m.add_function(wrap_pyfunction!(assign_f32, m)?)?;
+    m.add_function(wrap_pyfunction!(assign_f64, m)?)?;
+    m.add_function(wrap_pyfunction!(kmeans_f32, m)?)?;
+    m.add_function(wrap_pyfunction!(kmeans_f64, m)?)?;
+    m.add_function(wrap_pyfunction!(lookup_u8, m)?)?;
+    m.add_function(wrap_pyfunction!(lookup_u16, m)?)?;
+    m.add_function(wrap_pyfunction!(lookup_u32, m)?)
 }
