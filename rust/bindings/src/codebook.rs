@@ -94,8 +94,8 @@ fn assign<T: space::Real + Element>(
     isa: Option<&str>,
 ) -> PyResult<()> {
     let (isa, py) = (self::isa(isa)?, x.py());
-    let (x, codebook) = (read("x", x)?, read("codebook", codebook)?);
-    let (mut codes, mut distances) = (write("codes", codes)?, write("distances", distances)?);
+    let (x, codebook) = (read::<T>("x", x)?, read::<T>("codebook", codebook)?);
+    let (mut codes, mut distances) = (write::<u32>("codes", codes)?, write::<f32>("distances", distances)?);
     let (x, codebook) = (x.as_slice()?, codebook.as_slice()?);
     let (codes, distances) = (codes.as_slice_mut()?, distances.as_slice_mut()?);
     let work = x.len().saturating_mul(codebook.len() / d.max(1)) / 8;
@@ -112,9 +112,9 @@ fn kmeans_in<'py, T: space::Real + Element>(
     isa: Option<&str>,
 ) -> PyResult<Found<'py, T>> {
     let (isa, py) = (self::isa(isa)?, x.py());
-    let x = read("x", x)?;
-    let start = init.1.map(|a| read("init", a)).transpose()?;
-    let weight = weight.map(|w| read("sample_weight", w)).transpose()?;
+    let x = read::<T>("x", x)?;
+    let start = init.1.map(|a| read::<T>("init", a)).transpose()?;
+    let weight = weight.map(|w| read::<f64>("sample_weight", w)).transpose()?;
     let x = x.as_slice()?;
     let init = match &start {
         Some(start) => space::Init::Given(start.as_slice()?),
@@ -191,7 +191,8 @@ fn lookup<C: Element + Copy + Into<u64> + Sync>(
     out: &Array<'_, u8>,
 ) -> PyResult<()> {
     let py = codes.py();
-    let (codes, codebook, mut out) = (read("codes", codes)?, read("codebook", codebook)?, write("out", out)?);
+    let (codes, codebook, mut out) =
+        (read::<C>("codes", codes)?, read::<u8>("codebook", codebook)?, write::<u8>("out", out)?);
     let (codes, codebook, out) = (codes.as_slice()?, codebook.as_slice()?, out.as_slice_mut()?);
     run(py, codes.len() * 4, Threads::default(), |ctl| space::lookup(codes, codebook, width, out, ctl))
 }
