@@ -359,7 +359,7 @@ fn best<P: Points>(
 ) -> Result<Partition> {
     let n = p.len();
     if n < ESTIMATE * k {
-        let fee = 2.0 * Moments::of(p, 0, n).squares / (k as f64).powi(3);
+        let fee = 2.0 * Moments::of(p, 0, n).squares / search::cube(k as f64);
         return Ok(search::search(&mut Free { points: p, reach, pass }, k, fee, search::EXACT, ctl)?.partition);
     }
     let (fee, ends) = prune::estimate(p, k, reach, pass, ctl)?;
@@ -639,7 +639,7 @@ mod pinned {
         let above = Side::new(Reversed(Part { points: p, first: positive, len: n - positive }))?;
         let squares = below.rest[0] + above.rest[0];
         let mut sides = Sides { below, above, reach, pass };
-        let fee = 2.0 * squares / (k as f64).powi(3);
+        let fee = 2.0 * squares / search::cube(k as f64);
         let partition = if k == 1 {
             sides.partition(&[], &[])
         } else {

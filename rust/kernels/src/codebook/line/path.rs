@@ -144,7 +144,9 @@ pub(super) const ERROR: f64 = 16.0 * WINDOW * f64::EPSILON;
 /// A their sum and W their weight, so A ≤ √(λW) and the lowest of them is at most
 /// √(λ/W); their squares sum to at most λ ∑ w/W ≤ λ (1 + ln(W/w)). As much below.
 pub(super) fn reach(weight: f64, least: f64) -> f64 {
-    2.0001 * (1.0 + (weight / least).ln())
+    // ln x is at most that of the power of two above.
+    let exponent = ((weight / least).to_bits() >> 52) as f64 - 1022.0;
+    2.0001 * (1.0 + exponent * std::f64::consts::LN_2)
 }
 
 /// A best path's memory, used again from pass to pass.

@@ -2,7 +2,7 @@
 //! show where no boundary of the best path can be.
 
 use super::path::{Moments, Pass, Points, Reversed, Weighted};
-use super::search::{self, Found, Free, Partition, Problem, chord, join, segments};
+use super::search::{self, Found, Free, Partition, Problem, chord, cube, join, segments};
 use crate::{Ctl, Result};
 
 /// Points of the first grid.
@@ -19,8 +19,8 @@ pub(super) fn estimate<P: Points>(p: P, k: usize, reach: f64, pass: &mut Pass, c
     let n = p.len();
     let (ends, bins) = bins(p, &coarse(p, COARSE.min(n / 16).max(16 * k)));
     // The squares of the best levels for a smooth density: (∫ density^⅓)³ / 12 k².
-    let root: f64 = bins.windows(2).map(|b| b[0][1].cbrt() * (b[1][0] - b[0][0]).powi(2).cbrt()).sum();
-    let fee = root.powi(3) / 6.0 / (k as f64).powi(3);
+    let root: f64 = bins.windows(2).map(|b| cube_root(b[0][1] * (b[1][0] - b[0][0]) * (b[1][0] - b[0][0]))).sum();
+    let fee = cube(root) / 6.0 / cube(k as f64);
     let found = centre(&bins, k, fee, 1e-3, reach, pass, ctl)?;
     let fine = |found: &Found, ends: &[u32]| found.partition.ends.iter().map(|&e| ends[e as usize - 1]).collect();
     let path: Vec<u32> = fine(&found, &ends);
@@ -35,12 +35,25 @@ pub(super) fn estimate<P: Points>(p: P, k: usize, reach: f64, pass: &mut Pass, c
     Ok((found.fee, fine(&found, &ends)))
 }
 
+/// ∛x to some digits, by operations that are the same on every platform; 0 for 0.
+fn cube_root(x: f64) -> f64 {
+    if x <= 0.0 {
+        return 0.0;
+    }
+    // A third of the exponent, then Newton's steps.
+    let mut y = f64::from_bits(x.to_bits() / 3 + (1023 << 52) / 3 * 2);
+    for _ in 0..3 {
+        y -= (y - x / (y * y)) / 3.0;
+    }
+    y
+}
+
 /// A path of `k` segments through bins, within `gap` of the best, and a fee in the middle of those
 /// for which it is that.
 fn centre(bins: &[[f64; 2]], k: usize, fee: f64, gap: f64, reach: f64, pass: &mut Pass, ctl: &Ctl) -> Result<Found> {
     let mut problem = Free { points: Weighted(bins), reach, pass };
     let mut found = search::search(&mut problem, k, fee, gap, ctl)?;
-    let wide = (1.0 - 1.5 / k as f64).max(0.1).powi(-3);
+    let wide = 1.0 / cube((1.0 - 1.5 / k as f64).max(0.1));
     let (mut low, mut high, mut step) = (found.fee / wide, found.fee * wide, wide);
     for _ in 0..4 {
         let fewer = problem.solve(found.fee * step, ctl)?;
@@ -130,7 +143,7 @@ impl Grid {
         let (_, rough) = bins(p, &coarse(p, 1024));
         let width = |b: &[[f64; 2]]| Some(b[1][0] - b[0][0]).filter(|&d| d <= gap).unwrap_or(0.0);
         let root: f64 = rough.windows(2).map(|b| (b[0][1] * width(b)).sqrt()).sum();
-        let limit = (root / count as f64).powi(2);
+        let limit = (root / count as f64) * (root / count as f64);
         let mut grid = Grid { ends: Vec::new(), bins: Vec::new(), most: 0.0, most_squared: 0.0, reachable: 0.0 };
         grid.ends.reserve(2 * count);
         grid.bins.reserve(2 * count);

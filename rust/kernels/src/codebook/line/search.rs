@@ -159,20 +159,26 @@ pub(super) fn chord(few: &Partition, many: &Partition) -> f64 {
     (few.squares - many.squares) / (many.count() - few.count()) as f64
 }
 
+/// x³, by multiplications alone: results are the same on every platform.
+pub(super) fn cube(x: f64) -> f64 {
+    x * x * x
+}
+
 /// The fee to try next: where the density is smooth squares fall as 1/k², so fees as 1/k³; where that
 /// leads to a count again, along the chord between the nearest counts.
 fn next(fee: f64, count: usize, near: [Option<&Found>; 2], most: usize, k: usize, known: bool, step: usize) -> f64 {
     let [few, many] = near;
     let (low, high) = (many.map_or(0.0, |f| f.fee), few.map_or(f64::INFINITY, |f| f.fee));
     // Further where the last step met no new count.
-    let power = if known { 12 } else { 3 };
-    let smooth = if count == k { fee / 64.0 } else { fee * (count as f64 / k as f64).powi(power) };
+    let falls = cube(count as f64 / k as f64);
+    let falls = if known { falls * cube(falls) } else { falls };
+    let smooth = if count == k { fee / 64.0 } else { fee * falls };
     let within = |fee: f64| fee > low && fee < high;
     let (straight, between) = match (few, many) {
         (Some(few), Some(many)) => {
             let (few, many) = (&few.partition, &many.partition);
             let share = (many.count() - k) as f64 / (many.count() - few.count()) as f64;
-            (chord(few, many), low * (high / low).powf(share))
+            (chord(few, many), low + (high - low) * share)
         }
         (Some(few), None) if step >= LAST => (few.partition.squares / (most - few.partition.count()) as f64, f64::NAN),
         _ => (f64::NAN, f64::NAN),
