@@ -4,9 +4,11 @@
 //!
 //! With the errors of `tree.rs`, a tile whose least computed score is s has no
 //! codeword nearer than `L = √(X² + 2 s - 2.5 κ (X² + |s|))`. When codewords
-//! move, by at most Δ in this tile, `L - Δ` holds. The nearest codeword is at
-//! most `√(2 T + X²)` away, so a tile with a larger L is out, whatever its
-//! scores. Each step is rounded so that it errs towards scanning.
+//! move, by at most Δ in this tile, `L - Δ` holds; so that a pass need not write
+//! it, `L + D` is kept, where D is the sum of the tile's Δ until then, and the sum
+//! until now taken off. The nearest codeword is at most `√(2 T + X²)` away, so a
+//! tile with a larger bound is out, whatever its scores. Each step is rounded so
+//! that it errs towards scanning.
 
 use super::eight::Eight;
 use super::scalar::{self, Real};
@@ -31,9 +33,9 @@ pub(super) struct Bounds {
     eights: usize,
     placed: Vec<f32>,
     squares: Vec<f32>,
-    /// For each point, of each tile.
+    /// L + D of each point and tile.
     lower: Vec<[f32; 8]>,
-    /// How far the codewords of each tile have moved; none before the first pass.
+    /// D: how far the codewords of each tile have moved in all; none before the first pass.
     drift: Option<Vec<[f32; 8]>>,
 }
 
@@ -68,14 +70,19 @@ impl Bounds {
 
     /// Takes note that codewords have moved.
     pub(super) fn moved<T: Real>(&mut self, old: &[T], new: &[T], d: usize, frame: &Frame) -> Result<()> {
-        let mut drift: Vec<[f32; 8]> = try_zeroed(self.eights)?;
+        let mut step: Vec<[f32; 8]> = try_zeroed(self.eights)?;
         for (slot, &code) in self.order.iter().enumerate() {
             let at = code as usize * d;
             let far = (frame.apart(&old[at..][..d], &new[at..][..d]) as f32 + 1e-30) * UP;
-            let most = &mut drift[slot / 64][slot / 8 % 8];
+            let most = &mut step[slot / 64][slot / 8 % 8];
             *most = most.max(far);
         }
-        self.drift = Some(drift);
+        if let Some(drift) = &self.drift {
+            for (step, sum) in step.as_flattened_mut().iter_mut().zip(drift.as_flattened()) {
+                *step = (*step + sum) * UP;
+            }
+        }
+        self.drift = Some(step);
         Ok(())
     }
 
@@ -252,7 +259,7 @@ impl Tree {
         }
     }
 
-    /// Lowers the bounds of some points, then scans the tiles that may hold the nearest codewords.
+    /// Compares the bounds of some points, then scans the tiles that may hold the nearest codewords.
     #[inline(always)]
     fn batch<V: Eight, T: Real, const D: usize>(
         &self,
@@ -265,7 +272,6 @@ impl Tree {
     ) {
         let d = if D > 0 { D } else { self.d() };
         let eights = drift.len();
-        let (zero, down) = (v.splat(0.0), v.splat(DOWN));
         // No branches here, so that the processor overlaps the points.
         let mut marks = [(0.0f32, 0u32, 0u64); BATCH];
         for (p, mark) in marks[..count].iter_mut().enumerate() {
@@ -280,12 +286,10 @@ impl Tree {
             let reach = v.splat(q.reach.max(0.0).sqrt() * UP);
             let lower = &mut a.lower[i * eights..][..eights];
             let mut mask = 0;
-            for (e, (lower, drift)) in lower.iter_mut().zip(drift).enumerate() {
-                let bound = v.mul_add(v.sub(v.load(lower), v.load(drift)), down, zero);
-                mask |= u64::from(v.le(bound, reach)) << (8 * e);
-                v.store(bound, lower);
+            for (e, (lower, drift)) in lower.iter().zip(drift).enumerate() {
+                mask |= u64::from(v.le(v.sub(v.load(lower), v.load(drift)), reach)) << (8 * e);
             }
-            lower[own / 8][own % 8] = self.bound(q.square, least);
+            lower[own / 8][own % 8] = (self.bound(q.square, least) + drift[own / 8][own % 8]) * DOWN;
             // Two that may be nearest: the top bit, which no slot needs.
             let slot = 8 * own as u32 + near.trailing_zeros().min(7);
             *mark = (least, slot | u32::from(near & near.wrapping_sub(1) != 0) << 31, mask & !(1 << own));
@@ -312,7 +316,8 @@ impl Tree {
                 mask &= mask - 1;
                 let scores = self.scores::<V, D>(v, x, tile);
                 let least = v.least(scores);
-                a.lower[i * eights + tile / 8][tile % 8] = self.bound(square, least);
+                a.lower[i * eights + tile / 8][tile % 8] =
+                    (self.bound(square, least) + drift[tile / 8][tile % 8]) * DOWN;
                 if least <= q.limit {
                     self.keep(v, &mut q, scores, tile, s);
                 }

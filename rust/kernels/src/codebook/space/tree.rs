@@ -32,8 +32,12 @@ const MAX_D: usize = 1 << 14;
 /// Points that take more to come to magnitudes of 1 have squares that underflow
 /// in float64, and the definition rounds by more than the bounds allow for.
 const LEAST: f64 = f64::from_bits((1023 + 400) << 52);
-/// A box test in scans of a tile, and what else a point costs.
-const TEST_COST: usize = 3;
+/// A scan of a single tile and a box test, in tiles of a scan of all, where four
+/// points share loads and nothing depends on what came before.
+const SCAN_COST: usize = 3;
+const TEST_COST: usize = 8;
+/// What else a point of a scan of all tiles costs.
+const SIFT_COST: usize = 16;
 
 /// Where points and codewords are taken from: `(x - centre) * scale`.
 pub(super) struct Frame {
@@ -532,7 +536,8 @@ impl Tree {
                 i += 1;
                 continue;
             }
-            let pays = (s.scanned + TEST_COST * s.tested) < (self.halves.len() + 6) * i.clamp(1, probe);
+            let pays =
+                (SCAN_COST * s.scanned + TEST_COST * s.tested) < (self.halves.len() + SIFT_COST) * i.clamp(1, probe);
             if i < probe || pays || top > 1 {
                 let mut q = Query::new(&a.placed[i * d..][..d], a.squares[i]);
                 s.best.fill(f32::INFINITY);
