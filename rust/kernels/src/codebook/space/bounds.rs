@@ -232,7 +232,10 @@ impl Tree {
             let square = a.squares[i];
             let lower = &mut a.lower[i * eights..][..eights];
             let mut q = Query::new(x[p], square);
-            let low = lower.iter().fold(infinite, |low, l| v.min(v.load(l), low));
+            let mut low = infinite;
+            for lower in &*lower {
+                low = v.min(v.load(lower), low);
+            }
             q.found(self, v.least(low));
             s.kept.clear();
             for (eight, lower) in lower.iter_mut().enumerate() {

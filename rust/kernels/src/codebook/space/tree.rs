@@ -354,12 +354,17 @@ impl Tree {
         let top = self.levels.len() - 1;
         let first = match guess {
             Some(code) => self.slot[code as usize] as usize / 8,
-            None => (0..=top).rev().fold(0, |node, level| {
-                s.tested += 1;
-                let all = self.boxes::<V, D>(v, q.x, level, node);
-                let mask = v.le(all, v.splat(v.least(all))) & ((1 << self.children(level, node)) - 1);
-                8 * node + mask.trailing_zeros().min(7) as usize
-            }),
+            None => {
+                let mut node = 0;
+                // Loops, here and below: closures would be compiled without the instruction set.
+                for level in (0..=top).rev() {
+                    s.tested += 1;
+                    let all = self.boxes::<V, D>(v, q.x, level, node);
+                    let mask = v.le(all, v.splat(v.least(all))) & ((1 << self.children(level, node)) - 1);
+                    node = 8 * node + mask.trailing_zeros().min(7) as usize;
+                }
+                node
+            }
         };
         self.scan::<V, D>(v, q, first, s);
         let mut above = [(0usize, 0u32); 24];
@@ -492,7 +497,10 @@ impl Tree {
         s: &mut Scratch,
     ) {
         let blocks = run.len().div_ceil(BLOCK);
-        let low = (0..blocks).fold(v.splat(f32::INFINITY), |low, b| v.min(v.load(&least[4 * b + p]), low));
+        let mut low = v.splat(f32::INFINITY);
+        for b in 0..blocks {
+            low = v.min(v.load(&least[4 * b + p]), low);
+        }
         let low = v.least(low);
         if low < q.best {
             q.found(self, low);
