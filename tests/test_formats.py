@@ -121,13 +121,28 @@ def test_the_example_of_tiled_groups():
     assert weight.dequantize()[0, 0] == -4 * 255 * 0.5
 
 
+def test_the_example_of_tables():
+    expected = bytearray(336)
+    for offset, data, _ in table("Tables", "from"):
+        expected[int(offset) : int(offset) + len(data.split())] = bytes.fromhex(data)
+    entries = np.array([-127, -40, 30, 100], np.int8)[None, :, None]
+    config = lowbit.Codebook(2, group_size=16, equalize=False)
+    weight = lowbit.CodebookWeight(np.frombuffer(bytes(expected), np.uint8), 3, 1, config, entries)
+    assert (weight.codes() == [0, 3, 1]).all()
+    assert (weight.dequantize() == [32, -25, 10]).all()
+    parts, out = weight.untile(), np.empty(336, np.uint8)
+    form = (2, 16, True, 0, "int8", "tensor")
+    lowbit._core.tile_groups(parts, 1, 3, form, entries, out)
+    assert out.tobytes() == bytes(expected)
+
+
 @pytest.mark.parametrize("nbits", [2, 3, 4, 5, 6])
 @pytest.mark.parametrize(("n", "k", "g"), [(1, 1, 8), (17, 33, 32), (70, 100, 40), (130, 64, 128)])
 def test_tiled_groups_of_any_shape(nbits, n, k, g, isa, ran):
     w = np.random.default_rng(n * nbits).standard_normal((n, k), np.float32)
     for symmetric in (False, True):
         weight = lowbit.quantize_weight(w, lowbit.Uniform(nbits, g, symmetric, equalize=False), isa=isa)
-        assert weight.tiled.tobytes() == grouped(*weight._untile(), nbits, g, symmetric)
+        assert weight.tiled.tobytes() == grouped(*weight.untile(), nbits, g, symmetric)
         ran(isa)
 
 

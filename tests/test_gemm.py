@@ -498,12 +498,12 @@ def test_bytes_of_another_rotation_are_refused():
         # What reads bytes alone refuses what cannot be.
         out = np.empty((3, 48), np.float32)
         if word in (0, 8):
-            lowbit._core.lookup(None, bad, 48, 3, out)
+            lowbit._core.lookup(None, (bad, None), 48, 3, out)
         else:
             with pytest.raises(ValueError, match="weight: rotat"):
-                lowbit._core.lookup(None, bad, 48, 3, out)
+                lowbit._core.lookup(None, (bad, None), 48, 3, out)
     with pytest.raises(ValueError, match="weight: rotated, but without an equalizer"):
-        lowbit._core.lookup(None, w.tiled[: -4 * 48], 48, 3, np.empty((3, 48), np.float32))
+        lowbit._core.lookup(None, (w.tiled[: -4 * 48], None), 48, 3, np.empty((3, 48), np.float32))
 
 
 def test_codes_handed_over_need_a_weight_that_is_not_rotated():
@@ -956,7 +956,7 @@ REFUSED = [
         29,
         linear(X, np.ones((9, 50), np.float32)),
         T,
-        "weight: expected a QuantizedWeight or a GroupedWeight, got ndarray",
+        "weight: expected a weight of lowbit.quantize_weight, got ndarray",
     ),
     (29, linear(X, lowbit.tile_matrix(B)), T, "weight: expected a QuantizedWeight or .*, got TiledMatrix"),
     (29, linear(X, W, "bias"), T, "bias: expected an array"),

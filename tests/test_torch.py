@@ -697,9 +697,9 @@ def test_a_fused_chain_gives_the_bits_of_its_parts(activation):
     name = down._up[1]
     quantize_(plain, INT8, fuse=False)
     hidden = lowbit.linear(
-        x.numpy(), lowbit.gemm.QuantizedWeight(up.tiled.numpy(), 64, 200), up.bias.numpy(), activation=name
+        x.numpy(), lowbit.QuantizedWeight(up.tiled.numpy(), 64, 200), up.bias.numpy(), activation=name
     )
-    expected = lowbit.linear(hidden, lowbit.gemm.QuantizedWeight(down.tiled.numpy(), 200, 24), down.bias.numpy())
+    expected = lowbit.linear(hidden, lowbit.QuantizedWeight(down.tiled.numpy(), 200, 24), down.bias.numpy())
     assert np.array_equal(model(x).numpy(), expected)
     assert close(model(x), plain(x), 0.01)
 

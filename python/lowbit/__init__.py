@@ -7,22 +7,16 @@ functions in plain NumPy; ``lowbit.torch`` quantizes PyTorch models.
 from lowbit._core import InternalError, __version__
 from lowbit.affine import choose_qparams, dequantize, quantize, quantize_rows, round_with_feedback
 from lowbit.codebook import assign, kmeans, kmeans_1d, kmeans_1d_rows, lookup
-from lowbit.config import Int8, Uniform
-from lowbit.gemm import (
-    GroupedWeight,
-    QuantizedWeight,
-    TiledMatrix,
-    linear,
-    matmul_int8,
-    mlp,
-    quantize_weight,
-    tile_matrix,
-)
+from lowbit.config import Codebook, Int8, Uniform
+from lowbit.gemm import linear, matmul_int8, mlp, tile_matrix
 from lowbit.packing import pack_codes, unpack_codes
 from lowbit.system import available_isas, get_num_threads, isa, set_num_threads, threads
 from lowbit.types import ConvergenceWarning, KMeans, KMeans1D, PerAxis, PerGroup, PerTensor, QParams, RowCodes
+from lowbit.weights import CodebookWeight, GroupedWeight, QuantizedWeight, TiledMatrix, quantize_weight
 
 __all__ = [
+    "Codebook",
+    "CodebookWeight",
     "ConvergenceWarning",
     "GroupedWeight",
     "Int8",

@@ -154,7 +154,11 @@ def quantize_weight(
     w: NDArray[np.float32], n: int, k: int, equalized: bool, out: NDArray[np.uint8], isa: str | None
 ) -> None: ...
 
-_Form = tuple[int, int, bool, int, str | None]
+_Form = tuple[int, int, bool, int, str | None, str | None]
+# Codes, multipliers, zero points, scales.
+_Parts = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8], NDArray[np.float32]]
+# A weight's bytes, and the tables that they look up.
+_Weight = tuple[NDArray[np.uint8], NDArray[Any] | None]
 
 def groups_len(k: int, n: int, form: _Form, equalized: bool) -> int: ...
 def groups_equalizer(
@@ -179,25 +183,27 @@ def quantize_weight_groups(
     isa: str | None,
 ) -> None: ...
 def tile_groups(
-    parts: tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8], NDArray[np.float32]],
+    parts: _Parts,
     n: int,
     k: int,
     form: _Form,
+    codebook: NDArray[Any] | None,
     out: NDArray[np.uint8],
 ) -> None: ...
-def untile_groups(
-    weight: NDArray[np.uint8],
-    k: int,
+def fit_groups(
+    w: NDArray[np.float32],
     n: int,
-    codes: NDArray[np.uint8],
-    multipliers: NDArray[np.uint8],
-    zeros: NDArray[np.uint8],
-    scale: NDArray[np.float32],
+    k: int,
+    form: _Form,
+    codebook: NDArray[Any],
+    importance: NDArray[np.float32] | None,
+    parts: _Parts,
+    isa: str | None,
 ) -> None: ...
+def settle_groups(parts: _Parts, n: int, k: int, form: _Form, codebook: NDArray[np.int8]) -> int: ...
+def untile_groups(weight: _Weight, k: int, n: int, parts: _Parts) -> None: ...
 def untile(weight: NDArray[np.uint8], k: int, n: int, codes: NDArray[np.int8], scale: NDArray[np.float32]) -> None: ...
-def lookup(
-    indices: NDArray[np.int64] | None, weight: NDArray[np.uint8], k: int, n: int, out: NDArray[np.float32]
-) -> None: ...
+def lookup(indices: NDArray[np.int64] | None, weight: _Weight, k: int, n: int, out: NDArray[np.float32]) -> None: ...
 def lookup_rows(
     indices: NDArray[np.int64], codes: NDArray[np.uint8], scale: NDArray[np.float32], out: NDArray[np.float32]
 ) -> None: ...
@@ -213,7 +219,7 @@ def matmul(
 def linear(
     x: _Floats | _Rows,
     m: int,
-    weight: NDArray[np.uint8],
+    weight: _Weight,
     k: int,
     n: int,
     bias: NDArray[np.float32] | None,
@@ -229,11 +235,11 @@ def mlp(
     x: _Floats,
     m: int,
     k: int,
-    up: NDArray[np.uint8],
+    up: _Weight,
     up_bias: NDArray[np.float32] | None,
     inner: int,
     act: str,
-    down: NDArray[np.uint8],
+    down: _Weight,
     down_bias: NDArray[np.float32] | None,
     n: int,
     residual: _Floats | None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Literal
 
-__all__ = ["Config", "Int8", "Uniform", "from_json"]
+__all__ = ["Codebook", "Config", "Int8", "Uniform", "from_json"]
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,76 @@ class Uniform(Config):
             raise ValueError(f"scale: expected 'mse' or 'absmax', got {self.scale!r}")
         if self.activation not in ("int8", "int8_group", None):
             raise ValueError(f"activation: expected 'int8', 'int8_group' or None, got {self.activation!r}")
+        if self.rotate not in (None, "hadamard"):
+            raise ValueError(f"rotate: expected None or 'hadamard', got {self.rotate!r}")
+
+
+@dataclass(frozen=True)
+class Codebook(Config):
+    """Two, three, four or eight bits: weights whose codes stand for entries of a table.
+
+    The table is learned from the weight: its entries lie where the weights are. As in
+    :class:`Uniform` each group along an output row has an 8-bit multiple of one float32 per
+    row, its scale; the table is of what the weights are without it. 4 bits in groups of
+    64 are 4.125 bits a weight, and the table.
+
+    Parameters
+    ----------
+    nbits : int
+        2, 3, 4 or 8.
+    granularity : {"tensor", "channel", "group"}
+        Which codes share a table: all of a weight's, an output row's, or a group's: with
+        4 bits in groups of 64 the tables take half as much as the codes.
+    group_size : int or None
+        A multiple of 16; None: a row has one scale.
+    method : str
+        How a table's levels are found, as in :func:`lowbit.fit_levels`.
+    refine : int
+        So many rounds more, in each of which table, scales and codes are chosen again, one
+        after the other, given the others. With the inputs' second moments it is the error
+        of the outputs that falls.
+    activation : {"int8"} or None
+        How a layer takes its inputs: rounded to 8 bits, with a zero point, per row within
+        the call, and the table's entries are int8; or as the floats that they are, and the
+        entries are bfloat16.
+    rotate : {None, "hadamard"}
+        As in :class:`Uniform`.
+    equalize : bool
+        As in :class:`Uniform`.
+
+    References
+    ----------
+    Tables that are learned under scales of groups: M. Elhoushi and J. Johnson, "any4: learned
+    4-bit numeric representation for LLMs", 2025; S. Kim et al., "SqueezeLLM: dense-and-sparse
+    quantization", 2023, by weighted k-means.
+    """
+
+    nbits: int
+    granularity: Literal["tensor", "channel", "group"] = "tensor"
+    group_size: int | None = 64
+    method: str = "optimal"
+    refine: int = 0
+    activation: str | None = "int8"
+    rotate: Literal["hadamard"] | None = None
+    equalize: bool = True
+
+    def __post_init__(self) -> None:
+        for name, value in (("nbits", self.nbits), ("group_size", self.group_size), ("refine", self.refine)):
+            if (not isinstance(value, int) or isinstance(value, bool)) and (name, value) != ("group_size", None):
+                raise TypeError(f"{name}: expected an int, got {value!r}")
+        if self.nbits not in (2, 3, 4, 8):
+            raise ValueError(f"nbits: expected 2, 3, 4 or 8, got {self.nbits}")
+        if self.granularity not in ("tensor", "channel", "group"):
+            raise ValueError(f"granularity: expected 'tensor', 'channel' or 'group', got {self.granularity!r}")
+        size = self.group_size
+        if size is not None and (size < 16 or size % 16 or size >= 1 << 32):
+            raise ValueError(f"group_size: expected a multiple of 16 below 2**32, or None, got {size}")
+        if self.refine < 0:
+            raise ValueError(f"refine: expected at least 0, got {self.refine}")
+        if not isinstance(self.equalize, bool):
+            raise TypeError(f"equalize: expected a bool, got {self.equalize!r}")
+        if self.activation not in ("int8", None):
+            raise ValueError(f"activation: expected 'int8' or None, got {self.activation!r}")
         if self.rotate not in (None, "hadamard"):
             raise ValueError(f"rotate: expected None or 'hadamard', got {self.rotate!r}")
 

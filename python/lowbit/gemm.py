@@ -3,206 +3,27 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from lowbit import _core
-from lowbit._check import as_array, check_int, check_out
-from lowbit.affine import check_moments, round_with_feedback
-from lowbit.config import Config, Int8, Uniform
+from lowbit._check import as_array, check_out
 from lowbit.types import RowCodes
+from lowbit.weights import CodebookWeight, GroupedWeight, QuantizedWeight, TiledMatrix, Weight, aligned, vector
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = [
-    "GroupedWeight",
-    "QuantizedWeight",
-    "TiledMatrix",
-    "linear",
-    "matmul_int8",
-    "mlp",
-    "quantize_weight",
-    "tile_matrix",
-]
+__all__ = ["linear", "matmul_int8", "mlp", "tile_matrix"]
 
 Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
 
 #: The greatest K whose sums are sure to fit int32: 255 · 128 · K and 128 · 128 · K below 2^31.
 MAX_K_UINT8 = 65_793
 MAX_K_INT8 = 131_071
-#: The longest block of a rotation.
-MAX_ROTATION = 4096
 
 _FLOATS = ("float32", "bfloat16", "float16", "float64")
-
-
-@dataclass(frozen=True, eq=False)
-class _Tiled:
-    """Bytes in an order that kernels read, checked."""
-
-    tiled: NDArray[np.uint8]
-    k: int
-    n: int
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(K, N)."""
-        return self.k, self.n
-
-    def __post_init__(self) -> None:
-        for name in ("k", "n"):
-            object.__setattr__(self, name, check_int(name, getattr(self, name), 0, 2**63 - 1))
-        tiled = as_array("tiled", self.tiled, ("uint8",))
-        if tiled.ndim != 1:
-            raise ValueError(f"tiled: expected 1-D, got shape {tiled.shape}")
-        object.__setattr__(self, "tiled", tiled)
-        sizes = self._sizes()
-        if tiled.size not in sizes:
-            takes = " or ".join(map(str, sizes))
-            raise ValueError(f"tiled: {self.k} by {self.n} takes {takes} bytes, got {tiled.size}")
-
-    def _sizes(self) -> tuple[int, ...]:
-        raise NotImplementedError
-
-
-class TiledMatrix(_Tiled):
-    """An int8 matrix (K, N) in the order that the kernels read.
-
-    ``tiled`` is uint8, laid out as FORMATS.md says under "Tiled int8": the same
-    bytes on every machine.
-    """
-
-    def _sizes(self) -> tuple[int, ...]:
-        return (_core.tiled_len(self.k, self.n),)
-
-
-@dataclass(frozen=True, eq=False)
-class QuantizedWeight(TiledMatrix):
-    """A layer's weight (N, K) in int8 with one scale for each output row.
-
-    It is tiled as its transpose, a :class:`TiledMatrix` (K, N) that carries the
-    scales, followed by K float32 if it is equalized (:class:`lowbit.Int8`).
-    """
-
-    config: Config = Int8()
-
-    def codes(self) -> NDArray[np.int8]:
-        """The codes in row order, int8 (N, K)."""
-        return self._untile()[0]
-
-    def scale(self) -> NDArray[np.float32]:
-        """The rows' scales, float32 (N,)."""
-        return self._untile()[1]
-
-    def equalizer(self) -> NDArray[np.float32] | None:
-        """What each input is multiplied with before it is rounded, float32 (K,); None for no such thing."""
-        plain = _core.tiled_len(self.k, self.n)
-        return None if self.tiled.size == plain else np.frombuffer(self.tiled[plain:].tobytes(), "<f4")
-
-    def dequantize(self) -> NDArray[np.float32]:
-        """The weight that this stands for: ``codes() * scale()[:, None] * equalizer()``, float32 (N, K)."""
-        weight = np.empty((self.n, self.k), np.float32)
-        _core.lookup(None, self.tiled, self.k, self.n, weight)
-        return weight
-
-    def _sizes(self) -> tuple[int, ...]:
-        return _core.tiled_len(self.k, self.n), _core.weight_len(self.k, self.n, True)
-
-    def _untile(self) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-        codes = np.empty((self.n, self.k), np.int8)
-        scale = np.empty(self.n, np.float32)
-        _core.untile(self.tiled, self.k, self.n, codes, scale)
-        return codes, scale
-
-
-@dataclass(frozen=True, eq=False)
-class GroupedWeight(_Tiled):
-    """A layer's weight (N, K) of 2 to 8 bits in groups (:class:`lowbit.Uniform`).
-
-    ``tiled`` is uint8, laid out as FORMATS.md says under "Tiled groups": the same
-    bytes on every machine.
-    """
-
-    config: Uniform
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.config, Uniform):
-            raise TypeError(f"config: expected lowbit.Uniform(...), got {self.config!r}")
-        super().__post_init__()
-        block, told = rotation_of(self.config, self.k), int.from_bytes(self.tiled[24:28].tobytes(), "little")
-        if told != block:
-            raise ValueError(f"tiled: expected blocks of {block} rotated by {self.config}, got {told}")
-
-    def _sizes(self) -> tuple[int, ...]:
-        return (_core.groups_len(self.k, self.n, *_form(self.config, self.k)),)
-
-    def codes(self) -> NDArray[np.uint8]:
-        """The codes in row order, uint8 (N, K)."""
-        return self._untile()[0]
-
-    def scale(self) -> NDArray[np.float32]:
-        """The groups' scales, float32 (N, groups): multipliers times the rows' scales."""
-        _, multipliers, _, scale = self._untile()
-        return multipliers * scale[:, None]
-
-    def zero_point(self) -> NDArray[np.uint8]:
-        """The groups' zero points, uint8 (N, groups)."""
-        return self._untile()[2]
-
-    def dequantize(self) -> NDArray[np.float32]:
-        """The weight that this stands for, float32 (N, K): ``(code - zero point) *
-        multiplier``, an integer, times the row's scale, rotated back, times the equalizer."""
-        weight = np.empty((self.n, self.k), np.float32)
-        _core.lookup(None, self.tiled, self.k, self.n, weight)
-        return weight
-
-    def equalizer(self) -> NDArray[np.float32] | None:
-        """What each input is multiplied with before it is rotated and rounded, float32
-        (K,); None for no such thing."""
-        if not (self.config.equalize or rotation_of(self.config, self.k)):
-            return None
-        return np.frombuffer(self.tiled[self.tiled.size - 4 * self.k :].tobytes(), "<f4")
-
-    def _untile(self) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8], NDArray[np.float32]]:
-        groups = -(-self.k // self.config.group_size)
-        codes = np.empty((self.n, self.k), np.uint8)
-        multipliers, zeros = np.empty((self.n, groups), np.uint8), np.empty((self.n, groups), np.uint8)
-        scale = np.empty(self.n, np.float32)
-        _core.untile_groups(self.tiled, self.k, self.n, codes, multipliers, zeros, scale)
-        return codes, multipliers, zeros, scale
-
-
-Weight = QuantizedWeight | GroupedWeight
-
-
-def rotation_of(config: Config, k: int) -> int:
-    """Inputs of each block that is rotated; 0 where none are."""
-    block = min(k & -k, MAX_ROTATION)
-    return block if isinstance(config, Uniform) and config.rotate is not None and block >= 8 else 0
-
-
-def _form(config: Uniform, k: int) -> tuple[tuple[int, int, bool, int, str | None], bool]:
-    """A weight's form as the core knows it, and whether it is equalized."""
-    rotation = rotation_of(config, k)
-    return (config.nbits, config.group_size, config.symmetric, rotation, config.activation), config.equalize
-
-
-def _rotated(x: NDArray[Any], block: int) -> NDArray[Any]:
-    """Each block of the last axis times the Walsh-Hadamard matrix, as the core adds."""
-    for stride in (2**i for i in range(block.bit_length() - 1)):
-        pairs = x.reshape(-1, 2, stride)
-        x = np.stack([pairs[:, 0] + pairs[:, 1], pairs[:, 0] - pairs[:, 1]], 1).reshape(x.shape)
-    return x
-
-
-def _aligned(size: int) -> NDArray[np.uint8]:
-    """Uninitialised bytes that start at a cache line, as the kernels like best."""
-    raw = np.empty(size + 63, np.uint8)
-    start = -raw.ctypes.data % 64
-    return raw[start : start + size]
 
 
 def tile_matrix(b: ArrayLike) -> TiledMatrix:
@@ -228,7 +49,7 @@ def tile_matrix(b: ArrayLike) -> TiledMatrix:
     if b.ndim != 2:
         raise ValueError(f"b: expected 2-D (K, N), got shape {b.shape}")
     k, n = b.shape
-    tiled = _aligned(_core.tiled_len(k, n))
+    tiled = aligned(_core.tiled_len(k, n))
     _core.tile_matrix(b, k, n, tiled)
     return TiledMatrix(tiled, k, n)
 
@@ -285,119 +106,6 @@ def matmul_int8(
     return out
 
 
-def quantize_weight(
-    w: ArrayLike,
-    config: Config | None = None,
-    *,
-    importance: ArrayLike | None = None,
-    second_moments: ArrayLike | None = None,
-    order: Literal["activation", "index"] = "activation",
-    isa: str | None = None,
-) -> QuantizedWeight | GroupedWeight:
-    """Quantizes and tiles a layer's weight.
-
-    Parameters
-    ----------
-    w : array_like of float32, bfloat16, float16 or float64, (N, K)
-        N outputs, K inputs, as `torch.nn.Linear` has it; at least one input.
-    config : Config, optional
-        How: :class:`lowbit.Int8` by default, or :class:`lowbit.Uniform`.
-    importance : array_like of floats, (K,), optional
-        How much the squared error of each input's weights counts where scales are
-        searched (Uniform): the inputs' mean squares, say.
-    second_moments : array_like of floats, (K, K), optional
-        ``x.T @ x`` of inputs (rows, K), in place of an importance: scales are searched
-        with its diagonal, and the codes chosen by :func:`lowbit.round_with_feedback`.
-    order : {"activation", "index"}
-        As there.
-    isa : str, optional
-
-    Returns
-    -------
-    QuantizedWeight, or GroupedWeight for Uniform
-
-    Raises
-    ------
-    TypeError, ValueError
-        Another dtype or rank, NaN or infinities, a config that is no weight's.
-
-    Examples
-    --------
-    >>> import numpy as np, lowbit
-    >>> w = lowbit.quantize_weight(np.array([[-1.27, 0.5]], np.float32), lowbit.Int8(equalize=False))
-    >>> w.codes()
-    array([[-127,   50]], dtype=int8)
-    >>> config = lowbit.Uniform(4, 16, equalize=False)
-    >>> lowbit.quantize_weight(np.arange(16, dtype=np.float32)[None], config).codes()
-    array([[ 0,  1,  2,  3,  4,  5,  6,  7,  8,  9, 10, 11, 12, 13, 14, 15]],
-          dtype=uint8)
-    """
-    config = Int8() if config is None else config
-    if not isinstance(config, (Int8, Uniform)):
-        raise TypeError(f"config: expected lowbit.Int8() or lowbit.Uniform(...), got {config!r}")
-    w = as_array("w", w, _FLOATS, min_ndim=2)
-    if w.ndim != 2 or w.shape[1] == 0:
-        raise ValueError(f"w: expected 2-D (N, K) with K of at least 1, got shape {w.shape}")
-    n, k = w.shape
-    w = w.astype(np.float32, copy=False)
-    if isinstance(config, Uniform):
-        moments = equalizer = None
-        block = rotation_of(config, k)
-        form, equalized = _form(config, k)
-        if second_moments is not None:
-            if importance is not None:
-                raise ValueError("importance: expected None beside second_moments, whose diagonal it is")
-            moments = check_moments(second_moments, k)
-            if block:
-                equalizer = np.empty(k, np.float32)
-                _core.groups_equalizer(w, n, k, form, equalized, moments.diagonal().copy(), equalizer)
-                moments = _of_quantized(moments, equalizer, block)
-            importance = moments.diagonal().astype(np.float32)
-        elif importance is not None:
-            importance = _vector("importance", importance, k)
-        tiled = _aligned(_core.groups_len(k, n, form, equalized))
-        searched = config.scale == "mse"
-        _core.quantize_weight_groups(w, n, k, form, equalized, searched, importance, equalizer, tiled, isa)
-        weight = GroupedWeight(tiled, k, n, config if block else replace(config, rotate=None))
-        if moments is not None:
-            _feed_back(w, weight, moments, order, isa)
-        return weight
-    for name, given in (("importance", importance), ("second_moments", second_moments)):
-        if given is not None:
-            raise ValueError(f"{name}: expected None with Int8, whose scales are not searched")
-    tiled = _aligned(_core.weight_len(k, n, config.equalize))
-    _core.quantize_weight(w, n, k, config.equalize, tiled, isa)
-    return QuantizedWeight(tiled, k, n, config)
-
-
-def _of_quantized(moments: NDArray[np.float64], equalizer: NDArray[np.float32], block: int) -> NDArray[np.float64]:
-    """The second moments of inputs as they are quantized; what rounding leaves below 0 is 0."""
-    moments = moments * np.outer(equalizer, equalizer).astype(np.float64)
-    if block:
-        moments = _rotated(_rotated(moments, block).T, block)
-        np.fill_diagonal(moments, np.maximum(moments.diagonal(), 0))
-    return moments
-
-
-def _feed_back(w: Any, weight: GroupedWeight, moments: Any, order: Any, isa: str | None) -> None:
-    """Chooses the codes of a weight again, its scales and zero points as they are;
-    where it is rotated, ``moments`` are of rotated inputs."""
-    codes, multipliers, zeros, scale = weight._untile()
-    block = rotation_of(weight.config, weight.k)
-    if (equalizer := weight.equalizer()) is not None:
-        if block:
-            w = _rotated(w / (equalizer * np.float32(block)), block)
-        else:
-            w, moments = w / equalizer, _of_quantized(moments, equalizer, 0)
-    form, _ = _form(weight.config, weight.k)
-    steps = (np.arange(2**weight.config.nbits) - zeros[..., None].astype(np.int32)) * multipliers[..., None]
-    levels = steps.astype(np.float32) * scale[:, None, None]
-    codes = round_with_feedback(w, levels, moments, group_size=weight.config.group_size, order=order, isa=isa)
-    size = weight.tiled.size - (0 if equalizer is None else 4 * weight.k)
-    parts = codes, multipliers, zeros, scale
-    _core.tile_groups(parts, weight.n, weight.k, form, weight.tiled[:size])
-
-
 def _kernel_floats(x: NDArray[Any]) -> NDArray[Any]:
     """float32, or bfloat16 as the uint16 that the core knows it by."""
     if x.dtype == np.float32:
@@ -426,14 +134,7 @@ def _rows_in(x: ArrayLike | RowCodes, weight: Weight) -> tuple[Any, tuple[int, .
 
 
 def _bias(name: str, bias: ArrayLike | None, n: int) -> NDArray[np.float32] | None:
-    return None if bias is None else _vector(name, bias, n)
-
-
-def _vector(name: str, values: ArrayLike, n: int) -> NDArray[np.float32]:
-    values = as_array(name, values, _FLOATS)
-    if values.shape != (n,):
-        raise ValueError(f"{name}: expected shape ({n},), got {values.shape}")
-    return values.astype(np.float32, copy=False)
+    return None if bias is None else vector(name, bias, n)
 
 
 def _activation(name: Activation | None) -> str:
@@ -458,8 +159,8 @@ def _norm(
 
 
 def _weight(name: str, weight: Weight) -> Weight:
-    if not isinstance(weight, (QuantizedWeight, GroupedWeight)):
-        raise TypeError(f"{name}: expected a QuantizedWeight or a GroupedWeight, got {type(weight).__name__}")
+    if not isinstance(weight, (QuantizedWeight, GroupedWeight, CodebookWeight)):
+        raise TypeError(f"{name}: expected a weight of lowbit.quantize_weight, got {type(weight).__name__}")
     return weight
 
 
@@ -507,7 +208,7 @@ def linear(
     Parameters
     ----------
     x : array_like of float32, bfloat16, float16 or float64, (..., K), or RowCodes
-    weight : QuantizedWeight or GroupedWeight, (N, K)
+    weight : QuantizedWeight, GroupedWeight or CodebookWeight, (N, K)
     bias : array_like of floats, (N,), optional
     activation : {"relu", "gelu", "gelu_tanh", "silu"}, optional
         GELU exact or by tanh. Error: 5e-7 · max(1, |input|).
@@ -550,12 +251,12 @@ def linear(
             np.empty(shape, np.uint8), np.empty(lead, np.float32), np.empty(lead, np.uint8), np.empty(0, np.int32)
         )
         parts = answer.codes, answer.scale, answer.zero_point
-        _core.linear(rows, m, weight.tiled, weight.k, n, bias, act, None, None, parts, 0, False, isa)
+        _core.linear(rows, m, weight._weight, weight.k, n, bias, act, None, None, parts, 0, False, isa)
         sums = answer.codes.sum(-1, dtype=np.int32, keepdims=True)
         return RowCodes(*parts, sums)
     norm = _norm(norm, n)
     result, written, residual = _floats_out(shape, dtype, residual, out, (x, weight.tiled))
-    _core.linear(rows, m, weight.tiled, weight.k, n, bias, act, residual, norm, written, 0, False, isa)
+    _core.linear(rows, m, weight._weight, weight.k, n, bias, act, residual, norm, written, 0, False, isa)
     if result.dtype != written.dtype and dtype.name != "bfloat16":
         result[...] = written
     return result
@@ -582,7 +283,7 @@ def mlp(
     Parameters
     ----------
     x : array_like of float32, bfloat16, float16 or float64, (..., K)
-    up, down : QuantizedWeight or GroupedWeight, (H, K) and (N, H)
+    up, down : QuantizedWeight, GroupedWeight or CodebookWeight, (H, K) and (N, H)
     up_bias, down_bias : array_like of floats, (H,) and (N,), optional
     activation : {"relu", "gelu", "gelu_tanh", "silu"} or None
     residual, norm, out : optional
@@ -612,8 +313,9 @@ def mlp(
     norm = _norm(norm, n)
     result, written, residual = _floats_out((*lead, n), dtype, residual, out, (x, up.tiled, down.tiled))
     _core.mlp(
-        rows, m, up.k, up.tiled, up_bias, inner, act, down.tiled, down_bias, n, residual, norm, written, 0, False, isa
-    )
+        rows, m, up.k, up._weight, up_bias, inner, act, down._weight, down_bias, n,
+        residual, norm, written, 0, False, isa,
+    )  # fmt: skip
     if result.dtype != written.dtype and dtype.name != "bfloat16":
         result[...] = written
     return result

@@ -7,6 +7,7 @@ accepted and ignored.
 from lowbit.reference.affine import choose_qparams, dequantize, quantize, quantize_rows, round_with_feedback
 from lowbit.reference.codebook import assign, kmeans, kmeans_1d, kmeans_1d_rows, lookup
 from lowbit.reference.gemm import (
+    CodebookWeight,
     GroupedWeight,
     QuantizedWeight,
     TiledMatrix,
@@ -19,6 +20,7 @@ from lowbit.reference.gemm import (
 from lowbit.reference.packing import pack_codes, unpack_codes
 
 __all__ = [
+    "CodebookWeight",
     "GroupedWeight",
     "QuantizedWeight",
     "TiledMatrix",

@@ -13,11 +13,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lowbit.config import Config, Int8, Uniform
+from lowbit.config import Codebook, Config, Int8, Uniform
 from lowbit.reference.affine import of_mean_1, quantize_rows, round_with_feedback, sums_of_squares
 from lowbit.types import RowCodes
 
 __all__ = [
+    "CodebookWeight",
     "GroupedWeight",
     "QuantizedWeight",
     "TiledMatrix",
@@ -68,17 +69,35 @@ class QuantizedWeight(TiledMatrix):
 
 
 @dataclass(frozen=True, eq=False)
-class GroupedWeight:
-    """`lowbit.GroupedWeight`: the same bytes."""
-
+class _Grouped:
     tiled: NDArray[np.uint8]
     k: int
     n: int
-    config: Uniform
+    config: Any
 
     def codes(self) -> NDArray[np.uint8]:
         """The codes in row order, uint8 (N, K)."""
         return _untile_groups(self)[0]
+
+    def equalizer(self) -> NDArray[np.float32] | None:
+        """What each input is multiplied with before it is rounded, float32 (K,), or None."""
+        return _equalizer(self)
+
+    def dequantize(self) -> NDArray[np.float32]:
+        """What codes stand for times the row's scale, rotated back, times the equalizer."""
+        (values, scale), equalizer = _values(self), self.equalizer()
+        w = values.astype(np.float32) * scale[:, None]
+        if self.config.rotate is not None and equalizer is not None:
+            block = _block(self.k)
+            w, equalizer = _rotated(w / np.float32(block), block), equalizer * np.float32(block)
+        return _equalized(w, equalizer)
+
+
+@dataclass(frozen=True, eq=False)
+class GroupedWeight(_Grouped):
+    """`lowbit.GroupedWeight`: the same bytes."""
+
+    config: Uniform
 
     def scale(self) -> NDArray[np.float32]:
         """The groups' scales, float32 (N, groups)."""
@@ -89,19 +108,14 @@ class GroupedWeight:
         """The groups' zero points, uint8 (N, groups)."""
         return _untile_groups(self)[2]
 
-    def equalizer(self) -> NDArray[np.float32] | None:
-        """What each input is multiplied with before it is rounded, float32 (K,), or None."""
-        return _equalizer(self)
 
-    def dequantize(self) -> NDArray[np.float32]:
-        """``(code - zero point) * multiplier``, an integer, times the row's scale, rotated
-        back, times the equalizer."""
-        (integers, scale), equalizer = _values(self), self.equalizer()
-        w = integers.astype(np.float32) * scale[:, None]
-        if self.config.rotate is not None and equalizer is not None:
-            block = _block(self.k)
-            w, equalizer = _rotated(w / np.float32(block), block), equalizer * np.float32(block)
-        return _equalized(w, equalizer)
+@dataclass(frozen=True, eq=False)
+class CodebookWeight(_Grouped):
+    """`lowbit.CodebookWeight`: the same bytes and tables. Here it is taken apart and
+    multiplied; how tables are learned, `lowbit.quantize_weight` alone knows."""
+
+    config: Codebook
+    codebook: NDArray[Any]
 
 
 def tile_matrix(b: ArrayLike) -> TiledMatrix:
@@ -151,7 +165,7 @@ def _untile(b: Any) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
 
 def _equalizer(weight: Any) -> NDArray[np.float32] | None:
     """The K floats after the panels, if they are there."""
-    if isinstance(weight.config, Uniform):
+    if isinstance(weight.config, (Uniform, Codebook)):
         return (
             np.frombuffer(np.asarray(weight.tiled)[-4 * weight.k :].tobytes(), "<f4")
             if weight.config.equalize or weight.config.rotate is not None
@@ -290,6 +304,16 @@ def _made_alike(
 PLANES = {2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 8: (4, 4)}
 
 
+def _group_size(config: Any, k: int) -> int:
+    """Codes of a group: all of a row where the config names no number."""
+    return -(-k // 16) * 16 if config.group_size is None else int(config.group_size)
+
+
+def _symmetric(config: Any) -> bool:
+    """Whether zero points are not stored."""
+    return isinstance(config, Codebook) or bool(config.symmetric)
+
+
 def _block(k: int) -> int:
     """Inputs that are rotated together: the largest power of two that divides K."""
     return min(k & -k, 4096)
@@ -410,7 +434,7 @@ def _tile_groups(
 def _untile_groups(weight: Any) -> Parts:
     """Codes (N, K), multipliers and zero points (N, groups), scales (N,)."""
     n, k, nbits = weight.n, weight.k, weight.config.nbits
-    groups = -(-k // weight.config.group_size)
+    groups = -(-k // _group_size(weight.config, k))
     codes, scale = np.empty((n, k), np.uint8), np.empty(n, np.float32)
     multipliers, zeros = np.full((2, n, groups), 2 ** (nbits - 1), np.uint8)
     tiled, at = np.asarray(weight.tiled), 64
@@ -426,7 +450,7 @@ def _untile_groups(weight: Any) -> Parts:
         scale[rows] = take(4 * width).view("<f4")[:cols]
         take(4 * width)
         multipliers[rows] = take(groups * width).reshape(groups, width).T[:cols]
-        if not weight.config.symmetric:
+        if not _symmetric(weight.config):
             bits = np.unpackbits(take(groups * width * nbits // 8).reshape(groups, -1), axis=1, bitorder="little")
             zeros[rows] = (bits.reshape(groups, width, nbits) << np.arange(nbits)).sum(2).T[:cols]
         planes = take(-(-k // 32) * 4 * width * nbits).reshape(-1, nbits, 1, width, 4)
@@ -447,8 +471,26 @@ def _integers(codes: Any, multipliers: Any, zeros: Any, group_size: int) -> NDAr
     return m * (codes - z)
 
 
-def _values(weight: Any) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """A layer's weight as integers (N, K), and what they are multiplied with (N,)."""
+def _looked_up(weight: Any) -> tuple[NDArray[Any], NDArray[np.float32]]:
+    """What codes stand for, (N, K), in units of the rows' scales (N,): an entry of the group's
+    table times its multiplier; integers where entries are."""
+    config, k = weight.config, weight.k
+    codes, multipliers, _, scale = _untile_groups(weight)
+    size, row = _group_size(config, k), np.arange(weight.n)[:, None]
+    group = np.arange(k) // size
+    table = {"tensor": 0, "channel": row, "group": row * multipliers.shape[1] + group}[config.granularity]
+    entries = np.asarray(weight.codebook)[table, codes, 0]
+    m = multipliers[:, group].astype(np.int64) - 128
+    if entries.dtype == np.int8:
+        return (entries * m + 64) >> 7, scale
+    return entries * m.astype(np.float32), scale
+
+
+def _values(weight: Any) -> tuple[NDArray[Any], NDArray[np.float32]]:
+    """A layer's weight (N, K) as integers, or floats for inputs that are not rounded, and
+    what they are multiplied with (N,)."""
+    if isinstance(weight.config, Codebook):
+        return _looked_up(weight)
     if isinstance(weight.config, Uniform):
         codes, multipliers, zeros, scale = _untile_groups(weight)
         return _integers(codes, multipliers, zeros, weight.config.group_size), scale
@@ -528,7 +570,7 @@ def _sum(x: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def linear(
     x: ArrayLike | RowCodes,
-    weight: QuantizedWeight | GroupedWeight,
+    weight: QuantizedWeight | GroupedWeight | CodebookWeight,
     bias: ArrayLike | None = None,
     *,
     activation: Activation | None = None,
@@ -541,8 +583,7 @@ def linear(
     """`lowbit.linear`: ``norm(activation(x Wᵀ + bias) + residual)`` on codes.
 
     The kernels' bits where the activation is None or "relu"; theirs to within
-    5e-7 · max(1, |y|) for the others. With :class:`lowbit.Uniform` of activation
-    None the product is exact and rounded once, the kernels' is within
+    5e-7 · max(1, |y|) for the others. With a config of activation None the product is exact and rounded once, the kernels' is within
     K · 2^-24 · |x| |W|ᵀ of it.
 
     Examples
@@ -564,7 +605,7 @@ def linear(
         floats, equalizer = x.reshape(-1, weight.k).astype(np.float32), _equalizer(weight)
         if equalizer is not None:
             floats = floats * equalizer
-        if isinstance(weight.config, Uniform) and weight.config.rotate is not None:
+        if getattr(weight.config, "rotate", None) is not None:
             floats = _rotated(floats, _block(weight.k))
         sums, scale = _products(floats, w, weight.config)
     y = sums * (scale[:, None] * w_scale)
@@ -592,9 +633,9 @@ def linear(
 
 def mlp(
     x: ArrayLike,
-    up: QuantizedWeight | GroupedWeight,
+    up: QuantizedWeight | GroupedWeight | CodebookWeight,
     up_bias: ArrayLike | None,
-    down: QuantizedWeight | GroupedWeight,
+    down: QuantizedWeight | GroupedWeight | CodebookWeight,
     down_bias: ArrayLike | None = None,
     *,
     activation: Activation | None,

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from lowbit.config import Config, Uniform
+from lowbit.config import Codebook, Config, Uniform
 from lowbit.torch import fusion
 from lowbit.torch.modules import QuantLinear
 from lowbit.torch.quantize import (
@@ -50,7 +50,7 @@ def calibrate_(
     progress: bool | Progress | None = None,
 ) -> Report:
     """Quantizes a model's linear layers and embeddings in place, linear layers of
-    :class:`lowbit.Uniform` by what their inputs are.
+    :class:`lowbit.Uniform` and :class:`lowbit.Codebook` by what their inputs are.
 
     Layer by layer, in the order in which they run, the data go through the model
     before and through the model as far as it is quantized. The layer's weight is
@@ -169,7 +169,7 @@ def _calibrated(
         (name, module)
         for name, module in todo
         if isinstance(module, nn.Linear)
-        and isinstance(decided[name], Uniform)
+        and isinstance(decided[name], (Uniform, Codebook))
         and owners[id(module.weight)] == places[id(module)] == 1
     ]
     runs = _order(student, batches[0], first)
@@ -190,7 +190,7 @@ def _calibrated(
         seen.check(name)
         for name, module in layers:
             config = decided[name]
-            assert isinstance(config, Uniform)
+            assert isinstance(config, (Uniform, Codebook))
             if seen.rows == 0 or not bool(seen.own.diagonal().any()):  # nothing to learn from
                 swap(name, module)
                 continue

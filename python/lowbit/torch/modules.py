@@ -17,7 +17,9 @@ class QuantLinear(nn.Module):
     """A linear layer on integers, weights of 8 bits or fewer: ``y = x Wᵀ + bias``.
 
     Buffers: ``tiled``, uint8, the codes, scales and equalizer as FORMATS.md says
-    under "Layer weights"; ``bias``, float32 (N,), or None.
+    under "Layer weights"; ``bias``, float32 (N,), or None; ``codebook``, the tables that
+    codes look up (:class:`lowbit.CodebookWeight`), or None. Layers may have one codebook
+    together.
 
     A layer that `quantize_` fused with the one before runs both, with the
     activation between, as one operator; the first then hands its input on. In
@@ -26,6 +28,7 @@ class QuantLinear(nn.Module):
 
     tiled: torch.Tensor
     bias: torch.Tensor | None
+    codebook: torch.Tensor | None
 
     def __init__(
         self,
@@ -35,6 +38,7 @@ class QuantLinear(nn.Module):
         bias: torch.Tensor | None,
         config: Config,
         dtype: torch.dtype = torch.float32,
+        codebook: torch.Tensor | None = None,
     ) -> None:
         super().__init__()
         self.in_features = in_features
@@ -43,6 +47,7 @@ class QuantLinear(nn.Module):
         self.dtype = dtype
         self.register_buffer("tiled", tiled)
         self.register_buffer("bias", bias)
+        self.register_buffer("codebook", codebook)
         #: The layer before, run by this one with the activation between.
         self._up: tuple[QuantLinear, str] | None = None
         #: Whether the layer after runs this one.
@@ -55,11 +60,11 @@ class QuantLinear(nn.Module):
 
     def dequantize(self) -> torch.Tensor:
         """The weight that the codes stand for, (N, K)."""
-        return ops.dequantize(self.tiled, self.in_features, self.out_features).to(self.dtype)
+        return ops.dequantize(self.tiled, self.in_features, self.out_features, self.codebook).to(self.dtype)
 
     def rows(self, indices: torch.Tensor) -> torch.Tensor:
         """Rows of that weight, float32."""
-        return ops.embedding_tiled(indices, self.tiled, self.in_features, self.out_features)
+        return ops.embedding_tiled(indices, self.tiled, self.in_features, self.out_features, self.codebook)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self._deferred and not self.training:
@@ -69,9 +74,10 @@ class QuantLinear(nn.Module):
         if x.shape[-1] != self.in_features:
             raise ValueError(f"x: expected (..., {self.in_features}), got {tuple(x.shape)}")
         buffers = self._buffers  # twice as quick as nn.Module's attributes
+        tiled, bias, codebook = buffers["tiled"], buffers["bias"], buffers["codebook"]
         if not torch.compiler.is_compiling() and x.numel() <= 4096:
-            return ops.small_linear(x, buffers["tiled"], buffers["bias"], self.out_features)  # type: ignore[arg-type]
-        return ops.linear(x, buffers["tiled"], buffers["bias"], self.out_features)
+            return ops.small_linear(x, tiled, bias, self.out_features, codebook)  # type: ignore[arg-type]
+        return ops.linear(x, tiled, bias, self.out_features, codebook=codebook)
 
     def _with_up(self, x: torch.Tensor, *after: Any) -> torch.Tensor:
         assert self._up is not None
@@ -86,7 +92,10 @@ def _mlp(x: torch.Tensor, up: QuantLinear, activation: str, down: QuantLinear, *
     """Both layers with the activation between, as one operator."""
     if x.shape[-1] != up.in_features:
         raise ValueError(f"x: expected (..., {up.in_features}), got {tuple(x.shape)}")
-    return ops.mlp(x, up.tiled, up.bias, up.out_features, activation, down.tiled, down.bias, down.out_features, *after)
+    return ops.mlp(
+        x, up.tiled, up.bias, up.out_features, activation, down.tiled, down.bias, down.out_features, *after,
+        up_codebook=up.codebook, down_codebook=down.codebook,
+    )  # fmt: skip
 
 
 class PassThrough(nn.Module):
@@ -170,7 +179,7 @@ class ResidualNorm(Whole):
         after = (residual, norm.weight, norm.bias, norm.eps)
         if dense._up is not None:
             return dense._with_up(x, *after)
-        return ops.linear(x, dense.tiled, dense.bias, dense.out_features, *after)
+        return ops.linear(x, dense.tiled, dense.bias, dense.out_features, *after, codebook=dense.codebook)
 
 
 class QuantEmbedding(nn.Module):
@@ -178,7 +187,7 @@ class QuantEmbedding(nn.Module):
 
     Buffers: ``codes``, uint8 (N, D), each code + 128, and ``scale``, float32
     (N,); or, below eight bits and where a linear layer shares the weight, ``tiled``
-    as that layer has it.
+    and ``codebook`` as that layer has them.
     """
 
     def __init__(
@@ -207,13 +216,15 @@ class QuantEmbedding(nn.Module):
     def dequantize(self) -> torch.Tensor:
         """The weight that the codes stand for, (N, D)."""
         if "tiled" in self._buffers:
-            return ops.dequantize(self.tiled, self.embedding_dim, self.num_embeddings).to(self.dtype)
+            codebook = self._buffers.get("codebook")
+            return ops.dequantize(self.tiled, self.embedding_dim, self.num_embeddings, codebook).to(self.dtype)
         return ((self.codes.float() - 128) * self.scale[:, None]).to(self.dtype)
 
     def rows(self, indices: torch.Tensor) -> torch.Tensor:
         """Rows of that weight, float32."""
         if "tiled" in self._buffers:
-            return ops.embedding_tiled(indices, self.tiled, self.embedding_dim, self.num_embeddings)
+            codebook = self._buffers.get("codebook")
+            return ops.embedding_tiled(indices, self.tiled, self.embedding_dim, self.num_embeddings, codebook)
         return ops.embedding(indices, self.codes, self.scale)
 
     def forward(self, indices: torch.Tensor) -> torch.Tensor:

@@ -19,15 +19,16 @@ __all__ = ["dequantize", "embedding", "embedding_tiled", "linear", "mlp"]
 _lib = torch.library.Library("lowbit", "DEF")
 _lib.define(
     "linear(Tensor x, Tensor tiled, Tensor? bias, int n, "
-    "Tensor? residual=None, Tensor? gamma=None, Tensor? beta=None, float eps=0.0) -> Tensor"
+    "Tensor? residual=None, Tensor? gamma=None, Tensor? beta=None, float eps=0.0, Tensor? codebook=None) -> Tensor"
 )
 _lib.define(
     "mlp(Tensor x, Tensor up, Tensor? up_bias, int inner, str activation, Tensor down, Tensor? down_bias, int n, "
-    "Tensor? residual=None, Tensor? gamma=None, Tensor? beta=None, float eps=0.0) -> Tensor"
+    "Tensor? residual=None, Tensor? gamma=None, Tensor? beta=None, float eps=0.0, "
+    "Tensor? up_codebook=None, Tensor? down_codebook=None) -> Tensor"
 )
 _lib.define("embedding(Tensor indices, Tensor codes, Tensor scale) -> Tensor")
-_lib.define("embedding_tiled(Tensor indices, Tensor tiled, int k, int n) -> Tensor")
-_lib.define("dequantize(Tensor tiled, int k, int n) -> Tensor")
+_lib.define("embedding_tiled(Tensor indices, Tensor tiled, int k, int n, Tensor? codebook=None) -> Tensor")
+_lib.define("dequantize(Tensor tiled, int k, int n, Tensor? codebook=None) -> Tensor")
 
 _KERNEL_TYPES = (torch.float32, torch.bfloat16)
 
@@ -39,6 +40,11 @@ def _floats(name: str, x: torch.Tensor) -> torch.Tensor:
             raise TypeError(f"{name}: expected a floating-point tensor, got {x.dtype}")
         x = x.float()
     return x.contiguous()
+
+
+def _weight(tiled: torch.Tensor, codebook: torch.Tensor | None) -> tuple[Any, Any]:
+    """A weight's bytes, and the tables that they look up."""
+    return tiled.numpy(), None if codebook is None else codebook.numpy()
 
 
 def _bias(bias: torch.Tensor | None) -> Any:
@@ -74,6 +80,7 @@ def _linear(
     gamma: torch.Tensor | None = None,
     beta: torch.Tensor | None = None,
     eps: float = 0.0,
+    codebook: torch.Tensor | None = None,
 ) -> torch.Tensor:
     shape = x.shape
     k = shape[-1]
@@ -87,8 +94,9 @@ def _linear(
     added, norm = (None, None) if residual is None and gamma is None else _after(rows, residual, gamma, beta, eps)
     out, written = _bridge.empty((*shape[:-1], n), rows.dtype, small)
     gemm._core.linear(
-        _bridge.view(rows), m, tiled.numpy(), k, n, _bias(bias), "", added, norm, written, threads, _bridge.openmp, None
-    )
+        _bridge.view(rows), m, _weight(tiled, codebook), k, n, _bias(bias), "",
+        added, norm, written, threads, _bridge.openmp, None,
+    )  # fmt: skip
     return out if out.dtype is x.dtype else out.to(x.dtype)
 
 
@@ -105,6 +113,8 @@ def _mlp(
     gamma: torch.Tensor | None = None,
     beta: torch.Tensor | None = None,
     eps: float = 0.0,
+    up_codebook: torch.Tensor | None = None,
+    down_codebook: torch.Tensor | None = None,
 ) -> torch.Tensor:
     rows = _floats("x", x)
     k = x.shape[-1]
@@ -113,7 +123,8 @@ def _mlp(
     m = x.numel() // k if k else 0
     view = _bridge.view
     gemm._core.mlp(
-        view(rows), m, k, view(up), _bias(up_bias), inner, activation, view(down), _bias(down_bias), n,
+        view(rows), m, k, _weight(up, up_codebook), _bias(up_bias), inner, activation,
+        _weight(down, down_codebook), _bias(down_bias), n,
         added, norm, written, _bridge.count(), _bridge.openmp, None,
     )  # fmt: skip
     return out if out.dtype is x.dtype else out.to(x.dtype)
@@ -127,11 +138,13 @@ def _embedding(indices: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor) 
     return out
 
 
-def _embedding_tiled(indices: torch.Tensor, tiled: torch.Tensor, k: int, n: int) -> torch.Tensor:
+def _embedding_tiled(
+    indices: torch.Tensor, tiled: torch.Tensor, k: int, n: int, codebook: torch.Tensor | None = None
+) -> torch.Tensor:
     out = torch.empty((*indices.shape, k), dtype=torch.float32, device="cpu")
     view = _bridge.view
     with _index_errors():
-        gemm._core.lookup(view(indices.long().contiguous()), view(tiled), k, n, view(out))
+        gemm._core.lookup(view(indices.long().contiguous()), _weight(tiled, codebook), k, n, view(out))
     return out
 
 
@@ -145,9 +158,9 @@ class _index_errors:
             raise IndexError(str(error)) from None
 
 
-def _dequantize(tiled: torch.Tensor, k: int, n: int) -> torch.Tensor:
+def _dequantize(tiled: torch.Tensor, k: int, n: int, codebook: torch.Tensor | None = None) -> torch.Tensor:
     out = torch.empty((n, k), dtype=torch.float32, device="cpu")
-    gemm._core.lookup(None, _bridge.view(tiled), k, n, _bridge.view(out))
+    gemm._core.lookup(None, _weight(tiled, codebook), k, n, _bridge.view(out))
     return out
 
 
@@ -168,14 +181,15 @@ for _name, _kernel in (
 
 
 @torch.library.register_fake("lowbit::linear")
-def _(x, tiled, bias, n, residual=None, gamma=None, beta=None, eps=0.0):  # type: ignore[no-untyped-def]
+def _(x, tiled, bias, n, residual=None, gamma=None, beta=None, eps=0.0, codebook=None):  # type: ignore[no-untyped-def]
     return x.new_empty((*x.shape[:-1], n))
 
 
 @torch.library.register_fake("lowbit::mlp")
 def _(  # type: ignore[no-untyped-def]
-    x, up, up_bias, inner, activation, down, down_bias, n, residual=None, gamma=None, beta=None, eps=0.0
-):
+    x, up, up_bias, inner, activation, down, down_bias, n,
+    residual=None, gamma=None, beta=None, eps=0.0, up_codebook=None, down_codebook=None,
+):  # fmt: skip
     return x.new_empty((*x.shape[:-1], n))
 
 
@@ -185,12 +199,12 @@ def _(indices, codes, scale):  # type: ignore[no-untyped-def]
 
 
 @torch.library.register_fake("lowbit::embedding_tiled")
-def _(indices, tiled, k, n):  # type: ignore[no-untyped-def]
+def _(indices, tiled, k, n, codebook=None):  # type: ignore[no-untyped-def]
     return tiled.new_empty((*indices.shape, k), dtype=torch.float32)
 
 
 @torch.library.register_fake("lowbit::dequantize")
-def _(tiled, k, n):  # type: ignore[no-untyped-def]
+def _(tiled, k, n, codebook=None):  # type: ignore[no-untyped-def]
     return tiled.new_empty((n, k), dtype=torch.float32)
 
 
@@ -221,31 +235,34 @@ def _norm_backward(
 
 
 def _linear_backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    x, tiled, bias, _, residual, gamma, beta, _ = (*ctx.saved_tensors, *(None,) * 8)[:8]
-    rest = (*ctx.rest, *(None,) * 8)[:8]
+    x, tiled, bias, _, residual, gamma, beta, _, codebook = (*ctx.saved_tensors, *(None,) * 9)[:9]
+    rest = (*ctx.rest, *(None,) * 9)[:9]
     n, eps = rest[3], rest[7] or 0.0
     g_gamma = g_beta = None
     if gamma is not None:
-        y = linear(x.detach(), tiled, bias, n, None if residual is None else residual.detach())
+        plain = None if residual is None else residual.detach()
+        y = linear(x.detach(), tiled, bias, n, plain, codebook=codebook)
         grad, g_gamma, g_beta = _norm_backward(grad, y, gamma, beta, eps)
-    weight = dequantize(tiled, x.shape[-1], n)
+    weight = dequantize(tiled, x.shape[-1], n, codebook)
     g_x = (grad.float() @ weight).to(x.dtype)
     g_residual = None if residual is None else grad.to(residual.dtype)
-    return g_x, None, None, None, g_residual, g_gamma, g_beta, None
+    return g_x, None, None, None, g_residual, g_gamma, g_beta, None, None
 
 
 def _mlp_backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    saved = (*ctx.saved_tensors, *(None,) * 12)[:12]
-    rest = (*ctx.rest, *(None,) * 12)[:12]
+    saved = (*ctx.saved_tensors, *(None,) * 14)[:14]
+    rest = (*ctx.rest, *(None,) * 14)[:14]
     x, up, up_bias, down, down_bias, residual, gamma, beta = (saved[i] for i in (0, 1, 2, 5, 6, 8, 9, 10))
+    up_codebook, down_codebook = saved[12:]
     inner, activation, n, eps = rest[3], rest[4], rest[7], rest[11] or 0.0
-    hidden = linear(x.detach(), up, up_bias, inner).float()
+    hidden = linear(x.detach(), up, up_bias, inner, codebook=up_codebook).float()
     g_gamma = g_beta = None
     if gamma is not None:
         plain = None if residual is None else residual.detach()
-        y = mlp(x.detach(), up, up_bias, inner, activation, down, down_bias, n, plain)
+        tables = {"up_codebook": up_codebook, "down_codebook": down_codebook}
+        y = mlp(x.detach(), up, up_bias, inner, activation, down, down_bias, n, plain, **tables)
         grad, g_gamma, g_beta = _norm_backward(grad, y, gamma, beta, eps)
-    g_hidden = grad.float() @ dequantize(down, inner, n)
+    g_hidden = grad.float() @ dequantize(down, inner, n, down_codebook)
     aten = torch.ops.aten
     if activation == "relu":
         g_hidden = g_hidden * (hidden > 0)
@@ -254,9 +271,9 @@ def _mlp_backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ..
     elif activation in ("gelu", "gelu_tanh"):
         kind = "tanh" if activation == "gelu_tanh" else "none"
         g_hidden = aten.gelu_backward(g_hidden, hidden, approximate=kind)
-    g_x = (g_hidden @ dequantize(up, x.shape[-1], inner)).to(x.dtype)
+    g_x = (g_hidden @ dequantize(up, x.shape[-1], inner, up_codebook)).to(x.dtype)
     g_residual = None if residual is None else grad.to(residual.dtype)
-    return g_x, None, None, None, None, None, None, None, g_residual, g_gamma, g_beta, None
+    return g_x, None, None, None, None, None, None, None, g_residual, g_gamma, g_beta, None, None, None
 
 
 def _register_autograd(op: Any, kernel: Any, backward: Any, codes: int) -> None:
@@ -295,7 +312,9 @@ _register_autograd(mlp, _mlp, _mlp_backward, 7)
 _C = torch._C
 
 
-def small_linear(x: torch.Tensor, tiled: torch.Tensor, bias: torch.Tensor | None, n: int) -> torch.Tensor:
+def small_linear(
+    x: torch.Tensor, tiled: torch.Tensor, bias: torch.Tensor | None, n: int, codebook: torch.Tensor | None = None
+) -> torch.Tensor:
     """:data:`linear` of a few rows.
 
     The dispatcher costs 2 µs, as much as such a product. A plain eager call that
@@ -310,5 +329,5 @@ def small_linear(x: torch.Tensor, tiled: torch.Tensor, bias: torch.Tensor | None
         and _C._functorch.peek_interpreter_stack() is None
         and _C._get_tracing_state() is None
     ):
-        return _linear(x, tiled, bias, n)
-    return linear(x, tiled, bias, n)
+        return _linear(x, tiled, bias, n, codebook=codebook)
+    return linear(x, tiled, bias, n, codebook=codebook)

@@ -15,9 +15,11 @@ import torch
 from torch import nn
 
 import lowbit
-from lowbit.config import Config, Int8, Uniform
+from lowbit.config import Codebook, Config, Int8, Uniform
+from lowbit.gemm import MAX_K_UINT8
 from lowbit.torch import fusion
 from lowbit.torch.modules import QuantEmbedding, QuantLinear
+from lowbit.weights import Weight
 
 __all__ = ["LayerReport", "Report", "dequantize_", "quantize_"]
 
@@ -230,8 +232,8 @@ def _check_model(model: nn.Module) -> None:
 
 
 def _check_config(name: str, config: Any) -> None:
-    if config is not None and not isinstance(config, (Int8, Uniform)):
-        raise TypeError(f"{name}: expected lowbit.Int8(), lowbit.Uniform(...) or None, got {config!r}")
+    if config is not None and not isinstance(config, (Int8, Uniform, Codebook)):
+        raise TypeError(f"{name}: expected lowbit.Int8(), Uniform(...), Codebook(...) or None, got {config!r}")
 
 
 def _check_rules(rules: Sequence[Rule] | None) -> list[tuple[re.Pattern[str], Config | None]]:
@@ -281,8 +283,8 @@ def _reason(module: nn.Module, config: Config | None) -> str | None:
         return f"its weight is {weight.dtype}"
     if weight.numel() == 0:
         return "empty"
-    if isinstance(module, nn.Linear) and module.in_features > lowbit.gemm.MAX_K_UINT8:
-        return f"more than {lowbit.gemm.MAX_K_UINT8} inputs"
+    if isinstance(module, nn.Linear) and module.in_features > MAX_K_UINT8:
+        return f"more than {MAX_K_UINT8} inputs"
     if isinstance(module, nn.Embedding) and module.max_norm is not None:
         return "max_norm changes its weight as it runs"
     return None
@@ -360,7 +362,7 @@ def _quantized(
     bias = module.bias
     if bias is not None:
         bias = bias.detach().float().clone()
-    return QuantLinear(k, n, buffers["tiled"], bias, config, weight.dtype)
+    return QuantLinear(k, n, buffers["tiled"], bias, config, weight.dtype, buffers.get("codebook"))
 
 
 def _made(weight: torch.Tensor, config: Config, *, rows: bool) -> Made:
@@ -373,16 +375,14 @@ def _made(weight: torch.Tensor, config: Config, *, rows: bool) -> Made:
 
 def _of_rows(config: Config) -> Config:
     """The config of a weight that is only looked up: there is no input to rotate."""
-    return replace(config, rotate=None) if isinstance(config, Uniform) else config
+    return replace(config, rotate=None) if isinstance(config, (Uniform, Codebook)) else config
 
 
-def _least(
-    weight: torch.Tensor, config: Config, second: torch.Tensor | None = None, **how: Any
-) -> lowbit.QuantizedWeight | lowbit.GroupedWeight:
+def _least(weight: torch.Tensor, config: Config, second: torch.Tensor | None = None, **how: Any) -> Weight:
     """The weight, quantized; rotated, where the config asks for it, if that lessens the
     error in the outputs of inputs with these second moments, or in the weight."""
     floats = _numpy_floats(weight)
-    if not isinstance(config, Uniform) or config.rotate is None:
+    if not isinstance(config, (Uniform, Codebook)) or config.rotate is None:
         return lowbit.quantize_weight(floats, config, **how)
     tried = [lowbit.quantize_weight(floats, form, **how) for form in (replace(config, rotate=None), config)]
     exact = weight.detach().double()
@@ -394,10 +394,12 @@ def _squares(weight: torch.Tensor, second: torch.Tensor | None) -> float:
     return float(((weight if second is None else weight @ second) * weight).sum())
 
 
-def _kept(quantized: lowbit.QuantizedWeight | lowbit.GroupedWeight) -> Made:
+def _kept(quantized: Weight) -> Made:
     # torch's memory starts at a cache line and can be resized and shared.
     tiled = torch.empty(quantized.tiled.size, dtype=torch.uint8, device="cpu")
     tiled.numpy()[:] = quantized.tiled
+    if isinstance(quantized, lowbit.CodebookWeight):
+        return {"tiled": tiled, "codebook": torch.from_numpy(quantized.codebook)}, quantized.config
     return {"tiled": tiled}, quantized.config
 
 
@@ -452,8 +454,10 @@ def _report(name: str, old: nn.Module, new: nn.Module) -> LayerReport:
     bits, isa, config = "int8", lowbit.isa(), new.config
     if isinstance(config, Uniform):
         bits, isa = f"{config.nbits}-bit", "avx2" if isa.startswith("avx") else isa  # no wider kernel yet
-        if config.rotate is not None:
-            bits += " rotated"
+    if isinstance(config, Codebook):
+        bits = f"{config.nbits}-bit codebook"
+    if getattr(config, "rotate", None) is not None:
+        bits += " rotated"
     what = "look-up"
     if isinstance(new, QuantLinear):
         what = "gemm" + {None: " of floats", "int8_group": " of spans"}.get(getattr(config, "activation", "int8"), "")

@@ -2,7 +2,7 @@
 
 use lowbit_kernels::affine::{Floats, GroupedRows, RowScale};
 use lowbit_kernels::gemm::{
-    self, Activation, After, Codes, Groups, Input, Inputs, Layer, Lhs, Norm, Output, Tiled, Weight,
+    self, Activation, After, Codebook, Codes, Groups, Input, Inputs, Layer, Lhs, Norm, Output, Tables, Tiled, Weight,
 };
 use numpy::{PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyReadwriteArrayDyn};
 use pyo3::exceptions::{PyTypeError, PyValueError};
@@ -11,8 +11,8 @@ use pyo3::prelude::*;
 use crate::call::{Threads, isa, run, to_py};
 
 /// Bits, group size, whether symmetric, size of the blocks that are rotated or 0, how
-/// inputs are taken.
-type Form = (u32, usize, bool, usize, Option<String>);
+/// inputs are taken, which codes share a table if there are any.
+type Form = (u32, usize, bool, usize, Option<String>, Option<String>);
 
 fn borrowed(name: &str, error: impl std::fmt::Display) -> PyErr {
     PyValueError::new_err(format!("{name}: {error}"))
@@ -65,6 +65,49 @@ impl<'py> ReadFloats<'py> {
             ReadFloats::F32(x) => Floats::F32(x.slice()?),
             ReadFloats::Bf16(x) => Floats::Bf16(x.slice()?),
         })
+    }
+}
+
+/// The entries of tables, int8 or float32.
+enum ReadCodebook<'py> {
+    Int8(Read<'py, i8>),
+    Floats(Read<'py, f32>),
+}
+
+impl<'py> ReadCodebook<'py> {
+    fn new(array: &Bound<'py, PyAny>) -> PyResult<Self> {
+        if array.cast::<PyArrayDyn<i8>>().is_ok() {
+            return Ok(ReadCodebook::Int8(Read::new("codebook", array)?));
+        }
+        Ok(ReadCodebook::Floats(Read::new("codebook", array)?))
+    }
+
+    fn get(&self) -> PyResult<Codebook<'_>> {
+        Ok(match self {
+            ReadCodebook::Int8(entries) => Codebook::Int8(entries.slice()?),
+            ReadCodebook::Floats(entries) => Codebook::Floats(entries.slice()?),
+        })
+    }
+}
+
+/// A layer's weight: its bytes, and the tables that they look up or None.
+struct ReadWeight<'py> {
+    tiled: Read<'py, u8>,
+    codebook: Option<ReadCodebook<'py>>,
+}
+
+/// What Python hands over for it.
+type PyWeight<'py> = (Bound<'py, PyAny>, Option<Bound<'py, PyAny>>);
+
+impl<'py> ReadWeight<'py> {
+    fn new(name: &str, (tiled, codebook): &PyWeight<'py>) -> PyResult<Self> {
+        let codebook = codebook.as_ref().map(ReadCodebook::new).transpose()?;
+        Ok(ReadWeight { tiled: Read::new(name, tiled)?, codebook })
+    }
+
+    fn get(&self, k: usize, n: usize) -> PyResult<Weight<'_>> {
+        let codebook = self.codebook.as_ref().map(ReadCodebook::get).transpose()?;
+        Weight::from_bytes(self.tiled.slice()?, k, n, codebook).map_err(to_py)
     }
 }
 
@@ -171,15 +214,22 @@ fn quantize_weight(
     run(py, w.len() * 8, Threads::default(), |ctl| gemm::quantize_weight(w, n, k, equalized, out, isa, ctl))
 }
 
-fn groups((nbits, group_size, symmetric, rotation, inputs): Form) -> PyResult<Groups> {
+fn groups((nbits, group_size, symmetric, rotation, inputs, tables): Form) -> PyResult<Groups> {
     let inputs = match inputs.as_deref() {
         Some("int8") => Inputs::Rows,
         Some("int8_group") => Inputs::Spans,
         None => Inputs::Floats,
         Some(other) => return Err(PyValueError::new_err(format!("activation: unknown {other:?}"))),
     };
+    let tables = match tables.as_deref() {
+        Some("tensor") => Some(Tables::Tensor),
+        Some("channel") => Some(Tables::Row),
+        Some("group") => Some(Tables::Group),
+        None => None,
+        Some(other) => return Err(PyValueError::new_err(format!("granularity: unknown {other:?}"))),
+    };
     let groups = Groups::new(nbits, group_size, symmetric).and_then(|groups| groups.rotated(rotation));
-    Ok(groups.map_err(to_py)?.with(inputs))
+    groups.and_then(|groups| groups.with(inputs).with_tables(tables)).map_err(to_py)
 }
 
 #[pyfunction]
@@ -245,51 +295,107 @@ fn groups_equalizer(
     })
 }
 
+/// Codes (N, K), multipliers and zero points (N, groups), scales (N).
+type PyParts<'py> = (Bound<'py, PyAny>, Bound<'py, PyAny>, Bound<'py, PyAny>, Bound<'py, PyAny>);
+
+/// A weight in groups, taken apart.
+struct WriteParts<'py>(Write<'py, u8>, Write<'py, u8>, Write<'py, u8>, Write<'py, f32>);
+
+impl<'py> WriteParts<'py> {
+    fn new((codes, multipliers, zeros, scale): &PyParts<'py>) -> PyResult<Self> {
+        Ok(WriteParts(Write::new(codes)?, Write::new(multipliers)?, Write::new(zeros)?, Write::new(scale)?))
+    }
+
+    fn get(&mut self) -> PyResult<GroupedRows<'_>> {
+        Ok(GroupedRows {
+            codes: self.0.slice()?,
+            multipliers: self.1.slice()?,
+            zeros: self.2.slice()?,
+            scale: self.3.slice()?,
+        })
+    }
+}
+
 /// Of a weight in groups: codes (N, K), multipliers and zero points (N, groups), scales (N).
 #[pyfunction]
-fn untile_groups(
-    py: Python<'_>,
-    weight: &Bound<'_, PyAny>,
-    k: usize,
-    n: usize,
-    codes: &Bound<'_, PyAny>,
-    multipliers: &Bound<'_, PyAny>,
-    zeros: &Bound<'_, PyAny>,
-    scale: &Bound<'_, PyAny>,
-) -> PyResult<()> {
-    let weight = Read::<u8>::new("weight", weight)?;
-    let weight = Weight::from_bytes(weight.slice()?, k, n).map_err(to_py)?;
+fn untile_groups(py: Python<'_>, weight: PyWeight<'_>, k: usize, n: usize, parts: PyParts<'_>) -> PyResult<()> {
+    let weight = ReadWeight::new("weight", &weight)?;
+    let weight = weight.get(k, n)?;
     let Codes::Groups(grouped) = weight.codes() else {
         return Err(PyValueError::new_err("weight: expected groups, got int8"));
     };
-    let (mut codes, mut multipliers) = (Write::<u8>::new(codes)?, Write::<u8>::new(multipliers)?);
-    let (mut zeros, mut scale) = (Write::<u8>::new(zeros)?, Write::<f32>::new(scale)?);
-    let (codes, multipliers) = (codes.slice()?, multipliers.slice()?);
-    let (zeros, scale) = (zeros.slice()?, scale.slice()?);
-    let parts = GroupedRows { codes, multipliers, zeros, scale };
+    let mut parts = WriteParts::new(&parts)?;
+    let parts = parts.get()?;
     run(py, n.saturating_mul(k).saturating_mul(16), Threads::default(), |_| grouped.untile(parts))
 }
 
 /// The inverse of [`untile_groups`], without an equalizer.
 #[pyfunction]
+#[pyo3(signature = (parts, n, k, form, codebook, out))]
 fn tile_groups(
     py: Python<'_>,
-    parts: (Bound<'_, PyAny>, Bound<'_, PyAny>, Bound<'_, PyAny>, Bound<'_, PyAny>),
+    parts: PyParts<'_>,
     n: usize,
     k: usize,
     form: Form,
+    codebook: Option<&Bound<'_, PyAny>>,
     out: &Bound<'_, PyAny>,
 ) -> PyResult<()> {
     let groups = groups(form)?;
-    let (mut codes, mut multipliers) = (Write::<u8>::new(&parts.0)?, Write::<u8>::new(&parts.1)?);
-    let (mut zeros, mut scale) = (Write::<u8>::new(&parts.2)?, Write::<f32>::new(&parts.3)?);
-    let (codes, multipliers) = (codes.slice()?, multipliers.slice()?);
-    let (zeros, scale) = (zeros.slice()?, scale.slice()?);
-    let parts = GroupedRows { codes, multipliers, zeros, scale };
+    let codebook = codebook.map(ReadCodebook::new).transpose()?;
+    let codebook = codebook.as_ref().map(ReadCodebook::get).transpose()?;
+    let mut parts = WriteParts::new(&parts)?;
+    let parts = parts.get()?;
     let mut out = Write::<u8>::new(out)?;
     let out = out.slice()?;
     run(py, n.saturating_mul(k).saturating_mul(16), Threads::default(), |ctl| {
-        gemm::tile_groups(&parts, groups, n, k, out, ctl)
+        gemm::tile_groups(&parts, groups, codebook, n, k, out, ctl)
+    })
+}
+
+/// Of a weight (N, K) and its tables: codes (N, K), multipliers (N, groups), scales (N). As
+/// [`tile_groups`], with zero points that are not looked at.
+#[pyfunction]
+#[pyo3(signature = (w, n, k, form, codebook, importance, parts, isa))]
+fn fit_groups(
+    py: Python<'_>,
+    w: &Bound<'_, PyAny>,
+    n: usize,
+    k: usize,
+    form: Form,
+    codebook: &Bound<'_, PyAny>,
+    importance: Option<&Bound<'_, PyAny>>,
+    parts: PyParts<'_>,
+    isa: Option<&str>,
+) -> PyResult<()> {
+    let (isa, groups, w) = (self::isa(isa)?, groups(form)?, Read::<f32>::new("w", w)?);
+    let codebook = ReadCodebook::new(codebook)?;
+    let (w, codebook) = (w.slice()?, codebook.get()?);
+    let importance = importance.map(|w| Read::<f32>::new("importance", w)).transpose()?;
+    let importance = importance.as_ref().map(Read::slice).transpose()?;
+    let mut parts = WriteParts::new(&parts)?;
+    let mut parts = parts.get()?;
+    run(py, n.saturating_mul(k).saturating_mul(512), Threads::default(), |ctl| {
+        gemm::fit_groups(w, k, groups, codebook, importance, &mut parts, isa, ctl)
+    })
+}
+
+/// Moves codes until four products fit 16 bits; how many were moved.
+#[pyfunction]
+fn settle_groups(
+    py: Python<'_>,
+    parts: PyParts<'_>,
+    n: usize,
+    k: usize,
+    form: Form,
+    codebook: &Bound<'_, PyAny>,
+) -> PyResult<usize> {
+    let (groups, codebook) = (groups(form)?, Read::<i8>::new("codebook", codebook)?);
+    let codebook = codebook.slice()?;
+    let mut parts = WriteParts::new(&parts)?;
+    let mut parts = parts.get()?;
+    run(py, n.saturating_mul(k).saturating_mul(8), Threads::default(), |ctl| {
+        gemm::settle(k, groups, codebook, &mut parts, ctl)
     })
 }
 
@@ -305,7 +411,7 @@ fn untile(
 ) -> PyResult<()> {
     let (weight, mut codes, mut scale) =
         (Read::<u8>::new("weight", weight)?, Write::<i8>::new(codes)?, Write::<f32>::new(scale)?);
-    let weight = Weight::from_bytes(weight.slice()?, k, n).map_err(to_py)?;
+    let weight = Weight::from_bytes(weight.slice()?, k, n, None).map_err(to_py)?;
     let (codes, scale) = (codes.slice()?, scale.slice()?);
     let Codes::Int8(tiled) = weight.codes() else {
         return Err(PyValueError::new_err("weight: expected int8, got groups"));
@@ -322,13 +428,13 @@ fn untile(
 fn lookup(
     py: Python<'_>,
     indices: Option<&Bound<'_, PyAny>>,
-    weight: &Bound<'_, PyAny>,
+    weight: PyWeight<'_>,
     k: usize,
     n: usize,
     out: &Bound<'_, PyAny>,
 ) -> PyResult<()> {
-    let (weight, mut out) = (Read::<u8>::new("weight", weight)?, Write::<f32>::new(out)?);
-    let weight = Weight::from_bytes(weight.slice()?, k, n).map_err(to_py)?;
+    let (weight, mut out) = (ReadWeight::new("weight", &weight)?, Write::<f32>::new(out)?);
+    let weight = weight.get(k, n)?;
     let out = out.slice()?;
     // A private copy: another thread may change the array during the call.
     let indices = match indices {
@@ -396,7 +502,7 @@ fn linear(
     py: Python<'_>,
     x: &Bound<'_, PyAny>,
     m: usize,
-    weight: &Bound<'_, PyAny>,
+    weight: PyWeight<'_>,
     k: usize,
     n: usize,
     bias: Option<&Bound<'_, PyAny>>,
@@ -409,8 +515,8 @@ fn linear(
     isa: Option<&str>,
 ) -> PyResult<()> {
     let isa = self::isa(isa)?;
-    let weight = Read::<u8>::new("weight", weight)?;
-    let weight = Weight::from_bytes(weight.slice()?, k, n).map_err(to_py)?;
+    let weight = ReadWeight::new("weight", &weight)?;
+    let weight = weight.get(k, n)?;
     let bias = bias.map(|b| Read::<f32>::new("bias", b)).transpose()?;
     let layer =
         Layer { weight: &weight, bias: bias.as_ref().map(Read::slice).transpose()?, activation: activation(act)? };
@@ -461,11 +567,11 @@ fn mlp(
     x: &Bound<'_, PyAny>,
     m: usize,
     k: usize,
-    up: &Bound<'_, PyAny>,
+    up: PyWeight<'_>,
     up_bias: Option<&Bound<'_, PyAny>>,
     inner: usize,
     act: &str,
-    down: &Bound<'_, PyAny>,
+    down: PyWeight<'_>,
     down_bias: Option<&Bound<'_, PyAny>>,
     n: usize,
     residual: Option<&Bound<'_, PyAny>>,
@@ -478,9 +584,8 @@ fn mlp(
     let isa = self::isa(isa)?;
     let x = ReadFloats::new("x", x)?;
     let x = x.get()?;
-    let (up, down) = (Read::<u8>::new("up", up)?, Read::<u8>::new("down", down)?);
-    let up = Weight::from_bytes(up.slice()?, k, inner).map_err(to_py)?;
-    let down = Weight::from_bytes(down.slice()?, inner, n).map_err(to_py)?;
+    let (up, down) = (ReadWeight::new("up", &up)?, ReadWeight::new("down", &down)?);
+    let (up, down) = (up.get(k, inner)?, down.get(inner, n)?);
     let up_bias = up_bias.map(|b| Read::<f32>::new("up_bias", b)).transpose()?;
     let down_bias = down_bias.map(|b| Read::<f32>::new("down_bias", b)).transpose()?;
     let up = Layer { weight: &up, bias: up_bias.as_ref().map(Read::slice).transpose()?, activation: activation(act)? };
@@ -508,6 +613,8 @@ pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(quantize_weight_groups, m)?)?;
     m.add_function(wrap_pyfunction!(tile_groups, m)?)?;
     m.add_function(wrap_pyfunction!(untile_groups, m)?)?;
+    m.add_function(wrap_pyfunction!(fit_groups, m)?)?;
+    m.add_function(wrap_pyfunction!(settle_groups, m)?)?;
     m.add_function(wrap_pyfunction!(lookup, m)?)?;
     m.add_function(wrap_pyfunction!(lookup_rows, m)?)?;
     m.add_function(wrap_pyfunction!(matmul, m)?)?;

@@ -38,8 +38,35 @@ pub(crate) trait Lanes: Copy {
     /// N integers.
     fn load_u8(self, x: &[u8]) -> Self::F;
 
-    /// Byte `i` of N dwords.
-    fn byte_of(self, x: &[u32], i: u32) -> Self::F;
+    /// The byte at bit `shift` of each of N dwords, 4N bytes.
+    fn byte_of(self, x: &[u8], shift: u32) -> Self::F;
+    /// A table of up to 16 floats.
+    type T: Copy;
+    /// It holds zeros behind them.
+    fn table(self, x: &[f32]) -> Self::T;
+    /// Of each of N dwords, 4N bytes, what the table has at the number in the four bits from
+    /// bit `shift` on.
+    fn pick(self, table: Self::T, x: &[u8], shift: u32) -> Self::F;
+    /// Of each of N dwords, 4N bytes, what the table has at the lower halves of its bytes in
+    /// turn, and then at the upper ones.
+    #[inline(always)]
+    fn eight(self, table: &Self::T, x: &[u8]) -> [Self::F; 8] {
+        let mut values = [self.splat(0.0); 8];
+        for (i, value) in values.iter_mut().enumerate() {
+            *value = self.pick(*table, x, 8 * (i as u32 % 4) + 4 * (i as u32 / 4));
+        }
+        values
+    }
+    /// Of each of N dwords, 4N bytes, what is in `entries`, from its `tables` on, at the byte
+    /// at bit `shift`.
+    #[inline(always)]
+    fn gather(self, entries: &[f32], tables: &[u32], x: &[u8], shift: u32) -> Self::F {
+        let mut lanes = [0.0; 16];
+        for ((lane, &table), x) in lanes.iter_mut().zip(tables).zip(x.as_chunks::<4>().0) {
+            *lane = entries[table as usize + usize::from((u32::from_le_bytes(*x) >> shift) as u8)];
+        }
+        self.load(&lanes[..Self::N])
+    }
 
     /// N doubles of 0.
     fn no_squares(self) -> Self::D;
@@ -169,8 +196,19 @@ impl Lanes for Scalar {
         f32::from(x[0])
     }
     #[inline(always)]
-    fn byte_of(self, x: &[u32], i: u32) -> f32 {
-        f32::from((x[0] >> (8 * i)) as u8)
+    fn byte_of(self, x: &[u8], shift: u32) -> f32 {
+        f32::from(x[shift as usize / 8])
+    }
+    type T = [f32; 16];
+    #[inline(always)]
+    fn table(self, x: &[f32]) -> [f32; 16] {
+        let mut table = [0.0; 16];
+        table[..x.len()].copy_from_slice(x);
+        table
+    }
+    #[inline(always)]
+    fn pick(self, table: [f32; 16], x: &[u8], shift: u32) -> f32 {
+        table[usize::from(x[shift as usize / 8] >> (shift % 8) & 15)]
     }
     #[inline(always)]
     fn no_squares(self) -> f64 {
@@ -312,7 +350,7 @@ macro_rules! intrinsics {
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::Lanes;
+    use super::{Lanes, Scalar};
 
     /// Eight lanes.
     #[derive(Clone, Copy)]
@@ -321,6 +359,15 @@ mod x86 {
     /// Sixteen lanes.
     #[derive(Clone, Copy)]
     pub(crate) struct Avx512(());
+
+    /// Sixteen floats: the first and the last eight; bytes 2 and 3 of all, in both lanes;
+    /// and whether the others are 0.
+    #[derive(Clone, Copy)]
+    pub(crate) struct Table {
+        halves: [__m256; 2],
+        upper: [__m256i; 2],
+        is_bf16: bool,
+    }
 
     impl Avx2 {
         /// # Safety
@@ -343,6 +390,7 @@ mod x86 {
     impl Lanes for Avx2 {
         const N: usize = 8;
         type F = __m256;
+        type T = Table;
         type D = [__m256d; 2];
 
         intrinsics! {
@@ -382,10 +430,72 @@ mod x86 {
                 assert!(x.len() == 8);
                 _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(x.as_ptr().cast())))
             }
-            byte_of(x: &[u32], i: u32) -> __m256 {
-                assert!(x.len() == 8);
-                let down = _mm256_srl_epi32(_mm256_loadu_si256(x.as_ptr().cast()), _mm_cvtsi32_si128(8 * i as i32));
+            byte_of(x: &[u8], shift: u32) -> __m256 {
+                assert!(x.len() == 32);
+                let down = _mm256_srl_epi32(_mm256_loadu_si256(x.as_ptr().cast()), _mm_cvtsi32_si128(shift as i32));
                 _mm256_cvtepi32_ps(_mm256_and_si256(down, _mm256_set1_epi32(255)))
+            }
+            table(x: &[f32]) -> Table {
+                let table = Scalar.table(x);
+                let mut planes = [[0; 16]; 2];
+                for (i, x) in table.iter().enumerate() {
+                    [_, _, planes[0][i], planes[1][i]] = x.to_le_bytes();
+                }
+                Table {
+                    halves: [_mm256_loadu_ps(table.as_ptr()), _mm256_loadu_ps(table[8..].as_ptr())],
+                    upper: [
+                        _mm256_broadcastsi128_si256(_mm_loadu_si128(planes[0].as_ptr().cast())),
+                        _mm256_broadcastsi128_si256(_mm_loadu_si128(planes[1].as_ptr().cast())),
+                    ],
+                    is_bf16: table.iter().all(|x| x.to_bits() as u16 == 0),
+                }
+            }
+            eight(table: &Table, x: &[u8]) -> [__m256; 8] {
+                assert!(x.len() == 32);
+                if !table.is_bf16 {
+                    let mut values = [_mm256_setzero_ps(); 8];
+                    for (i, value) in values.iter_mut().enumerate() {
+                        *value = Avx2(()).pick(*table, x, 8 * (i as u32 % 4) + 4 * (i as u32 / 4));
+                    }
+                    return values;
+                }
+                // Bytes 0 and 1 of each dword together, then bytes 2 and 3.
+                let order = _mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
+                let x = _mm256_shuffle_epi8(_mm256_loadu_si256(x.as_ptr().cast()), _mm256_broadcastsi128_si256(order));
+                let four = _mm256_set1_epi8(15);
+                let mut values = [_mm256_setzero_ps(); 8];
+                for (half, x) in [x, _mm256_srli_epi16(x, 4)].into_iter().enumerate() {
+                    let x = _mm256_and_si256(x, four);
+                    let low = _mm256_shuffle_epi8(table.upper[0], x);
+                    let high = _mm256_shuffle_epi8(table.upper[1], x);
+                    for (i, two) in [_mm256_unpacklo_epi8(low, high), _mm256_unpackhi_epi8(low, high)].into_iter().enumerate() {
+                        // A lane's words are the upper halves of two floats.
+                        let at = 4 * half + 2 * i;
+                        values[at] = _mm256_castsi256_ps(_mm256_slli_epi32(two, 16));
+                        values[at + 1] = _mm256_castsi256_ps(_mm256_and_si256(two, _mm256_set1_epi32(-0x1_0000)));
+                    }
+                }
+                values
+            }
+            gather(entries: &[f32], tables: &[u32], x: &[u8], shift: u32) -> __m256 {
+                assert!(x.len() == 32 && tables.len() == 8);
+                let x = _mm256_loadu_si256(x.as_ptr().cast());
+                let byte = _mm256_and_si256(_mm256_srl_epi32(x, _mm_cvtsi32_si128(shift as i32)), _mm256_set1_epi32(255));
+                let at = _mm256_add_epi32(byte, _mm256_loadu_si256(tables.as_ptr().cast()));
+                let past = _mm256_cmpgt_epi32(at, _mm256_set1_epi32(entries.len() as i32 - 1));
+                assert!(entries.len() <= i32::MAX as usize && _mm256_testz_si256(past, past) == 1);
+                _mm256_i32gather_ps::<4>(entries.as_ptr(), at)
+            }
+            pick(table: Table, x: &[u8], shift: u32) -> __m256 {
+                assert!(x.len() == 32);
+                let x = _mm256_loadu_si256(x.as_ptr().cast());
+                // The lowest three bits pick in both halves of the table; the fourth, brought to
+                // the sign, between them.
+                let three = _mm256_srl_epi32(x, _mm_cvtsi32_si128(shift as i32));
+                let fourth = _mm256_sll_epi32(x, _mm_cvtsi32_si128(28 - shift as i32));
+                let low = _mm256_permutevar8x32_ps(table.halves[0], three);
+                let high = _mm256_permutevar8x32_ps(table.halves[1], three);
+                _mm256_blendv_ps(low, high, _mm256_castsi256_ps(fourth))
             }
             no_squares() -> [__m256d; 2] { [_mm256_setzero_pd(); 2] }
             add_square(sum: [__m256d; 2], a: __m256) -> [__m256d; 2] {
@@ -433,6 +543,7 @@ mod x86 {
     impl Lanes for Avx512 {
         const N: usize = 16;
         type F = __m512;
+        type T = __m512;
         type D = [__m512d; 2];
 
         intrinsics! {
@@ -471,10 +582,16 @@ mod x86 {
                 assert!(x.len() == 16);
                 _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(x.as_ptr().cast())))
             }
-            byte_of(x: &[u32], i: u32) -> __m512 {
-                assert!(x.len() == 16);
-                let down = _mm512_srl_epi32(_mm512_loadu_si512(x.as_ptr().cast()), _mm_cvtsi32_si128(8 * i as i32));
+            byte_of(x: &[u8], shift: u32) -> __m512 {
+                assert!(x.len() == 64);
+                let down = _mm512_srl_epi32(_mm512_loadu_si512(x.as_ptr().cast()), _mm_cvtsi32_si128(shift as i32));
                 _mm512_cvtepi32_ps(_mm512_and_si512(down, _mm512_set1_epi32(255)))
+            }
+            table(x: &[f32]) -> __m512 { _mm512_loadu_ps(Scalar.table(x).as_ptr()) }
+            pick(table: __m512, x: &[u8], shift: u32) -> __m512 {
+                assert!(x.len() == 64);
+                let four = _mm512_srl_epi32(_mm512_loadu_si512(x.as_ptr().cast()), _mm_cvtsi32_si128(shift as i32));
+                _mm512_permutexvar_ps(four, table)
             }
             no_squares() -> [__m512d; 2] { [_mm512_setzero_pd(); 2] }
             add_square(sum: [__m512d; 2], a: __m512) -> [__m512d; 2] {
@@ -524,7 +641,7 @@ mod x86 {
 mod aarch64 {
     use std::arch::aarch64::*;
 
-    use super::Lanes;
+    use super::{Lanes, Scalar};
 
     /// Four lanes.
     #[derive(Clone, Copy)]
@@ -542,6 +659,7 @@ mod aarch64 {
     impl Lanes for Neon {
         const N: usize = 4;
         type F = float32x4_t;
+        type T = [f32; 16];
         type D = [float64x2_t; 2];
 
         intrinsics! {
@@ -577,10 +695,17 @@ mod aarch64 {
                 let four = vcreate_u8(x.as_ptr().cast::<u32>().read_unaligned().into());
                 vcvtq_f32_u32(vmovl_u16(vget_low_u16(vmovl_u8(four))))
             }
-            byte_of(x: &[u32], i: u32) -> float32x4_t {
-                assert!(x.len() == 4);
-                let down = vshlq_u32(vld1q_u32(x.as_ptr()), vdupq_n_s32(-(8 * i as i32)));
+            byte_of(x: &[u8], shift: u32) -> float32x4_t {
+                assert!(x.len() == 16);
+                let down = vshlq_u32(vreinterpretq_u32_u8(vld1q_u8(x.as_ptr())), vdupq_n_s32(-(shift as i32)));
                 vcvtq_f32_u32(vandq_u32(down, vdupq_n_u32(255)))
+            }
+            table(x: &[f32]) -> [f32; 16] { Scalar.table(x) }
+            pick(table: [f32; 16], x: &[u8], shift: u32) -> float32x4_t {
+                assert!(x.len() == 16);
+                let one = |x: &[u8]| Scalar.pick(table, x, shift);
+                let four = [one(&x[..4]), one(&x[4..8]), one(&x[8..12]), one(&x[12..])];
+                vld1q_f32(four.as_ptr())
             }
             no_squares() -> [float64x2_t; 2] { [vdupq_n_f64(0.0); 2] }
             add_square(sum: [float64x2_t; 2], a: float32x4_t) -> [float64x2_t; 2] {

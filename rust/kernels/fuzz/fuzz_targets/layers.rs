@@ -36,7 +36,7 @@ fuzz_target!(|case: Case| {
     for (i, word) in words.into_iter().enumerate() {
         bytes[8 + 4 * i..12 + 4 * i].copy_from_slice(&word.to_le_bytes());
     }
-    let Ok(weight) = Weight::from_bytes(&bytes, k, n) else { return };
+    let Ok(weight) = Weight::from_bytes(&bytes, k, n, None) else { return };
     let x: Vec<f32> = case.x.iter().copied().cycle().chain(std::iter::repeat(0.5)).take(m * k).collect();
     let layer = Layer { weight: &weight, bias: None, activation: Activation::Relu };
     let mut expected: Option<Vec<u32>> = None;

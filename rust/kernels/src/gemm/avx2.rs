@@ -18,14 +18,16 @@
 //! operands, is 40 for 12 products of 32 in bytes, and 28 for 12 of 16 in words.
 
 mod groups;
+mod tables;
 
 use std::arch::x86_64::*;
 use std::ops::Range;
 
 pub(super) use groups::{groups, groups_scratch_len};
+pub(super) use tables::expand;
 
-use super::Block;
 use super::tiled::Panel;
+use super::{Block, Fits};
 
 /// Rows of a tile.
 const MR: usize = 3;
@@ -251,7 +253,13 @@ pub(super) unsafe fn panel(block: &Block, scratch: &mut [i32], made: &mut Made, 
     let columns = &mut rest[skip..];
     for first in (0..block.panel.width).step_by(NR) {
         let excess = block.excess.get(first / NR).and_then(Option::as_ref);
-        let rows = if excess.is_some() {
+        let form = match block.fits {
+            Fits::Fours if steps >= 8 => Form::Fours,
+            Fits::Pairs if steps >= 8 => Form::Bytes,
+            _ if excess.is_some() => Form::Bytes,
+            _ => Form::Words,
+        };
+        let rows = if form != Form::Words {
             if !std::mem::replace(&mut made.bytes, true) {
                 rows_as_bytes(block.a, block.k, block.flip, bytes, odd);
             }
@@ -267,9 +275,9 @@ pub(super) unsafe fn panel(block: &Block, scratch: &mut [i32], made: &mut Made, 
             // SAFETY: the caller's promises.
             unsafe {
                 if block.panel.width - first < NR {
-                    some_columns::<2>(block, rows, columns, excess, depth, first, out, col);
+                    some_columns::<2>(block, form, rows, columns, excess, depth, first, out, col);
                 } else {
-                    some_columns::<4>(block, rows, columns, excess, depth, first, out, col);
+                    some_columns::<4>(block, form, rows, columns, excess, depth, first, out, col);
                 }
             }
         }
@@ -289,6 +297,7 @@ pub(super) unsafe fn panel(block: &Block, scratch: &mut [i32], made: &mut Made, 
 #[target_feature(enable = "avx2")]
 unsafe fn some_columns<const V: usize>(
     block: &Block,
+    form: Form,
     rows: &[i32],
     columns: &mut [i32],
     excess: Option<&Excess>,
@@ -298,12 +307,12 @@ unsafe fn some_columns<const V: usize>(
     col: usize,
 ) {
     let columns = &mut columns[..depth.len() * 8 * V];
-    match excess {
-        Some(excess) => columns_as_bytes::<V>(block, excess, depth.clone(), first, columns),
-        None => columns_as_words::<V>(block, depth.start / 2..depth.end / 2, first, columns),
+    match form {
+        Form::Words => columns_as_words::<V>(block, depth.start / 2..depth.end / 2, first, columns),
+        _ => columns_as_bytes::<V>(block, excess, depth.clone(), first, columns),
     }
     let part = Part {
-        bytes: excess.is_some(),
+        form,
         a: &rows[depth.start..],
         stride: rows.len() / out.len(),
         columns,
@@ -319,7 +328,7 @@ unsafe fn some_columns<const V: usize>(
 #[target_feature(enable = "avx2")]
 fn columns_as_bytes<const V: usize>(
     block: &Block,
-    excess: &Excess,
+    excess: Option<&Excess>,
     depth: Range<usize>,
     first: usize,
     bytes: &mut [i32],
@@ -331,6 +340,7 @@ fn columns_as_bytes<const V: usize>(
     for (to, codes) in to.zip(codes) {
         to.copy_from_slice(&codes[4 * first..][..32 * V]);
     }
+    let Some(excess) = excess else { return };
     let depth = 8 * V * depth.start..8 * V * depth.end;
     let [from, to] = [depth.start, depth.end].map(|end| excess.left.partition_point(|left| left.at < end));
     for left in &excess.left[from..to] {
@@ -491,10 +501,20 @@ fn row<const NV: usize>(block: &Block, a: &[i16], out: &mut [i32]) {
     }
 }
 
+/// What a dword of the columns is, and of the rows.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// Two values of 16 bits.
+    Words,
+    /// Four bytes; two products fit 16 bits.
+    Bytes,
+    /// The same where four products do, of this dword and the next.
+    Fours,
+}
+
 /// Some of the depth of some columns, and the rows for it.
 struct Part<'a> {
-    /// Bytes, or words.
-    bytes: bool,
+    form: Form,
     /// From the first of the depth on, and from row to row.
     a: &'a [i32],
     stride: usize,
@@ -514,6 +534,10 @@ impl Part<'_> {
     /// Each row of `out` has these columns.
     #[target_feature(enable = "avx2")]
     unsafe fn all<const V: usize>(&self, out: &mut [&mut [i32]]) {
+        if self.form == Form::Fours {
+            // SAFETY: the caller's promise.
+            return unsafe { self.in_twos::<V>(out) };
+        }
         let (threes, rest) = out.as_chunks_mut::<MR>();
         let (twos, one) = rest.as_chunks_mut::<2>();
         // SAFETY: the caller's promise.
@@ -542,6 +566,20 @@ impl Part<'_> {
         }
     }
 
+    /// All rows times `V` vectors of columns, two at a time.
+    ///
+    /// # Safety
+    /// As [`Part::all`].
+    #[target_feature(enable = "avx2")]
+    unsafe fn in_twos<const V: usize>(&self, out: &mut [&mut [i32]]) {
+        let (twos, one) = out.as_chunks_mut::<2>();
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.tiles::<2, V>(0, twos);
+            self.tiles::<1, V>(2 * twos.len(), one.as_chunks_mut().0);
+        }
+    }
+
     /// `R` rows, the first one at `a`, times `V` vectors of columns.
     ///
     /// # Safety
@@ -563,21 +601,25 @@ impl Part<'_> {
         // SAFETY: `columns` holds V vectors for each dword, a multiple of 4, of each row.
         unsafe {
             if let (Ok(rows), Ok(acc)) = (<[_; 3]>::try_from(&rows[..]), acc.as_flattened_mut().try_into()) {
-                if self.bytes {
+                if self.form == Form::Bytes {
                     three_by_four_bytes(rows, w, self.dwords, acc);
                 } else {
                     three_by_four_words(rows, w, self.dwords, acc);
                 }
+            } else if let (Form::Fours, Ok(rows), Ok(acc)) =
+                (self.form, <[_; 2]>::try_from(&rows[..]), acc.as_flattened_mut().try_into())
+            {
+                two_by_four_fours(rows, w, self.dwords, acc);
             } else {
                 for i in 0..self.dwords {
                     for r in 0..R {
                         let a = _mm256_set1_epi32(*rows[r].add(i));
                         for v in 0..V {
                             let w = _mm256_loadu_si256(w.add(V * i + v));
-                            let products = if self.bytes {
-                                _mm256_madd_epi16(_mm256_maddubs_epi16(a, w), _mm256_set1_epi16(1))
-                            } else {
+                            let products = if self.form == Form::Words {
                                 _mm256_madd_epi16(a, w)
+                            } else {
+                                _mm256_madd_epi16(_mm256_maddubs_epi16(a, w), _mm256_set1_epi16(1))
                             };
                             acc[r][v] = _mm256_add_epi32(acc[r][v], products);
                         }
@@ -679,6 +721,73 @@ macro_rules! times_bytes {
 
 three_by_four!(three_by_four_words, times_words);
 three_by_four!(three_by_four_bytes, times_bytes);
+
+/// Of two rows a dword and the next, in ymm8 and ymm9 and in ymm10 and ymm11, times two
+/// vectors of columns, `$w` of two dwords on.
+#[rustfmt::skip]
+macro_rules! times_fours {
+    ($w:expr, $next:expr, $c0:literal, $c1:literal) => {
+        concat!(
+            "vpmaddubsw ymm13, ymm8, ", $w, "\n",
+            "vpmaddubsw ymm14, ymm9, ", $next, "\n",
+            "vpaddw ymm13, ymm13, ymm14\n",
+            "vpmaddubsw ymm14, ymm10, ", $w, "\n",
+            "vpmaddubsw ymm15, ymm11, ", $next, "\n",
+            "vpaddw ymm14, ymm14, ymm15\n",
+            "vpmaddwd ymm13, ymm13, ymm12\n",
+            "vpaddd ", $c0, ", ", $c0, ", ymm13\n",
+            "vpmaddwd ymm14, ymm14, ymm12\n",
+            "vpaddd ", $c1, ", ", $c1, ", ymm14\n",
+        )
+    };
+}
+#[rustfmt::skip]
+macro_rules! two_dwords {
+    ($a:literal, $w:literal) => {
+        concat!(
+            "vpbroadcastd ymm8, [{a0} + {at} + ", $a, "]\n",
+            "vpbroadcastd ymm9, [{a0} + {at} + ", $a, " + 4]\n",
+            "vpbroadcastd ymm10, [{a1} + {at} + ", $a, "]\n",
+            "vpbroadcastd ymm11, [{a1} + {at} + ", $a, " + 4]\n",
+            times_fours!(concat!("[{w} + ", $w, "]"), concat!("[{w} + ", $w, " + 128]"), "ymm0", "ymm4"),
+            times_fours!(concat!("[{w} + ", $w, " + 32]"), concat!("[{w} + ", $w, " + 160]"), "ymm1", "ymm5"),
+            times_fours!(concat!("[{w} + ", $w, " + 64]"), concat!("[{w} + ", $w, " + 192]"), "ymm2", "ymm6"),
+            times_fours!(concat!("[{w} + ", $w, " + 96]"), concat!("[{w} + ", $w, " + 224]"), "ymm3", "ymm7"),
+        )
+    };
+}
+
+/// As `three_by_four_bytes`, of two rows: four products are summed in 16 bits.
+///
+/// # Safety
+/// As there.
+#[target_feature(enable = "avx2")]
+unsafe fn two_by_four_fours(rows: [*const i32; 2], w: *const __m256i, dwords: usize, acc: &mut [__m256i; 8]) {
+    let [s0, s1, s2, s3, s4, s5, s6, s7] = acc;
+    let ends = rows.map(|row| row.wrapping_add(dwords));
+    // SAFETY: the caller's promises; what is written is declared.
+    unsafe {
+        std::arch::asm!(
+            "vpcmpeqw ymm12, ymm12, ymm12",
+            "vpsrlw ymm12, ymm12, 15",
+            "2:",
+            two_dwords!("0", "0"),
+            two_dwords!("8", "256"),
+            "add {w}, 512",
+            "add {at}, 16",
+            "jnz 2b",
+            a0 = in(reg) ends[0],
+            a1 = in(reg) ends[1],
+            w = inout(reg) w => _,
+            at = inout(reg) (4 * dwords).wrapping_neg() => _,
+            inout("ymm0") *s0, inout("ymm1") *s1, inout("ymm2") *s2, inout("ymm3") *s3,
+            inout("ymm4") *s4, inout("ymm5") *s5, inout("ymm6") *s6, inout("ymm7") *s7,
+            out("ymm8") _, out("ymm9") _, out("ymm10") _, out("ymm11") _,
+            out("ymm12") _, out("ymm13") _, out("ymm14") _, out("ymm15") _,
+            options(nostack, readonly),
+        );
+    }
+}
 
 /// `R` widened rows times the `part`-th 16 columns of the panel, as bytes.
 #[target_feature(enable = "avx2")]

@@ -1,23 +1,31 @@
 //! Weights in groups times rows that are not rounded to 8 bits a row: floats as they
 //! are, and codes with a scale for every [`SUPER`] of them.
+//!
+//! What a code stands for is value · multiplier, the value its number less the zero point,
+//! or its entry of a table. Values are multiplied with rows by fused multiply-adds over at
+//! most 64 of the depth within a group, and each such sum is added, times the multiplier.
 
 use std::ops::Range;
 
 use super::groups::{GroupPanel, SUPER, places};
+use super::tables::Codebook;
 use super::tiled::PANEL;
 use crate::affine::RowScale;
 use crate::lanes::{Lanes, on_isa};
 
-/// Depth of the columns that are unpacked at a time: 16 KiB of floats.
-const DEPTH: usize = 64;
+/// The longest depth that is summed, and unpacked, at a time: 16 KiB of floats.
+const SPAN: usize = 64;
 /// Rows of a tile: with two vectors of columns, 12 sums.
 const MR: usize = 6;
+/// Columns that [`one`] sums at a time: enough vectors that no sum waits for its last term.
+const COLUMNS: usize = 32;
 /// Floats of scratch.
-pub(super) const SCRATCH: usize = DEPTH * PANEL;
+pub(super) const SCRATCH: usize = SPAN * PANEL;
+/// Rows of a block: enough to repay unpacking, several times over.
+pub(super) const ROWS: usize = 192;
 
 on_isa! {
-    /// `out[r][j] = Σ_k x[r][k] · multiplier · (code[k][j] - zero point)`: sums over 64 of
-    /// the depth, each term by a fused multiply-add, are added in order.
+    /// `out[r][j] = Σ_k x[r][k] · value[k][j] · multiplier`, rows as [`interleave`] has them.
     pub(super) fn float_sums(x: &[f32], panel: &GroupPanel, scratch: &mut [f32], out: &mut [&mut [f32]]) = sums;
     /// Of each column the sum of `multiplier · (code - zero point)` over one superstep.
     pub(super) fn span_column_sums(panel: &GroupPanel, depth: Range<usize>, scratch: &mut [f32], out: &mut [i32; PANEL])
@@ -26,87 +34,252 @@ on_isa! {
     pub(super) fn add_span(sums: &[i32], col_sum: &[i32; PANEL], row: RowScale, totals: &mut [f32]) = add;
 }
 
+/// Rows of `k` as tiles read them: those of six, then of two, then of one row, each `[k][rows]`.
+pub(super) fn interleave(x: &[f32], k: usize, to: &mut [f32]) {
+    let sixes = x.len() / (MR * k) * (MR * k);
+    let twos = sixes + (x.len() - sixes) / (2 * k) * (2 * k);
+    for (x, to) in x[..sixes].chunks_exact(MR * k).zip(to[..sixes].chunks_exact_mut(MR * k)) {
+        interleaved::<MR>(x, k, to);
+    }
+    for (x, to) in x[sixes..twos].chunks_exact(2 * k).zip(to[sixes..twos].chunks_exact_mut(2 * k)) {
+        interleaved::<2>(x, k, to);
+    }
+    to[twos..x.len()].copy_from_slice(&x[twos..]);
+}
+
+fn interleaved<const R: usize>(x: &[f32], k: usize, to: &mut [f32]) {
+    let mut rows = x.chunks_exact(k);
+    let rows: [&[f32]; R] = [(); R].map(|()| rows.next().unwrap_or_default());
+    for (i, to) in to.as_chunks_mut::<R>().0.iter_mut().enumerate() {
+        *to = rows.map(|row| row[i]);
+    }
+}
+
+/// Cuts a depth into spans, at multiples of [`SPAN`] and where groups end.
+#[inline(always)]
+fn spans(depth: Range<usize>, group_size: usize) -> impl Iterator<Item = Range<usize>> {
+    let mut at = depth.start;
+    std::iter::from_fn(move || {
+        let end = (at / SPAN + 1) * SPAN;
+        let end = end.min((at / group_size + 1) * group_size).min(depth.end);
+        (at < end).then(|| std::mem::replace(&mut at, end)..end)
+    })
+}
+
 #[inline(always)]
 fn sums<L: Lanes>(l: L, x: &[f32], panel: &GroupPanel, scratch: &mut [f32], out: &mut [&mut [f32]]) {
     out.iter_mut().for_each(|out| out.fill(0.0));
-    for from in (0..panel.k).step_by(DEPTH) {
-        let depth = from..panel.k.min(from + DEPTH);
-        let w = &mut scratch[..depth.len() * PANEL];
-        unpack(l, panel, depth.clone(), w);
-        let (sixes, rest) = out.as_chunks_mut::<MR>();
-        let (twos, ones) = rest.as_chunks_mut::<2>();
-        let two = MR * sixes.len();
-        let one = two + 2 * twos.len();
-        sixes.iter_mut().enumerate().for_each(|(i, out)| tile(l, x, panel, depth.clone(), MR * i, w, out));
-        twos.iter_mut().enumerate().for_each(|(i, out)| tile(l, x, panel, depth.clone(), two + 2 * i, w, out));
-        for (i, out) in ones.as_chunks_mut::<1>().0.iter_mut().enumerate() {
-            tile(l, x, panel, depth.clone(), one + i, w, out);
+    if let [out] = out
+        && few_are_quick(panel)
+    {
+        return one(l, x, panel, out);
+    }
+    let (k, group_size) = (panel.k, panel.groups.group_size());
+    let (sixes, rest) = out.as_chunks_mut::<MR>();
+    let (twos, ones) = rest.as_chunks_mut::<2>();
+    let (x_sixes, x_rest) = x.split_at(MR * k * sixes.len());
+    let (x_twos, x_ones) = x_rest.split_at(2 * k * twos.len());
+    for span in spans(0..k, group_size) {
+        let w = &mut scratch[..span.len() * PANEL];
+        unpack(l, panel, span.clone(), w);
+        let multipliers = multipliers(panel, span.start / group_size);
+        for (at, w) in (0..panel.width).step_by(2 * L::N).zip(w.chunks_exact(2 * L::N * span.len())) {
+            let strip = Strip { w, at, multipliers: &multipliers };
+            for (out, x) in sixes.iter_mut().zip(x_sixes.chunks_exact(MR * k)) {
+                tile::<L, MR>(l, &x[MR * span.start..MR * span.end], strip, out);
+            }
+            for (out, x) in twos.iter_mut().zip(x_twos.chunks_exact(2 * k)) {
+                tile::<L, 2>(l, &x[2 * span.start..2 * span.end], strip, out);
+            }
+            for (out, x) in ones.as_chunks_mut::<1>().0.iter_mut().zip(x_ones.chunks_exact(k)) {
+                tile::<L, 1>(l, &x[span.clone()], strip, out);
+            }
         }
     }
 }
 
-/// `R` rows from `first` on times some of the depth, added to `out`.
+/// A group's multipliers, of all of the panel's columns.
 #[inline(always)]
-fn tile<L: Lanes, const R: usize>(
-    l: L,
-    x: &[f32],
-    panel: &GroupPanel,
-    depth: Range<usize>,
-    first: usize,
-    w: &[f32],
-    out: &mut [&mut [f32]; R],
-) {
-    let mut x = x[first * panel.k..(first + R) * panel.k].chunks_exact(panel.k);
-    let x: [&[f32]; R] = [(); R].map(|()| &x.next().unwrap_or_default()[depth.clone()]);
-    for at in (0..panel.width).step_by(2 * L::N) {
-        let halves = [at..at + L::N, at + L::N..at + 2 * L::N];
-        let mut sums = [[l.splat(0.0); 2]; R];
-        for (k, w) in w.chunks_exact(PANEL).enumerate() {
-            let w = [l.load(&w[halves[0].clone()]), l.load(&w[halves[1].clone()])];
-            for r in 0..R {
-                let x = l.splat(x[r][k]);
-                sums[r] = [l.mul_add(x, w[0], sums[r][0]), l.mul_add(x, w[1], sums[r][1])];
-            }
+fn multipliers(panel: &GroupPanel, group: usize) -> [f32; PANEL] {
+    let mut floats = [0.0; PANEL];
+    let from = &panel.multipliers[group * panel.width..][..panel.width];
+    let less = if panel.codebook.is_some() { 128.0 } else { 0.0 };
+    floats.iter_mut().zip(from).for_each(|(to, &m)| *to = f32::from(m) - less);
+    floats
+}
+
+/// Two vectors of columns over a span.
+#[derive(Clone, Copy)]
+struct Strip<'a> {
+    /// `[k][2 N]`
+    w: &'a [f32],
+    /// The first column.
+    at: usize,
+    multipliers: &'a [f32; PANEL],
+}
+
+/// `R` rows times a strip, added to `out`.
+#[inline(always)]
+fn tile<L: Lanes, const R: usize>(l: L, x: &[f32], strip: Strip, out: &mut [&mut [f32]; R]) {
+    let mut sums = [[l.splat(0.0); 2]; R];
+    let (x, step) = (x.as_chunks::<R>().0, 2 * L::N);
+    // Four at a time, so that counting costs less.
+    let (fours, rest) = x.as_chunks::<4>();
+    for (x, w) in fours.iter().zip(strip.w.chunks_exact(4 * step)) {
+        term(l, &x[0], &w[..step], &mut sums);
+        term(l, &x[1], &w[step..2 * step], &mut sums);
+        term(l, &x[2], &w[2 * step..3 * step], &mut sums);
+        term(l, &x[3], &w[3 * step..], &mut sums);
+    }
+    for (x, w) in rest.iter().zip(strip.w[4 * step * fours.len()..].chunks_exact(step)) {
+        term(l, x, w, &mut sums);
+    }
+    let halves = [strip.at..strip.at + L::N, strip.at + L::N..strip.at + 2 * L::N];
+    let by = halves.clone().map(|half| l.load(&strip.multipliers[half]));
+    for (out, sums) in out.iter_mut().zip(sums) {
+        for half in 0..2 {
+            let out = &mut out[halves[half].clone()];
+            l.store(l.mul_add(sums[half], by[half], l.load(out)), out);
         }
-        for r in 0..R {
-            for half in 0..2 {
-                let out = &mut out[r][halves[half].clone()];
-                l.store(l.add(l.load(out), sums[r][half]), out);
+    }
+}
+
+/// `sums += x · w`, of two vectors of columns.
+#[inline(always)]
+fn term<L: Lanes, const R: usize>(l: L, x: &[f32; R], w: &[f32], sums: &mut [[L::F; 2]; R]) {
+    let w = [l.load(&w[..L::N]), l.load(&w[L::N..])];
+    for r in 0..R {
+        let x = l.splat(x[r]);
+        sums[r] = [l.mul_add(x, w[0], sums[r][0]), l.mul_add(x, w[1], sums[r][1])];
+    }
+}
+
+/// Whether [`one`] takes a panel.
+fn few_are_quick(panel: &GroupPanel) -> bool {
+    panel.groups.nbits() == 4
+        && panel.width == PANEL
+        && matches!(panel.codebook, Some(Codebook::Floats(entries)) if entries.len() == 16)
+}
+
+/// One row times a whole panel of 4 bits with one table, whose entries are picked in
+/// registers.
+#[inline(always)]
+fn one<L: Lanes>(l: L, x: &[f32], panel: &GroupPanel, out: &mut [f32]) {
+    let Some(Codebook::Floats(entries)) = panel.codebook else { return };
+    let (table, group_size) = (l.table(entries), panel.groups.group_size());
+    for span in spans(0..panel.k, group_size) {
+        let by = multipliers(panel, span.start / group_size);
+        for at in (0..PANEL).step_by(COLUMNS) {
+            let mut sums = [l.splat(0.0); COLUMNS];
+            let bytes = panel.codes[4 * PANEL * (span.start / 8)..].chunks_exact(4 * PANEL);
+            for (x, bytes) in x[span.clone()].chunks(8).zip(bytes) {
+                // Past the depth, 0 adds nothing.
+                let mut eight = [0.0; 8];
+                eight[..x.len()].copy_from_slice(x);
+                let bytes = bytes[4 * at..4 * (at + COLUMNS)].chunks_exact(4 * L::N);
+                for (sum, bytes) in sums[..COLUMNS / L::N].iter_mut().zip(bytes) {
+                    let values = l.eight(&table, bytes);
+                    for i in 0..8 {
+                        *sum = l.mul_add(l.splat(eight[i]), values[i], *sum);
+                    }
+                }
+            }
+            let out = out[at..at + COLUMNS].chunks_exact_mut(L::N);
+            for ((sum, by), out) in sums.into_iter().zip(by[at..].chunks_exact(L::N)).zip(out) {
+                l.store(l.mul_add(sum, l.load(by), l.load(out)), out);
             }
         }
     }
 }
 
-/// The integers that codes stand for, as floats, which hold them: `[k][PANEL]`, zeros past
-/// the panel.
+/// The values that codes of a span stand for, less multipliers, `[strip][k][2 N]`; past the
+/// panel, anything.
 #[inline(always)]
 fn unpack<L: Lanes>(l: L, panel: &GroupPanel, depth: Range<usize>, to: &mut [f32]) {
-    let (groups, width) = (panel.groups, panel.width);
-    let (mut multipliers, mut zeros, mut group) = ([0f32; PANEL], [0f32; PANEL], usize::MAX);
+    let group = depth.start / panel.groups.group_size();
+    match panel.codebook {
+        Some(Codebook::Floats(entries)) if entries.len() <= 16 => {
+            unpacked(l, panel, depth, to, &Picked { table: l.table(entries) });
+        }
+        Some(Codebook::Floats(entries)) => {
+            let mut tables = [0; PANEL];
+            tables.iter_mut().enumerate().for_each(|(j, at)| *at = panel.table(group, j) as u32);
+            unpacked(l, panel, depth, to, &Gathered { entries, tables });
+        }
+        _ => {
+            let mut zeros = [0f32; PANEL];
+            panel.zeros_of(group, &mut zeros);
+            unpacked(l, panel, depth, to, &Numbers { zeros });
+        }
+    }
+}
+
+/// What codes stand for. Not closures: those would be compiled without the instruction set.
+trait Value<L: Lanes> {
+    /// Of the codes at a bit of N dwords, those of the columns from `at` on.
+    fn of(&self, l: L, at: usize, dwords: &[u8], bit: u32) -> L::F;
+}
+
+/// Numbers, less zero points.
+struct Numbers {
+    zeros: [f32; PANEL],
+}
+
+/// Entries of one table of all columns.
+struct Picked<T> {
+    table: T,
+}
+
+/// Entries of tables that begin at some of `entries`.
+struct Gathered<'a> {
+    entries: &'a [f32],
+    tables: [u32; PANEL],
+}
+
+impl<L: Lanes> Value<L> for Numbers {
+    #[inline(always)]
+    fn of(&self, l: L, at: usize, dwords: &[u8], bit: u32) -> L::F {
+        l.sub(l.byte_of(dwords, bit), l.load(&self.zeros[at..at + L::N]))
+    }
+}
+
+impl<L: Lanes> Value<L> for Picked<L::T> {
+    #[inline(always)]
+    fn of(&self, l: L, _: usize, dwords: &[u8], bit: u32) -> L::F {
+        l.pick(self.table, dwords, bit)
+    }
+}
+
+impl<L: Lanes> Value<L> for Gathered<'_> {
+    #[inline(always)]
+    fn of(&self, l: L, at: usize, dwords: &[u8], bit: u32) -> L::F {
+        l.gather(self.entries, &self.tables[at..at + L::N], dwords, bit)
+    }
+}
+
+/// [`unpack`], given what codes stand for.
+#[inline(always)]
+fn unpacked<L: Lanes>(l: L, panel: &GroupPanel, depth: Range<usize>, to: &mut [f32], value: &impl Value<L>) {
+    let (nbits, width, len) = (panel.groups.nbits(), panel.width, depth.len());
     for step in depth.start / 4..depth.end.div_ceil(4) {
         // The four codes of a column are a dword's bytes.
         let mut quads = [0u32; PANEL];
-        let codes = &panel.codes[4 * step / SUPER * 4 * width * groups.nbits() as usize..];
-        for place in places(groups.nbits(), step % (SUPER / 4)) {
+        let codes = &panel.codes[4 * step / SUPER * 4 * width * nbits as usize..];
+        for place in places(nbits, step % (SUPER / 4)) {
             let mask = u32::from(place.mask) * 0x0101_0101;
             let bytes = codes[place.vector * 4 * width..][..4 * width].as_chunks::<4>().0;
             for (quad, bytes) in quads.iter_mut().zip(bytes) {
                 *quad |= (u32::from_le_bytes(*bytes) >> place.shift & mask) << place.up;
             }
         }
-        if 4 * step / groups.group_size() != group {
-            group = 4 * step / groups.group_size();
-            panel.zeros_of(group, &mut zeros);
-            for (to, &m) in multipliers.iter_mut().zip(&panel.multipliers[group * width..][..width]) {
-                *to = m.into();
-            }
-        }
-        let to = to[(4 * step - depth.start) * PANEL..].chunks_exact_mut(PANEL);
-        for (i, to) in to.take(4).enumerate() {
-            for at in (0..PANEL).step_by(L::N) {
-                let at = at..at + L::N;
-                let centred = l.sub(l.byte_of(&quads[at.clone()], i as u32), l.load(&zeros[at.clone()]));
-                l.store(l.mul(centred, l.load(&multipliers[at.clone()])), &mut to[at]);
+        let quads: &[u8] = bytemuck::cast_slice(&quads);
+        let from = 4 * step - depth.start;
+        let count = (len - from).min(4);
+        for (at, bytes) in (0..width).step_by(L::N).zip(quads.chunks_exact(4 * L::N)) {
+            let strip = &mut to[at / (2 * L::N) * 2 * L::N * len..][..2 * L::N * len];
+            let rows = strip[from * 2 * L::N..].chunks_exact_mut(2 * L::N).take(count);
+            for (i, row) in rows.enumerate() {
+                l.store(value.of(l, at, bytes, 8 * i as u32), &mut row[at % (2 * L::N)..][..L::N]);
             }
         }
     }
@@ -114,17 +287,23 @@ fn unpack<L: Lanes>(l: L, panel: &GroupPanel, depth: Range<usize>, to: &mut [f32
 
 #[inline(always)]
 fn column_sums<L: Lanes>(l: L, panel: &GroupPanel, depth: Range<usize>, scratch: &mut [f32], out: &mut [i32; PANEL]) {
-    let w = &mut scratch[..depth.len() * PANEL];
-    unpack(l, panel, depth, w);
-    // Below 32 · 255 · 255 < 2^24: floats hold them.
-    for at in (0..PANEL).step_by(L::N) {
-        let mut sum = l.splat(0.0);
-        for w in w.chunks_exact(PANEL) {
-            sum = l.add(sum, l.load(&w[at..at + L::N]));
+    out.fill(0);
+    for span in spans(depth, panel.groups.group_size()) {
+        let w = &mut scratch[..span.len() * PANEL];
+        unpack(l, panel, span.clone(), w);
+        let multipliers = multipliers(panel, span.start / panel.groups.group_size());
+        // Below 32 · 255 · 255 < 2^24: floats hold them.
+        for (strip, w) in (0..panel.width).step_by(2 * L::N).zip(w.chunks_exact(2 * L::N * span.len())) {
+            for at in (0..2 * L::N).step_by(L::N) {
+                let mut sum = l.splat(0.0);
+                for w in w.chunks_exact(2 * L::N) {
+                    sum = l.add(sum, l.load(&w[at..at + L::N]));
+                }
+                let (mut sums, at) = ([0.0; 16], strip + at..strip + at + L::N);
+                l.store(l.mul(sum, l.load(&multipliers[at.clone()])), &mut sums[..L::N]);
+                out[at].iter_mut().zip(sums).for_each(|(out, sum)| *out += sum as i32);
+            }
         }
-        let mut sums = [0.0; 16];
-        l.store(sum, &mut sums[..L::N]);
-        out[at..at + L::N].iter_mut().zip(sums).for_each(|(out, sum)| *out = sum as i32);
     }
 }
 

@@ -1,10 +1,11 @@
 //! The layout in which kernels read weights in groups (FORMATS.md, "Tiled groups").
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 
+use super::tables::{Codebook, Tables, fold, products_that_fit};
 use super::tiled::{PANEL, width_of};
 use crate::affine::{GroupedRows, most_of};
-use crate::error::bail;
+use crate::error::{bail, checked_product};
 use crate::par::Parts;
 use crate::{Ctl, Error, Result};
 
@@ -37,6 +38,7 @@ pub struct Groups {
     symmetric: bool,
     rotation: usize,
     inputs: Inputs,
+    tables: Option<Tables>,
 }
 
 impl Groups {
@@ -52,7 +54,7 @@ impl Groups {
         if group_size == 0 || !group_size.is_multiple_of(8) || u32::try_from(group_size).is_err() {
             bail!("group_size: expected a multiple of 8 below 2**32, got {group_size}");
         }
-        Ok(Groups { nbits, group_size, symmetric, rotation: 0, inputs: Inputs::Rows })
+        Ok(Groups { nbits, group_size, symmetric, rotation: 0, inputs: Inputs::Rows, tables: None })
     }
 
     /// The same of a weight that is rotated, with its inputs, in blocks of this size by a
@@ -70,6 +72,27 @@ impl Groups {
     /// The same with other inputs.
     pub fn with(self, inputs: Inputs) -> Groups {
         Groups { inputs, ..self }
+    }
+
+    /// The same with codes that stand for entries of tables: of 2, 3, 4 or 8 bits, in groups
+    /// of a multiple of 16, without zero points, for inputs of 8 bits a row or floats.
+    /// Multipliers are signed then, 128 more.
+    ///
+    /// # Errors
+    /// [`Error::Value`] for other forms.
+    pub fn with_tables(self, tables: Option<Tables>) -> Result<Groups> {
+        if tables.is_some() {
+            if !matches!(self.nbits, 2..=4 | 8) {
+                bail!("nbits: expected 2, 3, 4 or 8 with a codebook, got {}", self.nbits);
+            }
+            if !self.group_size.is_multiple_of(16) {
+                bail!("group_size: expected a multiple of 16 with a codebook, got {}", self.group_size);
+            }
+            if !self.symmetric || self.inputs == Inputs::Spans {
+                bail!("symmetric, activation: a codebook has no zero points, and no inputs of 8 bits per 32");
+            }
+        }
+        Ok(Groups { tables, ..self })
     }
 
     /// What the header of a weight says.
@@ -90,9 +113,17 @@ impl Groups {
             2 => Inputs::Floats,
             other => bail!("weight: expected 0 to 2 for inputs, got {other}"),
         };
+        let tables = match word_of(bytes, 8) {
+            0 => None,
+            1 => Some(Tables::Tensor),
+            2 => Some(Tables::Row),
+            3 => Some(Tables::Group),
+            other => bail!("weight: expected 0 to 3 for tables, got {other}"),
+        };
         let groups = Groups::new(word_of(bytes, 2), word_of(bytes, 3) as usize, symmetric);
-        match groups.and_then(|groups| groups.rotated(word_of(bytes, 6) as usize)) {
-            Ok(groups) => Ok(groups.with(inputs)),
+        let groups = groups.and_then(|groups| groups.rotated(word_of(bytes, 6) as usize));
+        match groups.and_then(|groups| groups.with(inputs).with_tables(tables)) {
+            Ok(groups) => Ok(groups),
             Err(error) => bail!("weight: {error}"),
         }
     }
@@ -117,6 +148,11 @@ impl Groups {
         self.inputs
     }
 
+    /// Which codes share a table; None where codes are numbers themselves.
+    pub fn tables(&self) -> Option<Tables> {
+        self.tables
+    }
+
     /// Inputs that are rotated together; 0 where none are.
     pub fn rotation(&self) -> usize {
         self.rotation
@@ -139,7 +175,7 @@ impl Groups {
 
     /// The greatest multiplier of a group.
     pub(crate) fn most(&self) -> u8 {
-        most_of(self.nbits)
+        if self.tables.is_some() { 255 } else { most_of(self.nbits) }
     }
 
     /// Depth whose sums are sure to fit int32, whatever the activations' zero
@@ -156,6 +192,44 @@ impl Groups {
         let zeros = if self.symmetric { 0 } else { groups.checked_mul(bits)? };
         let codes = k.checked_next_multiple_of(SUPER)?.checked_mul(bits)?;
         64usize.checked_add(groups.checked_mul(8)?)?.checked_add(zeros)?.checked_add(codes)
+    }
+
+    /// Tables of a weight (N, K); 0 where it has none.
+    pub fn table_count(&self, k: usize, n: usize) -> Result<usize> {
+        match self.tables {
+            None => Ok(0),
+            Some(Tables::Tensor) => Ok(1),
+            Some(Tables::Row) => Ok(n),
+            Some(Tables::Group) => checked_product("codebook", &[n, self.count(k)]),
+        }
+    }
+
+    /// Where the table of an output row's group begins, one of `count`.
+    pub(super) fn table_of(&self, row: usize, group: usize, count: usize) -> usize {
+        let table = match self.tables {
+            None | Some(Tables::Tensor) => 0,
+            Some(Tables::Row) => row,
+            Some(Tables::Group) => row * count + group,
+        };
+        table << self.nbits
+    }
+
+    /// # Errors
+    /// [`Error::Value`] where a weight (N, K) needs other tables.
+    pub(super) fn check_codebook(&self, codebook: Option<Codebook>, k: usize, n: usize) -> Result<()> {
+        let expected = checked_product("codebook", &[self.table_count(k, n)?, 1 << self.nbits])?;
+        let (got, kind) = match codebook {
+            None => (0, None),
+            Some(Codebook::Int8(entries)) => (entries.len(), Some(Inputs::Rows)),
+            Some(Codebook::Floats(entries)) => (entries.len(), Some(Inputs::Floats)),
+        };
+        if got != expected || self.tables.is_some() != codebook.is_some() {
+            bail!("codebook: a weight of {n} rows of {k} takes {expected} entries of {} bits, got {got}", self.nbits);
+        }
+        if kind.is_some_and(|kind| kind != self.inputs) {
+            bail!("codebook: expected int8 entries for inputs of 8 bits, and float32 ones for floats");
+        }
+        Ok(())
     }
 
     /// Bytes of a weight (N, K).
@@ -187,6 +261,9 @@ pub struct Grouped<'a> {
     k: usize,
     n: usize,
     pass: usize,
+    codebook: Option<Codebook<'a>>,
+    /// Products of its integers that fit a sum in 16 bits.
+    fits: u8,
 }
 
 /// One panel. What a column's code stands for is `(code - zero point) ·
@@ -210,6 +287,8 @@ pub(crate) struct GroupPanel<'a> {
     pub zeros: &'a [u8],
     /// `[superstep][plane]`
     pub codes: &'a [u8],
+    /// What the codes stand for, if it is not themselves.
+    pub codebook: Option<Codebook<'a>>,
 }
 
 impl GroupPanel<'_> {
@@ -238,6 +317,17 @@ impl GroupPanel<'_> {
                 *to = f32::from((eight >> (i * bits)) as u8 & self.groups.qmax());
             }
         }
+    }
+
+    /// Where a group's column has its table; 0 where it has none of its own, or pads N.
+    pub fn table(&self, group: usize, j: usize) -> usize {
+        let row = self.first + if j < self.cols { j } else { 0 };
+        self.groups.table_of(row, group, self.groups.count(self.k))
+    }
+
+    /// A group's multiplier of a column of a weight with tables.
+    pub fn signed(&self, group: usize, j: usize) -> i8 {
+        (self.multipliers[group * self.width + j] ^ 0x80) as i8
     }
 
     /// The codes of rows `4 · step` and on, column `j`.
@@ -291,12 +381,14 @@ impl<'a> Grouped<'a> {
         bytes.starts_with(&MAGIC)
     }
 
-    /// Takes the bytes of a weight in tiled groups.
+    /// Takes the bytes of a weight in tiled groups, and the tables that its codes look up if
+    /// it has any.
     ///
     /// # Errors
-    /// [`Error::Value`] where the header or the length is another.
-    pub fn from_bytes(bytes: &'a [u8], k: usize, n: usize) -> Result<Self> {
+    /// [`Error::Value`] where the header, the length or the tables are others.
+    pub fn from_bytes(bytes: &'a [u8], k: usize, n: usize, codebook: Option<Codebook<'a>>) -> Result<Self> {
         let groups = Groups::of(bytes)?;
+        groups.check_codebook(codebook, k, n)?;
         let expected = groups.len(k, n)?;
         if bytes.len() != expected {
             bail!("weight: {n} rows of {k} at {} bits take {expected} bytes, got {}", groups.nbits, bytes.len());
@@ -307,10 +399,10 @@ impl<'a> Grouped<'a> {
         let fits = reach <= i32::MAX as u32 / 255;
         let pass = match groups.inputs {
             Inputs::Spans => SUPER,
-            _ if fits => k,
+            _ if fits || groups.tables.is_some() => k,
             _ => groups.depth(),
         };
-        Ok(Grouped { bytes, groups, k, n, pass: pass.min(k).max(1) })
+        Ok(Grouped { bytes, groups, k, n, pass: pass.min(k).max(1), codebook, fits: bytes[36] })
     }
 
     /// Rows: the depth of a product.
@@ -331,6 +423,20 @@ impl<'a> Grouped<'a> {
     /// Depth whose sums fit int32, whatever the rows, or share a scale.
     pub(crate) fn pass(&self) -> usize {
         self.pass
+    }
+
+    /// The entries, where codes stand for integers of tables.
+    pub(crate) fn integers(&self) -> Option<&'a [i8]> {
+        match self.codebook {
+            Some(Codebook::Int8(entries)) => Some(entries),
+            _ => None,
+        }
+    }
+
+    /// How many products of its integers are sure to fit a sum in 16 bits
+    /// ([`products_that_fit`]).
+    pub(crate) fn fits(&self) -> u8 {
+        self.fits
     }
 
     pub(crate) fn panels(&self) -> usize {
@@ -358,6 +464,7 @@ impl<'a> Grouped<'a> {
             multipliers,
             zeros,
             codes: &zeros[zeros.len() - codes..],
+            codebook: self.codebook,
         }
     }
 
@@ -373,11 +480,17 @@ impl<'a> Grouped<'a> {
         let scale = f32::from_le_bytes(panel.scale[j]);
         for (group, out) in out.chunks_mut(self.groups.group_size).enumerate() {
             let zero = i32::from(panel.zero(group, j));
-            let multiplier = i32::from(panel.multipliers[group * panel.width + j]);
+            let multiplier = panel.multipliers[group * panel.width + j];
+            let (at, signed) = (panel.table(group, j), panel.signed(group, j));
             for (i, out) in out.chunks_mut(4).enumerate() {
                 let codes = panel.quad(group * self.groups.group_size / 4 + i, j);
                 for (out, code) in out.iter_mut().zip(codes) {
-                    *out = ((i32::from(code) - zero) * multiplier) as f32 * scale;
+                    let value = match self.codebook {
+                        None => ((i32::from(code) - zero) * i32::from(multiplier)) as f32,
+                        Some(Codebook::Int8(entries)) => fold(entries[at + usize::from(code)], signed).into(),
+                        Some(Codebook::Floats(entries)) => entries[at + usize::from(code)] * f32::from(signed),
+                    };
+                    *out = value * scale;
                 }
             }
         }
@@ -411,8 +524,17 @@ impl<'a> Grouped<'a> {
 /// # Errors
 /// [`Error::Value`] where a length is another or a code is out of range,
 /// [`Error::Interrupted`].
-pub fn tile_groups(parts: &GroupedRows, groups: Groups, n: usize, k: usize, out: &mut [u8], ctl: &Ctl) -> Result<()> {
+pub fn tile_groups(
+    parts: &GroupedRows,
+    groups: Groups,
+    codebook: Option<Codebook>,
+    n: usize,
+    k: usize,
+    out: &mut [u8],
+    ctl: &Ctl,
+) -> Result<()> {
     let count = groups.count(k);
+    groups.check_codebook(codebook, k, n)?;
     parts.check(n, k, groups.group_size)?;
     if out.len() != groups.len(k, n)? {
         bail!("out: expected {} bytes, got {}", groups.len(k, n)?, out.len());
@@ -423,6 +545,9 @@ pub fn tile_groups(parts: &GroupedRows, groups: Groups, n: usize, k: usize, out:
     if parts.multipliers.iter().any(|&multiplier| multiplier > groups.most()) {
         bail!("multipliers: expected at most {}", groups.most());
     }
+    if groups.tables.is_some() && parts.multipliers.contains(&0) {
+        bail!("multipliers: expected -127 to 127 with a codebook, got -128");
+    }
     let (header, rest) = out.split_at_mut(HEADER);
     header.fill(0);
     header[..8].copy_from_slice(&MAGIC);
@@ -432,6 +557,7 @@ pub fn tile_groups(parts: &GroupedRows, groups: Groups, n: usize, k: usize, out:
         (4, u32::from(groups.symmetric)),
         (6, groups.rotation as u32),
         (7, groups.inputs as u32),
+        (8, groups.tables.map_or(0, |tables| tables as u32 + 1)),
     ] {
         header[4 * i..4 * i + 4].copy_from_slice(&word.to_le_bytes());
     }
@@ -440,7 +566,7 @@ pub fn tile_groups(parts: &GroupedRows, groups: Groups, n: usize, k: usize, out:
     }
     let (codes, bits) = (&*parts.codes, groups.nbits as usize);
     let (multipliers, zeros, scale) = (&*parts.multipliers, &*parts.zeros, &*parts.scale);
-    let reach = AtomicU64::new(0);
+    let (reach, fits) = (AtomicU64::new(0), AtomicU8::new(4));
     let panels = Parts::new(rest.chunks_mut((PANEL * groups.column_bits(k).unwrap_or(0) / 8).max(1)));
     ctl.for_each(panels.len(), &|_, p| {
         let bytes = panels.take(p);
@@ -456,6 +582,7 @@ pub fn tile_groups(parts: &GroupedRows, groups: Groups, n: usize, k: usize, out:
             scale_to[4 * j..4 * j + 4].copy_from_slice(&scale[row].to_le_bytes());
             // The sums below 0 and above.
             let (mut sum, mut reaches) = (0i32, [0u64; 2]);
+            let mut integers = Vec::new();
             for (g, codes) in codes[row * k..(row + 1) * k].chunks(groups.group_size).enumerate() {
                 let (multiplier, zero) = (multipliers[row * count + g], zeros[row * count + g]);
                 multipliers_to[g * width + j] = multiplier;
@@ -469,7 +596,15 @@ pub fn tile_groups(parts: &GroupedRows, groups: Groups, n: usize, k: usize, out:
                 }
                 for (i, &code) in codes.iter().enumerate() {
                     let k = g * groups.group_size + i;
-                    let part = i32::from(multiplier) * (i32::from(code) - i32::from(zero));
+                    let part = match codebook {
+                        None => i32::from(multiplier) * (i32::from(code) - i32::from(zero)),
+                        Some(Codebook::Int8(entries)) => {
+                            let at = groups.table_of(row, g, count);
+                            integers.push(fold(entries[at + usize::from(code)], (multiplier ^ 0x80) as i8));
+                            integers[k].into()
+                        }
+                        Some(Codebook::Floats(_)) => 0,
+                    };
                     sum = sum.wrapping_add(part);
                     reaches[usize::from(part > 0)] += u64::from(part.unsigned_abs());
                     let superstep = &mut codes_to[k / SUPER * 4 * width * bits..];
@@ -480,10 +615,14 @@ pub fn tile_groups(parts: &GroupedRows, groups: Groups, n: usize, k: usize, out:
                 }
             }
             sums_to[4 * j..4 * j + 4].copy_from_slice(&sum.to_le_bytes());
+            fits.fetch_min(products_that_fit(&integers), Relaxed);
             reach.fetch_max(reaches[0].max(reaches[1]), Relaxed);
         }
     })?;
     let reach = u32::try_from(reach.into_inner()).unwrap_or(u32::MAX);
     header[20..24].copy_from_slice(&reach.to_le_bytes());
+    if let Some(Codebook::Int8(_)) = codebook {
+        header[36] = fits.into_inner();
+    }
     Ok(())
 }

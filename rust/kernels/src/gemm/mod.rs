@@ -23,11 +23,13 @@ mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avxvnni;
 mod epilogue;
+mod fit;
 mod floats;
 mod groups;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod scalar;
+mod tables;
 mod tiled;
 #[cfg(any(target_arch = "x86_64", test))]
 mod vnni;
@@ -36,7 +38,9 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 pub use epilogue::{Activation, Norm};
+pub use fit::{fit_groups, settle};
 pub use groups::{Grouped, Groups, Inputs, tile_groups};
+pub use tables::{Codebook, Tables};
 pub use tiled::{Tiled, tile, tiled_len};
 
 use crate::affine::{Floats, GroupedRows, RowScale, all_finite, quantize_groups, quantize_row, rotate};
@@ -98,6 +102,19 @@ pub(crate) struct Block<'a> {
     /// Of each 32 columns of the panel; empty where nobody looked.
     #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code))]
     excess: &'a [Option<Excess>],
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code))]
+    fits: Fits,
+}
+
+/// How many products of a panel's columns with u8 are sure to fit a sum in 16 bits.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fits {
+    /// Nobody looked.
+    Unknown,
+    /// Two neighbours.
+    Pairs,
+    /// Four, as [`tables::products_that_fit`] has them.
+    Fours,
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -176,9 +193,21 @@ impl<'a> Columns<'a> {
         Ok(Columns { tiled, excess })
     }
 
-    fn panel(&self, p: usize) -> (Panel<'_>, &[Option<Excess>]) {
-        (self.tiled.panel(p), self.excess.get(2 * p..2 * p + 2).unwrap_or_default())
+    fn panel(&self, p: usize) -> Found<'_> {
+        Found {
+            panel: self.tiled.panel(p),
+            excess: self.excess.get(2 * p..2 * p + 2).unwrap_or_default(),
+            fits: Fits::Unknown,
+        }
     }
+}
+
+/// A panel, with what was found out about it.
+#[derive(Clone, Copy)]
+struct Found<'a> {
+    panel: Panel<'a>,
+    excess: &'a [Option<Excess>],
+    fits: Fits,
 }
 
 /// One block of rows as the kernels want them.
@@ -192,7 +221,7 @@ struct Rows<'a> {
     made: avx2::Made,
     /// Whether the rows' forms for weights in groups are in scratch.
     grouped: bool,
-    /// The rows where they are not rounded, and how each [`SUPER`] of a row was, if not
+    /// The rows where they are not rounded ([`floats::interleave`]), and how each [`SUPER`] of a row was, if not
     /// all of it alike.
     floats: &'a [f32],
     spans: &'a [RowScale],
@@ -274,7 +303,7 @@ impl<'a> Rows<'a> {
     fn times(
         &mut self,
         isa: Isa,
-        (panel, excess): (Panel, &[Option<Excess>]),
+        Found { panel, excess, fits }: Found,
         start: &[i32; PANEL],
         out: &mut [&mut [i32]],
         col: usize,
@@ -282,7 +311,7 @@ impl<'a> Rows<'a> {
         assert!(self.scratch.len() >= Rows::scratch_len(isa, out.len(), self.k));
         assert!(out.len() * self.k == self.a.len() && panel.codes.len() == self.k.div_ceil(4) * 4 * panel.width);
         assert!(out.iter().all(|row| row.len() >= col + panel.width));
-        let block = Block { a: self.a, k: self.k, flip: self.flip, panel, start, excess };
+        let block = Block { a: self.a, k: self.k, flip: self.flip, panel, start, excess, fits };
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the Isa is this CPU's; the asserts above are the callees' conditions,
         // and `new` checked the scratch.
@@ -329,7 +358,12 @@ struct Cut {
 impl Cut {
     fn new(m: usize, k: usize, panels: usize, threads: usize, most_rows: usize) -> Cut {
         let fits = (BLOCK_BYTES / k.max(1)) / 12 * 12;
-        let rows = most_rows.min(fits.max(12)).min(m.max(1));
+        Cut::of(m, k, panels, threads, most_rows.min(fits.max(12)))
+    }
+
+    /// Blocks of so many rows.
+    fn of(m: usize, k: usize, panels: usize, threads: usize, rows: usize) -> Cut {
+        let rows = rows.min(m.max(1));
         let blocks = m.div_ceil(rows);
         // Enough tasks for the threads to end together; blocks of rows first.
         let wanted = if threads == 1 { 1 } else { (4 * threads).div_ceil(blocks.max(1)) };
@@ -414,7 +448,7 @@ pub fn matmul_i32<B: AsRef<[u8]> + Sync>(
         let (rows, sums) = &mut *lock(&scratch[slot]);
         let mut rows = Rows::new(isa, &a[first * k..(first + out.len()) * k], k, flip, rows);
         for p in panel..b.panels().min(panel + cut.panels) {
-            let (with @ (panel, _), col) = (columns.panel(p), (p - panel) * PANEL);
+            let (with @ Found { panel, .. }, col) = (columns.panel(p), (p - panel) * PANEL);
             let start = start_of(&panel, flip);
             if panel.cols == panel.width {
                 rows.times(isa, with, &start, &mut out, col);
@@ -497,7 +531,7 @@ impl Wide {
             let mut product = |a: &[u8], flip: u8, scratch: &mut [i32], add: &mut dyn FnMut(usize, usize, i64)| {
                 let mut rows = Rows::new(isa, a, depth, flip, scratch);
                 let mut out: Vec<_> = self.sums.chunks_exact_mut(PANEL).take(a.len() / depth).collect();
-                rows.times(isa, (part, &[]), &[0; PANEL], &mut out, 0);
+                rows.times(isa, Found { panel: part, excess: &[], fits: Fits::Unknown }, &[0; PANEL], &mut out, 0);
                 for (r, row) in out.iter().enumerate() {
                     (0..panel.width).for_each(|j| add(r, j, i64::from(row[j])));
                 }
@@ -548,12 +582,12 @@ impl Codes<'_> {
 impl<'a> Weight<'a> {
     /// Takes the bytes that [`quantize_weight`] wrote: a tiled matrix, and K
     /// float32 after it where the weight is equalized; or those of
-    /// [`quantize_weight_groups`].
+    /// [`quantize_weight_groups`], with the tables that its codes look up if it has any.
     ///
     /// # Errors
     /// [`crate::Error::Value`] where there are too few or too many of them, or they are
     /// no weight's.
-    pub fn from_bytes(bytes: &'a [u8], k: usize, n: usize) -> Result<Self> {
+    pub fn from_bytes(bytes: &'a [u8], k: usize, n: usize, codebook: Option<Codebook<'a>>) -> Result<Self> {
         let groups = Grouped::begins(bytes).then(|| Groups::of(bytes)).transpose()?;
         let plain = match groups {
             Some(groups) => groups.len(k, n)?,
@@ -568,7 +602,8 @@ impl<'a> Weight<'a> {
             bail!("weight: rotated, but without an equalizer");
         }
         let codes = match groups {
-            Some(_) => Codes::Groups(Grouped::from_bytes(codes, k, n)?),
+            Some(_) => Codes::Groups(Grouped::from_bytes(codes, k, n, codebook)?),
+            None if codebook.is_some() => bail!("codebook: expected none with a weight in int8"),
             None => Codes::Int8(Tiled::from_bytes(codes, k, n)?),
         };
         let equalizer = rest.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
@@ -827,7 +862,7 @@ pub fn quantize_weight_groups(
         GroupedRows { codes: &mut codes, multipliers: &mut multipliers, zeros: &mut zeros, scale: &mut scale };
     let form = (groups.nbits(), groups.group_size(), groups.symmetric(), searched);
     quantize_groups(w, k, form, &dividers, rotation, counts.as_deref(), &mut rows, isa, ctl)?;
-    tile_groups(&rows, groups, n, k, out, ctl)
+    tile_groups(&rows, groups, None, n, k, out, ctl)
 }
 
 /// What each input is multiplied with before it is quantized: the weight's equalizer, or
@@ -1087,13 +1122,28 @@ impl Layer<'_> {
         residual: Option<(&[T], usize)>,
         out: &mut [&mut [T]],
     ) {
-        let (totals, columns_of) = (&mut sums.totals, &mut sums.columns);
+        let (totals, columns_of, expanded) = (&mut sums.totals, &mut sums.columns, &mut sums.expanded);
         let sums = &mut sums.sums[..scales.len() * PANEL];
         for p in panels.clone() {
             let mut parts: Vec<_> = sums.chunks_exact_mut(PANEL).collect();
             let (width, cols, first, (col_sum, scale), rounded) = match columns {
+                LayerColumns::Groups(grouped) if grouped.integers().is_some() => {
+                    // As an int8 panel.
+                    let (from, entries) = (grouped.panel(p), grouped.integers().unwrap_or_default());
+                    let codes = &mut expanded[..from.k.div_ceil(4) * 4 * from.width];
+                    tables::expand(&from, entries, codes, isa);
+                    let (col_sum, scale) = (from.col_sum, from.scale);
+                    let panel = Panel { width: from.width, cols: from.cols, first: from.first, col_sum, scale, codes };
+                    let fits = match grouped.fits() {
+                        4 => Fits::Fours,
+                        2 => Fits::Pairs,
+                        _ => Fits::Unknown,
+                    };
+                    rows.times(isa, Found { panel, excess: &[], fits }, &[0; PANEL], &mut parts, 0);
+                    (panel.width, panel.cols, panel.first, tiled::header(col_sum, scale), false)
+                }
                 LayerColumns::Int8(columns) => {
-                    let with @ (panel, _) = columns.panel(p);
+                    let with @ Found { panel, .. } = columns.panel(p);
                     rows.times(isa, with, &[0; PANEL], &mut parts, 0);
                     (panel.width, panel.cols, panel.first, tiled::header(panel.col_sum, panel.scale), false)
                 }
@@ -1236,12 +1286,15 @@ struct Sums {
     totals: Vec<i64>,
     /// A panel's columns as floats.
     columns: Vec<f32>,
+    /// A panel's codes, looked up.
+    expanded: Vec<u8>,
 }
 
 /// Scratch of a thread that runs blocks of rows through a layer.
 struct Scratch {
-    /// A row, or all rows where they are not rounded.
+    /// A row, or all rows where they are not rounded; those as their kernel reads them.
     equalized: Vec<f32>,
+    interleaved: Vec<f32>,
     codes: Vec<u8>,
     scales: Vec<RowScale>,
     spans: Vec<RowScale>,
@@ -1255,6 +1308,7 @@ impl Scratch {
         let (scratch, totals) = match weight.codes {
             Codes::Int8(_) => (Rows::scratch_len(isa, rows, k), 0),
             Codes::Groups(_) if inputs == Inputs::Floats => (0, 0),
+            Codes::Groups(grouped) if grouped.integers().is_some() => (Rows::scratch_len(isa, rows, k), 0),
             Codes::Groups(grouped) => {
                 let totals = if k > grouped.pass() || inputs == Inputs::Spans { rows * PANEL } else { 0 };
                 (Rows::groups_scratch_len(isa_for_groups(isa), rows, (k, grouped.pass()), grouped.groups()), totals)
@@ -1263,13 +1317,23 @@ impl Scratch {
         let (codes, floats) = if inputs == Inputs::Floats { (0, rows) } else { (rows, 1) };
         let spans = if inputs == Inputs::Spans { rows * k.div_ceil(SUPER) } else { 0 };
         let columns = if inputs == Inputs::Rows { 0 } else { floats::SCRATCH };
+        let expanded = match weight.codes {
+            Codes::Groups(grouped) if grouped.integers().is_some() => tables::room(k),
+            _ => 0,
+        };
         Ok(Scratch {
             equalized: try_zeroed(checked_product("scratch", &[floats, k])?)?,
+            interleaved: try_zeroed(if codes == 0 { checked_product("scratch", &[floats, k])? } else { 0 })?,
             codes: try_zeroed(checked_product("scratch", &[codes, k])?)?,
             scales: Vec::with_capacity(rows),
             spans: try_zeroed(spans)?,
             rows: try_zeroed(scratch)?,
-            sums: Sums { sums: try_zeroed(rows * PANEL)?, totals: try_zeroed(totals)?, columns: try_zeroed(columns)? },
+            sums: Sums {
+                sums: try_zeroed(rows * PANEL)?,
+                totals: try_zeroed(totals)?,
+                columns: try_zeroed(columns)?,
+                expanded: try_zeroed(expanded)?,
+            },
         })
     }
 
@@ -1288,6 +1352,7 @@ impl Scratch {
     fn quantize(&mut self, isa: Isa, x: Floats, weight: &Weight) -> Prepared<'_> {
         let (k, by) = (weight.k(), &weight.equalizer[..]);
         let rows = x.len() / k;
+        let floats = if weight.inputs() == Inputs::Floats { rows * k } else { 0 };
         let part = |r: usize| x.part(r * k..(r + 1) * k);
         self.scales.clear();
         match weight.inputs() {
@@ -1309,7 +1374,8 @@ impl Scratch {
                 }
             }
             Inputs::Floats => {
-                for (r, to) in self.equalized.chunks_exact_mut(k).take(rows).enumerate() {
+                let plain = &mut self.equalized[..rows * k];
+                for (r, to) in plain.chunks_exact_mut(k).enumerate() {
                     multiply(part(r), by, to, isa);
                     if weight.rotation() > 0 {
                         rotate(to, weight.rotation(), isa);
@@ -1318,11 +1384,12 @@ impl Scratch {
                     let finite = all_finite(Floats::F32(to), isa);
                     self.scales.push(RowScale { scale: if finite { 1.0 } else { f32::NAN }, zero_point: 0 });
                 }
+                floats::interleave(plain, k, &mut self.interleaved);
             }
         }
         let codes = if self.codes.is_empty() { &[] } else { &self.codes[..rows * k] };
         let mut rows = Rows::new(isa, codes, k, 0, &mut self.rows);
-        (rows.floats, rows.spans) = (&self.equalized, &self.spans);
+        (rows.floats, rows.spans) = (&self.interleaved[..floats], &self.spans);
         (rows, &self.scales, &mut self.sums)
     }
 }
@@ -1385,11 +1452,15 @@ fn layer_into<T: Residual>(
     let (n, k) = (layer.weight.n(), layer.weight.k());
     let sink = Sink::new(after)?;
     let columns = LayerColumns::new(isa, m, layer.weight, ctl)?;
-    let mut cut = Cut::new(m, k, layer.weight.codes.panels(), ctl.threads(), ROWS);
+    let (panels, threads) = (layer.weight.codes.panels(), ctl.threads());
+    let mut cut = match layer.weight.inputs() {
+        Inputs::Floats => Cut::of(m, k, panels, threads, floats::ROWS),
+        _ => Cut::new(m, k, panels, threads, ROWS),
+    };
     let mut floats = 0;
     if sink.norm.is_some() {
         // A row is normalized by the task that has all of it.
-        cut = Cut { rows: block_rows(m, k.max(n), ctl), panels: layer.weight.codes.panels() };
+        cut = Cut { rows: block_rows(m, k.max(n), ctl), panels };
         floats = checked_product("scratch", &[cut.rows, n])?;
     }
     let scratch = per_thread(ctl, || Ok((Scratch::new(isa, cut.rows, layer.weight)?, try_zeroed::<f32>(floats)?)))?;

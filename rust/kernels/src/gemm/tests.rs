@@ -151,6 +151,15 @@ struct Grouping {
     zeros: Vec<u8>,
     scale: Vec<f32>,
     bytes: Vec<u8>,
+    /// Entries of tables, of the one or the other kind, or neither.
+    int8: Vec<i8>,
+    floats: Vec<f32>,
+}
+
+/// The codebook of [`Grouping::int8`] and [`Grouping::floats`].
+fn codebook<'a>(groups: Groups, int8: &'a [i8], floats: &'a [f32]) -> Option<Codebook<'a>> {
+    let floating = groups.inputs() == Inputs::Floats;
+    groups.tables().map(|_| if floating { Codebook::Floats(floats) } else { Codebook::Int8(int8) })
 }
 
 impl Grouping {
@@ -161,18 +170,48 @@ impl Grouping {
         let mut codes: Vec<u8> = (0..n * k).map(|_| [0, q, next() as u8 & q][(next() % 3) as usize]).collect();
         let mut multipliers: Vec<u8> =
             (0..n * count).map(|_| [0, most, next() as u8 & most][(next() % 3) as usize]).collect();
+        if groups.tables().is_some() {
+            multipliers.iter_mut().for_each(|m| *m = (*m).max(1));
+        }
         let zero = |x: u64| if groups.symmetric() { groups.middle() } else { [0, q, x as u8 & q][(x % 3) as usize] };
         let mut zeros: Vec<u8> = (0..n * count).map(|_| zero(next() >> 8)).collect();
         let mut scale = vec![1.0; n];
         let mut bytes = vec![0; groups.len(k, n).unwrap()];
+        let entries = groups.table_count(k, n).unwrap() << groups.nbits();
+        let small = next() % 2 == 0; // four products fit 16 bits, or two
+        let int8 = |x: u64| {
+            if small { x as i8 / [4, 8][n % 2] } else { [-128, 127, x as i8, x as i8 / 2][(x >> 8) as usize % 4] }
+        };
+        let int8: Vec<i8> = (0..entries).map(|_| int8(next())).collect();
+        let floats: Vec<f32> = (0..entries).map(|_| (next() as i32) as f32 / 1e9).collect();
         let parts =
             GroupedRows { codes: &mut codes, multipliers: &mut multipliers, zeros: &mut zeros, scale: &mut scale };
-        tile_groups(&parts, groups, n, k, &mut bytes, &Ctl::new(1)).unwrap();
-        Grouping { groups, codes, multipliers, zeros, scale, bytes }
+        let entries = codebook(groups, &int8, &floats);
+        tile_groups(&parts, groups, entries, n, k, &mut bytes, &Ctl::new(1)).unwrap();
+        Grouping { groups, codes, multipliers, zeros, scale, bytes, int8, floats }
+    }
+
+    fn codebook(&self) -> Option<Codebook<'_>> {
+        codebook(self.groups, &self.int8, &self.floats)
+    }
+
+    /// The entry of a code.
+    fn entry(&self, n: usize, k: usize, depth: usize) -> usize {
+        let group = k / self.groups.group_size();
+        let table = match self.groups.tables().unwrap() {
+            Tables::Tensor => 0,
+            Tables::Row => n,
+            Tables::Group => n * self.groups.count(depth) + group,
+        };
+        (table << self.groups.nbits()) + usize::from(self.codes[n * depth + k])
     }
 
     fn value(&self, n: usize, k: usize, depth: usize) -> i64 {
         let at = n * self.groups.count(depth) + k / self.groups.group_size();
+        if self.groups.tables().is_some() {
+            let product = f64::from(self.int8[self.entry(n, k, depth)]) * (f64::from(self.multipliers[at]) - 128.0);
+            return (product / 128.0 + 0.5).floor() as i64;
+        }
         i64::from(self.multipliers[at]) * (i64::from(self.codes[n * depth + k]) - i64::from(self.zeros[at]))
     }
 
@@ -185,7 +224,7 @@ impl Grouping {
             (0..k).map(|i| centred(i) * self.value(j, i, k)).sum()
         };
         let expected: Vec<f32> = (0..m * n).map(|i| sum(i / n, i % n) as f32).collect();
-        let weight = Weight::from_bytes(&self.bytes, k, n).unwrap();
+        let weight = Weight::from_bytes(&self.bytes, k, n, self.codebook()).unwrap();
         let layer = Layer { weight: &weight, bias: None, activation: Activation::Identity };
         for threads in [1, 2, 7] {
             let mut got = vec![0f32; m * n];
@@ -291,7 +330,7 @@ type GroupsKernel<'a> = &'a dyn Fn(&GroupBlock, &mut [i32], &mut bool, &mut [&mu
 
 /// One kernel against the definition; how many blocks that is.
 fn groups_are_right(a: &[u8], weight: &Grouping, (n, k): (usize, usize), len: usize, kernel: GroupsKernel) -> usize {
-    let (m, grouped) = (a.len() / k, Grouped::from_bytes(&weight.bytes, k, n).unwrap());
+    let (m, grouped) = (a.len() / k, Grouped::from_bytes(&weight.bytes, k, n, None).unwrap());
     let (mut scratch, mut made, mut blocks) = (vec![0; len], false, 0);
     for p in 0..grouped.panels() {
         let panel = grouped.panel(p);
@@ -315,7 +354,7 @@ fn vnni_is_right<W: Vnni>(w: W, a: &[u8], weight: &Grouping, (n, k): (usize, usi
 
 /// As [`groups_are_right`], of what [`Rows`] has for this instruction set.
 fn rows_in_groups_are_right(isa: Isa, a: &[u8], weight: &Grouping, (n, k): (usize, usize)) -> usize {
-    let pass = Grouped::from_bytes(&weight.bytes, k, n).unwrap().pass();
+    let pass = Grouped::from_bytes(&weight.bytes, k, n, None).unwrap().pass();
     let len = Rows::groups_scratch_len(isa, a.len() / k, (k, pass), weight.groups);
     groups_are_right(a, weight, (n, k), len, &|block, scratch, made, out| {
         let mut rows = Rows::new(isa, a, k, 0, scratch);
@@ -369,8 +408,8 @@ fn groups_that_just_fit_16_bits() {
             let mut bytes = vec![0; groups.len(k, n).unwrap()];
             let parts =
                 GroupedRows { codes: &mut codes, multipliers: &mut multipliers, zeros: &mut zeros, scale: &mut scale };
-            tile_groups(&parts, groups, n, k, &mut bytes, &Ctl::new(1)).unwrap();
-            let weight = Grouping { groups, codes, multipliers, zeros, scale, bytes };
+            tile_groups(&parts, groups, None, n, k, &mut bytes, &Ctl::new(1)).unwrap();
+            let weight = Grouping { groups, codes, multipliers, zeros, scale, bytes, int8: vec![], floats: vec![] };
             for m in [1, 7] {
                 let a = vec![row; m * k];
                 vnni_is_right(Plain::<16>, &a, &weight, (n, k));
@@ -392,8 +431,8 @@ fn groups_whose_sums_just_fit_and_just_do_not() {
         let rows =
             GroupedRows { codes: &mut parts.0, multipliers: &mut parts.1, zeros: &mut parts.2, scale: &mut parts.3 };
         let mut bytes = vec![0; groups.len(k, 1).unwrap()];
-        tile_groups(&rows, groups, 1, k, &mut bytes, &Ctl::new(1)).unwrap();
-        let weight = Weight::from_bytes(&bytes, k, 1).unwrap();
+        tile_groups(&rows, groups, None, 1, k, &mut bytes, &Ctl::new(1)).unwrap();
+        let weight = Weight::from_bytes(&bytes, k, 1, None).unwrap();
         let layer = Layer { weight: &weight, bias: None, activation: Activation::Identity };
         for (&isa, m) in Isa::available().iter().flat_map(|isa| [(isa, 1), (isa, 7)]) {
             for (a, zero_point) in [(255u8, 0u8), (0, 255)] {
@@ -416,7 +455,7 @@ fn weights_in_groups_are_what_was_tiled() {
         let groups = Groups::new(nbits, group_size, symmetric).unwrap();
         for (n, k) in [(1, 1), (70, 33), (130, 100)] {
             let w = Grouping::random(groups, n, k, 7);
-            let grouped = Grouped::from_bytes(&w.bytes, k, n).unwrap();
+            let grouped = Grouped::from_bytes(&w.bytes, k, n, None).unwrap();
             let count = groups.count(k);
             let (mut codes, mut multipliers) = (vec![9; n * k], vec![9; n * count]);
             let (mut zeros, mut scale) = (vec![9; n * count], vec![9.0; n]);
@@ -427,9 +466,114 @@ fn weights_in_groups_are_what_was_tiled() {
             let mut row = vec![0f32; k];
             grouped.dequantize_column(n - 1, &mut row).unwrap();
             assert!(row.iter().enumerate().all(|(i, &x)| x == w.value(n - 1, i, k) as f32));
-            assert!(Grouped::from_bytes(&w.bytes[..w.bytes.len() - 1], k, n).is_err());
-            assert!(Grouped::from_bytes(&w.bytes, k + 32, n).is_err());
+            assert!(Grouped::from_bytes(&w.bytes[..w.bytes.len() - 1], k, n, None).is_err());
+            assert!(Grouped::from_bytes(&w.bytes, k + 32, n, None).is_err());
         }
+    }
+}
+
+/// Forms of weights with tables, without their inputs.
+fn tabled() -> impl Strategy<Value = Groups> {
+    let tables = prop::sample::select(&[Tables::Tensor, Tables::Row, Tables::Group][..]);
+    let forms = (prop_oneof![2u32..=4, Just(8)], prop_oneof![Just(4usize), Just(8), 1usize..12], tables);
+    forms.prop_map(|(nbits, sixteens, tables)| {
+        Groups::new(nbits, 16 * sixteens, true).unwrap().with_tables(Some(tables)).unwrap()
+    })
+}
+
+#[test]
+fn products_with_tables_equal_the_definition_on_every_isa_and_thread_count() {
+    let rows = prop_oneof![1usize..12, 90usize..100, 190usize..200];
+    let deep = prop_oneof![1usize..140, (1usize..3, 0usize..3).prop_map(|(i, d)| 512 * i + d - 1)];
+    for &isa in Isa::available() {
+        let (cases, fours) = (std::cell::Cell::new(0), std::cell::Cell::new(0));
+        let mut runner = runner(200);
+        runner
+            .run(&(tabled(), rows.clone(), 1usize..140, deep.clone(), any::<u64>()), |(groups, m, n, k, seed)| {
+                let weight = Grouping::random(groups, n, k, seed);
+                let grouped = Grouped::from_bytes(&weight.bytes, k, n, weight.codebook()).unwrap();
+                fours.set(fours.get() + usize::from(grouped.fits() == 4));
+                cases.set(cases.get() + weight.is_right(m, n, k, isa, seed));
+                Ok(())
+            })
+            .unwrap();
+        assert!(fours.get() * 3 < cases.get() && (fours.get() > 0 || cases.get() < 60));
+        println!("gemm: {} products with tables on {}", cases.get(), isa.name());
+    }
+}
+
+/// Four products where their sum in 16 bits is largest, and one past it.
+#[test]
+fn fours_that_just_fit_and_just_do_not() {
+    let (k, n, m) = (64, 16, 12);
+    let entries = [(32, 32, 4), (-32, -32, 4), (33, 33, 2), (-33, -33, 2), (64, 64, 2), (-65, -64, 2), (66, 65, 1)];
+    for (entry, integer, fits) in entries.into_iter().chain([(-66, -65, 1)]) {
+        let groups = Groups::new(2, 64, true).unwrap().with_tables(Some(Tables::Tensor)).unwrap();
+        let mut parts = (vec![1u8; n * k], vec![255u8; n], vec![2u8; n], vec![1f32; n]);
+        let (int8, mut bytes) = ([0, entry, 0, 0], vec![0; groups.len(k, n).unwrap()]);
+        let rows =
+            GroupedRows { codes: &mut parts.0, multipliers: &mut parts.1, zeros: &mut parts.2, scale: &mut parts.3 };
+        let book = Some(Codebook::Int8(&int8));
+        tile_groups(&rows, groups, book, n, k, &mut bytes, &Ctl::new(1)).unwrap();
+        assert_eq!(Grouped::from_bytes(&bytes, k, n, book).unwrap().fits(), fits, "{entry}");
+        let weight = Weight::from_bytes(&bytes, k, n, book).unwrap();
+        let layer = Layer { weight: &weight, bias: None, activation: Activation::Identity };
+        let (a, scales) = (vec![255u8; m * k], vec![RowScale { scale: 1.0, zero_point: 0 }; m]);
+        for &isa in Isa::available() {
+            let mut got = vec![0.0; m * n];
+            let x = Input::Codes(&a, &scales);
+            linear(x, m, &layer, After::default(), Output::F32(&mut got), isa, &Ctl::new(1)).unwrap();
+            assert!(got.iter().all(|&sum| sum == (255 * 64 * integer) as f32), "{entry} on {}", isa.name());
+        }
+    }
+}
+
+/// Rows of floats times a weight: the same bits everywhere, each row's by itself, and within
+/// (K + 4) · 2^-23 of the exact sum.
+#[test]
+fn products_of_floats_are_near_and_the_same_on_every_isa_and_thread_count() {
+    let forms = prop_oneof![
+        tabled(),
+        (prop_oneof![2u32..=6, Just(8)], (1usize..12).prop_map(|g| 8 * g), any::<bool>())
+            .prop_map(|(nbits, group_size, symmetric)| Groups::new(nbits, group_size, symmetric).unwrap()),
+    ];
+    let rows = prop_oneof![1usize..12, 190usize..200];
+    for &isa in Isa::available() {
+        let cases = std::cell::Cell::new(0);
+        let mut runner = runner(150);
+        runner
+            .run(&(forms.clone(), rows.clone(), 1usize..140, 1usize..300, any::<u64>()), |(groups, m, n, k, seed)| {
+                let weight = Grouping::random(groups.with(Inputs::Floats), n, k, seed);
+                let x = floats(m * k, !seed);
+                let bytes = Weight::from_bytes(&weight.bytes, k, n, weight.codebook()).unwrap();
+                let layer = Layer { weight: &bytes, bias: None, activation: Activation::Identity };
+                let run = |x: &[f32], isa: Isa, threads: usize| {
+                    let m = x.len() / k;
+                    let (mut got, input) = (vec![0.0; m * n], Input::Floats(Floats::F32(x)));
+                    linear(input, m, &layer, After::default(), Output::F32(&mut got), isa, &Ctl::new(threads)).unwrap();
+                    got
+                };
+                let expected = run(&x, Isa::Scalar, 1);
+                for threads in [1, 2, 7] {
+                    prop_assert_eq!(bits(&run(&x, isa, threads)), bits(&expected), "{}x{}x{}", m, n, k);
+                }
+                prop_assert_eq!(bits(&run(&x[..k], isa, 1)), bits(&expected[..n]));
+                let mut w = vec![0.0; n * k];
+                lookup((0..n as i64).collect::<Vec<_>>().into_iter(), &bytes, &mut w).unwrap();
+                for (i, &got) in expected.iter().enumerate() {
+                    let (x, w) = (&x[i / n * k..][..k], &w[i % n * k..][..k]);
+                    let terms = x.iter().zip(w).map(|(&x, &w)| f64::from(x) * f64::from(w));
+                    let (sum, size) = terms.fold((0.0, 0.0), |(sum, size), t| (sum + t, size + t.abs()));
+                    prop_assert!(
+                        (f64::from(got) - sum).abs() <= size * (k + 4) as f64 / (1 << 23) as f64,
+                        "{got} {sum}"
+                    );
+                }
+                cases.set(cases.get() + 4);
+                Ok(())
+            })
+            .unwrap();
+        println!("gemm: {} products of floats on {}", cases.get(), isa.name());
     }
 }
 
@@ -456,7 +600,7 @@ fn rotated_layers_equal_the_definition_on_every_isa_and_thread_count() {
                 let bytes = rotated(&w, n, k, groups, equalized, isa);
                 prop_assert_eq!(&bytes, &rotated(&w, n, k, groups, equalized, Isa::Scalar));
                 prop_assert_eq!(Groups::of(&bytes).unwrap(), groups);
-                let weight = Weight::from_bytes(&bytes, k, n).unwrap();
+                let weight = Weight::from_bytes(&bytes, k, n, None).unwrap();
                 let layer = Layer { weight: &weight, bias: None, activation: Activation::Relu };
                 let expected = definition(&x, m, &layer, None);
                 for threads in [1, 2, 7] {
@@ -478,7 +622,7 @@ fn a_rotated_weight_stands_for_itself() {
     let (m, n, k) = (3, 9, 96);
     let (x, w) = (floats(m * k, 5), floats(n * k, 6));
     let bytes = rotated(&w, n, k, Groups::new(6, 32, false).unwrap().rotated(32).unwrap(), true, Isa::best());
-    let weight = Weight::from_bytes(&bytes, k, n).unwrap();
+    let weight = Weight::from_bytes(&bytes, k, n, None).unwrap();
     let mut back = vec![0f32; n * k];
     lookup((0..9).map(i64::from), &weight, &mut back).unwrap();
     let norm = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>().sqrt();
@@ -504,15 +648,15 @@ fn rotations_that_cannot_be_are_refused() {
     let groups = groups.rotated(16).unwrap();
     assert!(groups.len(40, 3).is_err());
     let bytes = rotated(&floats(3 * 48, 1), 3, 48, groups, false, Isa::Scalar);
-    assert!(Weight::from_bytes(&bytes, 48, 3).is_ok());
+    assert!(Weight::from_bytes(&bytes, 48, 3, None).is_ok());
     // Without the equalizer that has its signs, in other blocks, in none that can be.
-    assert!(Weight::from_bytes(&bytes[..bytes.len() - 4 * 48], 48, 3).is_err());
+    assert!(Weight::from_bytes(&bytes[..bytes.len() - 4 * 48], 48, 3, None).is_err());
     for word in [32u32, 64, 12, 4, 1 << 31] {
         let mut bad = bytes.clone();
         bad[24..28].copy_from_slice(&word.to_le_bytes());
-        assert!(Weight::from_bytes(&bad, 48, 3).is_err(), "{word}");
+        assert!(Weight::from_bytes(&bad, 48, 3, None).is_err(), "{word}");
     }
-    let weight = Weight::from_bytes(&bytes, 48, 3).unwrap();
+    let weight = Weight::from_bytes(&bytes, 48, 3, None).unwrap();
     let layer = Layer { weight: &weight, bias: None, activation: Activation::Identity };
     let (codes, rows, mut out) = ([0; 48], [RowScale { scale: 1.0, zero_point: 0 }], [0.0; 3]);
     let (x, ctl) = (Input::Codes(&codes, &rows), Ctl::new(1));
@@ -590,7 +734,7 @@ fn layers_equal_the_definition_bit_for_bit() {
                 |((m, n, k), seed, act, with_bias, with_residual)| {
                     let (x, w, bias, residual) =
                         (floats(m * k, seed), weight(k, n, seed ^ 7), floats(n, seed ^ 9), floats(m * n, seed ^ 11));
-                    let w = Weight::from_bytes(&w, k, n).unwrap();
+                    let w = Weight::from_bytes(&w, k, n, None).unwrap();
                     let layer =
                         Layer { weight: &w, bias: with_bias.then_some(&bias[..]), activation: ACTIVATIONS[act] };
                     let residual = with_residual.then_some(&residual[..]);
@@ -666,7 +810,8 @@ fn an_mlp_is_two_layers() {
     for &isa in Isa::available() {
         for (m, k, inner, n) in [(1, 1, 1, 1), (3, 17, 65, 5), (50, 64, 128, 64), (130, 33, 200, 31)] {
             let (x, up, down) = (floats(m * k, 1), weight(k, inner, 2), weight(inner, n, 3));
-            let (up, down) = (Weight::from_bytes(&up, k, inner).unwrap(), Weight::from_bytes(&down, inner, n).unwrap());
+            let (up, down) =
+                (Weight::from_bytes(&up, k, inner, None).unwrap(), Weight::from_bytes(&down, inner, n, None).unwrap());
             let (b1, b2, residual) = (floats(inner, 4), floats(n, 5), floats(m * n, 6));
             let up = Layer { weight: &up, bias: Some(&b1), activation: Activation::Gelu };
             let down = Layer { weight: &down, bias: Some(&b2), activation: Activation::Identity };
@@ -729,7 +874,7 @@ fn an_mlp_is_two_layers() {
 fn a_row_with_nan_spoils_itself_alone() {
     let (m, k, n) = (5, 20, 70);
     let (mut x, w) = (floats(m * k, 1), weight(k, n, 2));
-    let w = Weight::from_bytes(&w, k, n).unwrap();
+    let w = Weight::from_bytes(&w, k, n, None).unwrap();
     let layer = Layer { weight: &w, bias: None, activation: Activation::Gelu };
     let clean = definition(&x, m, &layer, None);
     x[2 * k + 3] = f32::NAN;
@@ -757,7 +902,7 @@ fn activations_keep_their_error_budget() {
         tile(&[1], 1, 1, 1, 1, None, &mut out, &Ctl::new(1)).unwrap();
         out
     };
-    let unit = Weight::from_bytes(&unit, 1, 1).unwrap();
+    let unit = Weight::from_bytes(&unit, 1, 1, None).unwrap();
     // A row of one value is exact: its output is activation(value).
     let exact: [(Activation, fn(f64) -> f64); 4] = [
         (Activation::Relu, |y| y.max(0.0)),

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::{AHEAD, DEPTH, LINE, MR, NR, Part};
+use super::{AHEAD, DEPTH, Form, LINE, MR, NR, Part};
 use crate::gemm::GroupBlock;
 use crate::gemm::groups::{GroupPanel, Groups, SUPER};
 
@@ -338,7 +338,7 @@ impl Spread {
 /// 32 bytes can be read from each of the `NBITS` rows, or of 8 from four.
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn quads_of<const NBITS: usize>(codes: *const u8, row: usize) -> [__m256i; SEGMENT] {
+pub(super) unsafe fn quads_of<const NBITS: usize>(codes: *const u8, row: usize) -> [__m256i; SEGMENT] {
     // SAFETY: the caller's promise.
     let load = |i: usize| unsafe { _mm256_loadu_si256(codes.wrapping_add(i * row).cast()) };
     let mut quads = [_mm256_setzero_si256(); SEGMENT];
@@ -413,7 +413,7 @@ unsafe fn some_groups<const V: usize>(
         for plane in 0..planes {
             zero_points::<V>(panel, block.depth.clone(), first, plane, zeros);
             let part = Part {
-                bytes: false,
+                form: Form::Words,
                 a: &sums[block.depth.start / panel.pass * pairs..],
                 stride: sums.len() / m,
                 columns: &zeros[..8 * V * pairs],

@@ -1,0 +1,144 @@
+//! AVX2: the look-up of panels with tables, which `tables::expand_scalar` defines.
+
+use std::arch::x86_64::*;
+
+use super::groups::quads_of;
+use crate::gemm::groups::{GroupPanel, SUPER};
+use crate::gemm::tiled::PANEL;
+
+/// Depth that shares a table, at least: a look-up takes 16 of a column.
+const PIECE: usize = 16;
+
+/// `tables::expand`, of codes of 2, 3 or 4 bits.
+///
+/// # Safety
+/// The CPU has AVX2.
+#[target_feature(enable = "avx2")]
+pub(in crate::gemm) unsafe fn expand(panel: &GroupPanel, entries: &[i8], to: &mut [u8]) {
+    match panel.groups.nbits() {
+        2 => expand_of::<2>(panel, entries, to),
+        3 => expand_of::<3>(panel, entries, to),
+        _ => expand_of::<4>(panel, entries, to),
+    }
+}
+
+#[target_feature(enable = "avx2")]
+fn expand_of<const NBITS: usize>(panel: &GroupPanel, entries: &[i8], to: &mut [u8]) {
+    let (width, row, group_size) = (panel.width, 4 * panel.width, panel.groups.group_size());
+    let last = panel.groups.count(panel.k) - 1;
+    assert!(width.is_multiple_of(8) && width <= PANEL && to.len() == panel.k.div_ceil(4) * row);
+    let mut folded = Folded::default();
+    let supersteps = panel.codes.chunks_exact(NBITS * row).zip(to.chunks_mut(SUPER / 4 * row));
+    let mut rest = [0; SUPER * PANEL];
+    for (step, (codes, to)) in supersteps.enumerate() {
+        // The last superstep may be deeper than the panel, and than its last group.
+        let whole = to.len() == SUPER / 4 * row;
+        let all = if whole { &mut *to } else { &mut rest[..SUPER / 4 * row] };
+        for half in 0..2 {
+            let group = ((step * SUPER + half * PIECE) / group_size).min(last);
+            folded.look_at::<NBITS>(panel, entries, group);
+            for v in 0..width / 8 {
+                // SAFETY: each of the NBITS rows of codes has 32 bytes from these columns on, and
+                // so has each of the eight of `all`.
+                unsafe {
+                    let quads = half_of::<NBITS>(codes.as_ptr().wrapping_add(32 * v), row, half);
+                    let columns = transposed(quads);
+                    let columns = [0, 1, 2, 3].map(|j| _mm256_shuffle_epi8(folded.tables[v][j].0, columns[j]));
+                    let at = all.as_mut_ptr().wrapping_add(4 * half * row + 32 * v);
+                    for (i, quad) in transposed(columns).into_iter().enumerate() {
+                        _mm256_storeu_si256(at.wrapping_add(i * row).cast(), quad);
+                    }
+                }
+            }
+        }
+        if !whole {
+            let len = to.len();
+            to.copy_from_slice(&rest[..len]);
+        }
+    }
+}
+
+/// The four quads of a half of a superstep, as [`quads_of`] has all of them.
+///
+/// # Safety
+/// As there.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn half_of<const NBITS: usize>(codes: *const u8, row: usize, half: usize) -> [__m256i; 4] {
+    if NBITS == 4 {
+        let fifteen = _mm256_set1_epi8(15);
+        // SAFETY: the caller's promise.
+        let [a, b] = [0, 1].map(|i| unsafe { _mm256_loadu_si256(codes.wrapping_add((2 * half + i) * row).cast()) });
+        let high = |bytes| _mm256_and_si256(_mm256_srli_epi16(bytes, 4), fifteen);
+        return [_mm256_and_si256(a, fifteen), high(a), _mm256_and_si256(b, fifteen), high(b)];
+    }
+    // SAFETY: the caller's promise.
+    let quads = unsafe { quads_of::<NBITS>(codes, row) };
+    [0, 1, 2, 3].map(|i| quads[4 * half + i])
+}
+
+/// The tables of a panel's columns in a group, times their multipliers.
+#[derive(Default)]
+struct Folded {
+    group: Option<usize>,
+    /// Of each eight columns four vectors: of columns j and 4 + j, in the lanes of one.
+    tables: [[Vector; 4]; PANEL / 8],
+}
+
+/// Zeros by default.
+#[derive(Clone, Copy)]
+struct Vector(__m256i);
+
+impl Default for Vector {
+    fn default() -> Self {
+        Vector(bytemuck::cast([0u8; 32]))
+    }
+}
+
+impl Folded {
+    /// Makes those of a group, if they are not there.
+    #[target_feature(enable = "avx2")]
+    fn look_at<const NBITS: usize>(&mut self, panel: &GroupPanel, entries: &[i8], group: usize) {
+        if self.group.replace(group) == Some(group) {
+            return;
+        }
+        let multipliers = &panel.multipliers[group * panel.width..][..panel.width];
+        for (v, (tables, multipliers)) in self.tables.iter_mut().zip(multipliers.chunks_exact(8)).enumerate() {
+            for (j, table) in tables.iter_mut().enumerate() {
+                let [low, high] = [j, 4 + j].map(|j| {
+                    let entries = &entries[panel.table(group, 8 * v + j)..][..1 << NBITS];
+                    let multiplier = _mm256_set1_epi16((multipliers[j] ^ 0x80) as i8 as i16);
+                    // Rounds (256 · entry) · multiplier over 2^15, halves up: `tables::fold`.
+                    _mm256_mulhrs_epi16(widened::<NBITS>(entries), multiplier)
+                });
+                // The lanes hold the first eight of both, and the others.
+                table.0 = _mm256_permute4x64_epi64(_mm256_packs_epi16(low, high), 0b11_01_10_00);
+            }
+        }
+    }
+}
+
+/// A table's entries as the upper bytes of words.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn widened<const NBITS: usize>(entries: &[i8]) -> __m256i {
+    let mut sixteen = [0; 16];
+    sixteen[..1 << NBITS].copy_from_slice(entries);
+    // SAFETY: it is 16 bytes.
+    let entries = unsafe { _mm_loadu_si128(sixteen.as_ptr().cast()) };
+    _mm256_slli_epi16(_mm256_cvtepi8_epi16(entries), 8)
+}
+
+/// Four by four dwords, transposed, in each lane by itself.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn transposed([a, b, c, d]: [__m256i; 4]) -> [__m256i; 4] {
+    let (ab, cd) = (_mm256_unpacklo_epi32(a, b), _mm256_unpacklo_epi32(c, d));
+    let (ab2, cd2) = (_mm256_unpackhi_epi32(a, b), _mm256_unpackhi_epi32(c, d));
+    [
+        _mm256_unpacklo_epi64(ab, cd),
+        _mm256_unpackhi_epi64(ab, cd),
+        _mm256_unpacklo_epi64(ab2, cd2),
+        _mm256_unpackhi_epi64(ab2, cd2),
+    ]
+}
