@@ -18,9 +18,10 @@ from lowbit.gemm import (
     quantize_weight,
     tile_matrix,
 )
+from lowbit.levels import boundaries, decode, density_levels, encode, fit_levels, fit_levels_rows
 from lowbit.packing import pack_codes, unpack_codes
 from lowbit.system import available_isas, get_num_threads, isa, set_num_threads, threads
-from lowbit.types import ConvergenceWarning, KMeans, KMeans1D, PerAxis, PerGroup, PerTensor, QParams, RowCodes
+from lowbit.types import ConvergenceWarning, KMeans, KMeans1D, Levels, PerAxis, PerGroup, PerTensor, QParams, RowCodes
 
 __all__ = [
     "ConvergenceWarning",
@@ -29,6 +30,7 @@ __all__ = [
     "InternalError",
     "KMeans",
     "KMeans1D",
+    "Levels",
     "PerAxis",
     "PerGroup",
     "PerTensor",
@@ -40,8 +42,14 @@ __all__ = [
     "__version__",
     "assign",
     "available_isas",
+    "boundaries",
     "choose_qparams",
+    "decode",
+    "density_levels",
     "dequantize",
+    "encode",
+    "fit_levels",
+    "fit_levels_rows",
     "get_num_threads",
     "isa",
     "kmeans",
