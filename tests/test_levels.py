@@ -18,10 +18,9 @@ SEARCHED = ("laplace", "gauss", "uniform", "pot", "apot")
 
 
 def digits(value: float, expected: str) -> None:
-    """``value`` is ``expected`` to the digits that it has."""
-    assert f"{value:.{len(expected.partition('.')[2])}f}" == expected.replace("-.", "-0.") or (
-        f"{value:.{len(expected.partition('.')[2])}f}" == "0" + expected
-    ), (value, expected)
+    """``value`` is ``expected`` to the digits that this has."""
+    told = f"{value:.{len(expected.partition('.')[2])}f}"
+    assert told.removeprefix("0") == expected.removeprefix("0"), value
 
 
 # ------------------------------------------------------------------ the tables of densities
@@ -70,14 +69,15 @@ def test_lloyd_max_levels(density, positive):
     np.testing.assert_array_equal(levels, -levels[::-1])
 
 
-# By width: the companders' clips in σ; ACIQ's in σ of the normal, in b of the Laplace distribution.
+# By width: the companders' clips in σ; those of ACIQ as its authors' code has them, in σ of the normal, in b of
+# the Laplace distribution.
 CLIPS = """
-2 1.739  2.248 1.71 2.83
-3 2.262  3.315 2.15 3.90
-4 2.784  4.550 2.56 5.03
-5 3.285  5.893 2.94 6.20
-6 3.755  7.296 3.29 7.41
-8 4.606 10.185 3.93 9.90
+2 1.739  2.248 1.71063519 2.83068299
+3 2.262  3.315 2.15159277 3.89722946
+4 2.784  4.550 2.55913646 5.02864014
+5 3.285  5.893 2.93620062 6.20476633
+6 3.755  7.296 3.28691474 7.41312622
+8 4.606 10.185 3.92403714 9.89675982
 """
 
 
@@ -91,14 +91,15 @@ def test_clips_of_models(row):
 
     digits(clip("gauss", "gauss"), gauss)
     digits(clip("laplace", "laplace"), laplace)
-    digits(clip("gauss", "uniform"), aciq_gauss)
-    digits(clip("laplace", "uniform") * math.sqrt(2), aciq_laplace)
+    # Theirs is a numerical minimum too: the normal's of 8 bits is 3.9240355.
+    assert clip("gauss", "uniform") == pytest.approx(float(aciq_gauss), rel=2e-6)
+    assert clip("laplace", "uniform") * math.sqrt(2) == pytest.approx(float(aciq_laplace), rel=2e-6)
     assert clip("laplace", "laplace") == pytest.approx(3 / math.sqrt(2) * math.log(1 + n / math.sqrt(4.5)), rel=1e-6)
 
 
 def test_searched_clips():
     found = lowbit.density_levels("laplace", 16, method="laplace")
-    digits(found.mse, ".01538") if found.mse > 0.015375 else digits(found.mse, ".01537")
+    assert found.mse == pytest.approx(0.015375, abs=1e-8)
     digits(found.clip, "5.78")
     found = lowbit.density_levels("gauss", 16, method="gauss")
     digits(found.mse, ".00950")
@@ -119,7 +120,7 @@ def test_error_of_high_resolution(density):
     constant = math.sqrt(3) * math.pi / 2 if density == "gauss" else 4.5
     told = [n * n * lowbit.density_levels(density, n).mse for n in (16, 32, 256, 1024)]
     digits(told[0], "2.43" if density == "gauss" else "3.94")
-    digits(told[1], "2.57" if density == "gauss" else "4.20")
+    digits(told[1], "2.565" if density == "gauss" else "4.20")
     assert told == sorted(told)
     assert 0.99 * constant < told[-1] < constant
 
@@ -209,18 +210,16 @@ def test_clips_as_the_reference_has_them():
         np.testing.assert_allclose(ours.levels, theirs.levels, rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", SEARCHED)
+@pytest.mark.parametrize("method", ["uniform", "pot", "apot"])
 @pytest.mark.parametrize("n", [4, 15, 16])
 @pytest.mark.parametrize("pin_zero", [False, True])
 def test_the_clip_is_the_best_of_a_fine_grid(method, n, pin_zero):
+    """These methods' levels are those of one clip times any other."""
     x = np.random.default_rng(n).laplace(size=3000)
     found = lowbit.fit_levels(x, n, method=method, pin_zero=pin_zero)
-    for factor in np.linspace(0.25, 4, 151):
-        if method in ("laplace", "gauss"):  # their levels are no multiples of each other: only even steps are
-            break
-        levels = found.levels.mean() * 0 + found.levels * factor if pin_zero or "pot" in method else None
-        if levels is None:
-            levels = x.mean() + (found.levels - x.mean()) * factor
+    centre = x.mean() if method == "uniform" and not pin_zero else 0.0
+    for factor in np.linspace(0.25, 4, 301):
+        levels = centre + (found.levels - centre) * factor
         error = ((x - levels[reference.encode(x, levels)]) ** 2).mean()
         assert found.mse <= error * (1 + 1e-3)
 

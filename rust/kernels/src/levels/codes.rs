@@ -35,10 +35,18 @@ impl Number for f64 {
     }
 }
 
-/// The definition of [`Number::count`].
+/// The definition of [`Number::count`]: step by step over a few numbers, which compilers make vectors of.
 pub(super) fn count<T: Value>(x: &[T], steps: &[T], codes: &mut [u8]) -> bool {
-    for (&x, code) in x.iter().zip(codes) {
-        *code = steps.iter().map(|&step| u8::from(step < x)).sum();
+    for (x, codes) in x.chunks(64).zip(codes.chunks_mut(64)) {
+        let mut below = [0u32; 64];
+        for &step in steps {
+            for (&x, below) in x.iter().zip(&mut below) {
+                *below += u32::from(step < x);
+            }
+        }
+        for (code, below) in codes.iter_mut().zip(below) {
+            *code = below as u8;
+        }
     }
     finite(x)
 }

@@ -27,7 +27,7 @@ pub use codes::{Number, decode, encode};
 pub use density::{Density, of_density};
 use numbers::{Numbers, Scratch};
 
-use crate::codebook::{MOST, Value};
+use crate::codebook::{self, MOST, Value, levels_1d};
 use crate::error::bail;
 use crate::par::Parts;
 use crate::{Ctl, Result};
@@ -149,7 +149,25 @@ pub const MOST_LEVELS: usize = 1 << 16;
 /// [`crate::Error::Interrupted`].
 pub fn fit<T: Value>(x: &[T], weights: Option<&[f64]>, options: Options, ctl: &Ctl) -> Result<Fit> {
     check(x.len(), weights.map(<[f64]>::len), options)?;
-    Numbers::sorted(x, weights, options.n_levels, &mut Scratch::default(), ctl)?.fit(options)
+    fit_with(x, weights, options, &mut Scratch::default(), ctl)
+}
+
+fn fit_with<T: Value>(
+    x: &[T],
+    weights: Option<&[f64]>,
+    options: Options,
+    scratch: &mut Scratch<T>,
+    ctl: &Ctl,
+) -> Result<Fit> {
+    let Options { n_levels, method, pin_zero } = options;
+    if method == Method::Optimal {
+        let options = codebook::Options { k: n_levels, pin_zero, method: codebook::Method::Exact };
+        let found = levels_1d(x, weights, options, ctl)?;
+        let weight = weights.map_or(x.len() as f64, |w| w.iter().sum());
+        let codebook::Fit { levels, inertia, n_distinct } = found;
+        return Ok(Fit { levels, mse: inertia / weight, clip: f64::NAN, n_distinct });
+    }
+    Numbers::sorted(x, weights, n_levels, scratch, ctl)?.fit(options)
 }
 
 /// [`fit`] of each of `rows` rows by itself; `weights` are those of one row, shared, or of all.
@@ -182,9 +200,7 @@ pub fn fit_rows<T: Value>(
     ctl.for_each(rows, &|slot, row| {
         let (x, out) = parts.take(row);
         let mut scratch = scratch[slot].lock().unwrap_or_else(|e| e.into_inner());
-        let alone = Ctl::new(1);
-        let sorted = Numbers::sorted(x, of(row), options.n_levels, &mut scratch, &alone);
-        *out = Some(sorted.and_then(|numbers| numbers.fit(options)));
+        *out = Some(fit_with(x, of(row), options, &mut scratch, &Ctl::new(1)));
     })?;
     fits.into_iter().map(|fit| fit.expect("every row ran")).collect()
 }

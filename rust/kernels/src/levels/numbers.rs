@@ -5,7 +5,7 @@
 //! excess of a cell, and a block's moments are about its own mean.
 
 use super::{Fit, Method, Options, Source, search};
-use crate::codebook::{self, Value, levels_1d, power, sorted, sorted_weighted, times_power};
+use crate::codebook::{Value, power, sorted, sorted_weighted, times_power};
 use crate::error::bail;
 use crate::{Ctl, Error, Result};
 
@@ -75,19 +75,13 @@ impl<'a> Numbers<'a> {
         Ok(numbers)
     }
 
+    /// By any method but the optimum, which has its own home.
     pub fn fit(&self, options: Options) -> Result<Fit> {
         let Options { n_levels, method, pin_zero } = options;
         let n_distinct = 1 + self.x.windows(2).filter(|x| x[0] != x[1]).count();
-        let few = n_distinct == 1 || matches!(method, Method::Optimal | Method::LloydMax | Method::Quantile);
+        let few = n_distinct == 1 || matches!(method, Method::LloydMax | Method::Quantile);
         let mut fit = match self.distinct(n_distinct, n_levels, pin_zero) {
             Some(levels) if few => Fit { levels, mse: 0.0, clip: f64::NAN, n_distinct },
-            _ if method == Method::Optimal => {
-                let options = codebook::Options { k: n_levels, pin_zero, method: codebook::Method::Exact };
-                let found = levels_1d(&self.x, self.weights.as_deref(), options, self.ctl)?;
-                let [from, to] = self.ends();
-                let mse = found.inertia / self.sums(from, to, 0.0)[0];
-                Fit { levels: found.levels, mse, clip: f64::NAN, n_distinct }
-            }
             _ => search::fit(self, n_levels, method, pin_zero)?,
         };
         fit.n_distinct = n_distinct;
