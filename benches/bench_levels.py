@@ -80,7 +80,9 @@ def encoding(rounds: int) -> None:
 
 
 def fitting(rounds: int) -> None:
-    print("\nfit_levels, a million float32 N(0, 1), 16 and 256 levels: milliseconds, and our own sorts of the same numbers")
+    print(
+        "\nfit_levels, a million float32 N(0, 1), 16 and 256 levels: milliseconds, and our own sorts of the same numbers"
+    )
     x = np.random.default_rng(0).standard_normal(1_000_000).astype(np.float32)
     for method in METHODS:
         told = f"{method:10}"
@@ -119,7 +121,9 @@ def models() -> Iterator[tuple[str, dict[str, np.ndarray]]]:
 def errors() -> None:
     """Every method's error over the optimum's on every layer, and that the order holds."""
     for model, weights in models():
-        print(f"\n{model}, {len(weights)} layers: error of each method over that of the optimum, geometric mean and greatest")
+        print(
+            f"\n{model}, {len(weights)} layers: error of each method over that of the optimum, geometric mean and greatest"
+        )
         print("bits  " + "".join(f"{m:>18}" for m in (*METHODS[1:], "better compander")))
         for bits in (2, 3, 4, 5, 6):
             ratios = []

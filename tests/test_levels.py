@@ -379,7 +379,9 @@ def test_numbers_that_are_not_finite_are_told(value, dtype, k, isa):  # rows 1, 
         x[n // 2] = x[-1] = value
         count = len({n // 2, n - 1})
         text = "NaN" if np.isnan(value) else str(value)
-        with pytest.raises(ValueError, match=f"x: expected finite values, got {text} at flat index {n // 2}; {count} in"):
+        with pytest.raises(
+            ValueError, match=f"x: expected finite values, got {text} at flat index {n // 2}; {count} in"
+        ):
             lowbit.encode(x, np.arange(k), isa=isa)
 
 
@@ -426,7 +428,9 @@ def test_scale_and_offset(method):  # rows 11 to 13
                 lowbit.fit_levels(x * scale, 8, method=method)
             continue
         # Squares vanish; levels do not.
-        np.testing.assert_allclose(lowbit.fit_levels(x * scale, 8, method=method).levels / scale, plain.levels, rtol=1e-3)
+        np.testing.assert_allclose(
+            lowbit.fit_levels(x * scale, 8, method=method).levels / scale, plain.levels, rtol=1e-3
+        )
     scaled = lowbit.fit_levels(x * 2.0**450, 8, method=method)
     np.testing.assert_array_equal(scaled.levels, plain.levels * 2.0**450)
     assert scaled.mse == plain.mse * 2.0**900
@@ -474,9 +478,9 @@ def test_rows_are_fits_one_by_one(method):
                 np.testing.assert_array_equal(found.levels[i], own.levels)
                 assert found.mse[i] == own.mse
                 np.testing.assert_equal(found.clip[i], own.clip)
+    weight = np.ones((5, 400))
+    weight[2] = 0
     with pytest.warns(RuntimeWarning, match="all 0 in 1 of 5 rows"):
-        weight = np.ones((5, 400))
-        weight[2] = 0
         found = lowbit.fit_levels_rows(x, 8, method=method, sample_weight=weight)
     np.testing.assert_array_equal(found.levels, lowbit.fit_levels_rows(x, 8, method=method).levels)
 
@@ -537,7 +541,11 @@ def test_misuse_of_fits(arguments, error, told):
     ("call", "error", "told"),
     [
         (lambda: lowbit.fit_levels_rows([1.0, 2.0], 2, method="gauss"), ValueError, r"x: expected shape \(rows, n\)"),
-        (lambda: lowbit.density_levels("cauchy", 4), ValueError, "density: expected 'gauss' or 'laplace', got 'cauchy'"),
+        (
+            lambda: lowbit.density_levels("cauchy", 4),
+            ValueError,
+            "density: expected 'gauss' or 'laplace', got 'cauchy'",
+        ),
         (lambda: lowbit.density_levels("gauss", 4, clip="no"), ValueError, "clip: expected 'search' or 'model'"),
         (lambda: lowbit.density_levels("gauss", 4, clip="model"), ValueError, "clip: 'model' is for method 'uniform'"),
         (
@@ -549,12 +557,20 @@ def test_misuse_of_fits(arguments, error, told):
         (lambda: lowbit.density_levels("gauss", 5000), ValueError, "n_levels: expected 1 to 4096 for a density"),
         (lambda: lowbit.density_levels("gauss", 0), ValueError, "n_levels: expected 1 to 65536, got 0"),
         (lambda: lowbit.encode([1.0], []), ValueError, "levels: expected 1 to 65536"),
-        (lambda: lowbit.encode([1.0], np.zeros((1, 2, 3))), ValueError, r"levels: expected shape \(k,\) or \(rows, k\)"),
+        (
+            lambda: lowbit.encode([1.0], np.zeros((1, 2, 3))),
+            ValueError,
+            r"levels: expected shape \(k,\) or \(rows, k\)",
+        ),
         (lambda: lowbit.encode([1.0], np.zeros((1, 3))), ValueError, r"x: expected shape \(1, n\) for levels of"),
         (lambda: lowbit.encode([1.0], [1.0], isa="mmx"), ValueError, "isa: expected one of"),
         (lambda: lowbit.encode([[1.0], [1.0, 2.0]], [1.0]), ValueError, "ragged"),
         (lambda: lowbit.encode(["a"], [1.0]), TypeError, "x: expected"),
-        (lambda: lowbit.decode([0, 3], [1.0, 2.0]), ValueError, "codes: expected codes below 2, .* got 3 at flat index 1"),
+        (
+            lambda: lowbit.decode([0, 3], [1.0, 2.0]),
+            ValueError,
+            "codes: expected codes below 2, .* got 3 at flat index 1",
+        ),
         (
             lambda: lowbit.decode([[0, 1], [1, 2]], [[1.0, 2.0]] * 2),
             ValueError,
@@ -562,7 +578,11 @@ def test_misuse_of_fits(arguments, error, told):
         ),
         (lambda: lowbit.decode([0.5], [1.0]), TypeError, "codes: expected"),
         (lambda: lowbit.decode([-1], [1.0]), ValueError, "codes: expected values of 0 to 65535"),
-        (lambda: lowbit.boundaries([1.0, np.nan]), ValueError, "levels: expected finite values, got nan at flat index 1"),
+        (
+            lambda: lowbit.boundaries([1.0, np.nan]),
+            ValueError,
+            "levels: expected finite values, got nan at flat index 1",
+        ),
         (lambda: lowbit.boundaries([[1.0]]), ValueError, r"levels: expected shape \(k,\)"),
     ],
 )

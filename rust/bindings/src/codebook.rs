@@ -2,7 +2,7 @@
 //! the arrays to fill; lengths are checked again by the kernel.
 
 use lowbit_kernels::codebook::{self, Code, Fit, Method, Options, Value, space};
-use numpy::{Element, PyArray1, PyArrayDyn, PyArrayMethods};
+use numpy::{Element, PyArray1, PyArrayDyn};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 

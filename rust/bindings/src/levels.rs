@@ -3,7 +3,7 @@
 
 use lowbit_kernels::codebook::Code;
 use lowbit_kernels::levels::{self, Density, Fit, Method, Number, Options};
-use numpy::{Element, PyArrayDyn, PyArrayMethods};
+use numpy::{Element, PyArrayDyn};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
