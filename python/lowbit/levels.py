@@ -100,7 +100,7 @@ def fit_levels(
     Dite, 1951). With few levels the clip of that model is worse than even steps; the one searched is
     within 0.5 % of Lloyd-Max for numbers of the compander's own distribution, and farther off for
     others: trained layers have heavier tails. "lloyd_max" is a local optimum (Lloyd, 1982; Max, 1960)
-    that is no worse than any method but "optimal". "apot" is that of Li, Dong and Wang (ICLR 2020).
+    that is no worse than any method but "optimal", which takes no longer. "apot" is that of Li, Dong and Wang (ICLR 2020).
 
     Examples
     --------

@@ -13,6 +13,6 @@ mod line;
 pub mod space;
 
 pub use line::{
-    Code, Fit, MOST, Method, Options, Steps, Value, kmeans_1d, kmeans_1d_rows, levels_1d, midpoint, power, sorted,
-    sorted_weighted, times_power,
+    Code, Fit, MOST, Method, Options, Steps, Value, count_below, kmeans_1d, kmeans_1d_rows, levels_1d, midpoint, power,
+    sorted, sorted_weighted, times_power,
 };

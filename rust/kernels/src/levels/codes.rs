@@ -4,7 +4,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use super::MOST_LEVELS;
-use crate::codebook::{Code, Steps, Value};
+use crate::codebook::{Code, Steps, Value, count_below};
 use crate::error::bail;
 use crate::par::Parts;
 use crate::{Ctl, Isa, Result};
@@ -35,19 +35,9 @@ impl Number for f64 {
     }
 }
 
-/// The definition of [`Number::count`]: step by step over a few numbers, which compilers make vectors of.
+/// The definition of [`Number::count`].
 pub(super) fn count<T: Value>(x: &[T], steps: &[T], codes: &mut [u8]) -> bool {
-    for (x, codes) in x.chunks(64).zip(codes.chunks_mut(64)) {
-        let mut below = [0u32; 64];
-        for &step in steps {
-            for (&x, below) in x.iter().zip(&mut below) {
-                *below += u32::from(step < x);
-            }
-        }
-        for (code, below) in codes.iter_mut().zip(below) {
-            *code = below as u8;
-        }
-    }
+    count_below(steps, x, codes);
     finite(x)
 }
 

@@ -457,6 +457,22 @@ pub fn midpoint(a: f64, b: f64) -> f64 {
     if middle < b { middle } else { a }
 }
 
+/// How many of the steps are below each number: step by step over a few numbers, which compilers make vectors of.
+#[inline]
+pub fn count_below<T: Value, C: Code>(steps: &[T], x: &[T], codes: &mut [C]) {
+    for (x, codes) in x.chunks(64).zip(codes.chunks_mut(64)) {
+        let mut below = [0u32; 64];
+        for &step in steps {
+            for (&x, below) in x.iter().zip(&mut below) {
+                *below = below.wrapping_add(u32::from(step < x)); // a check for overflow would be no vector's
+            }
+        }
+        for (code, below) in codes.iter_mut().zip(below) {
+            *code = C::new(below as usize);
+        }
+    }
+}
+
 /// Where codes step up: number x has the code that counts the steps below it.
 pub struct Steps<T> {
     steps: Vec<T>,
@@ -503,17 +519,7 @@ impl<T: Value> Steps<T> {
                 *code = C::new(self.look_up(x));
             }
         } else if self.steps.len() <= COUNTED {
-            for (x, codes) in x.chunks(64).zip(codes.chunks_mut(64)) {
-                let mut below = [0u32; 64];
-                for &step in &self.steps {
-                    for (&x, below) in x.iter().zip(&mut below) {
-                        *below += u32::from(step < x);
-                    }
-                }
-                for (code, below) in codes.iter_mut().zip(below) {
-                    *code = C::new(below as usize);
-                }
-            }
+            count_below(&self.steps, x, codes);
         } else {
             for (&x, code) in x.iter().zip(codes) {
                 *code = C::new(self.steps.partition_point(|&step| step < x));
