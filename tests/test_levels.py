@@ -439,6 +439,16 @@ def test_scale_and_offset(method):  # rows 11 to 13
         assert moved.mse == pytest.approx(plain.mse, rel=1e-3)
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("scale", [1e-300, 1e306])
+def test_the_scale_of_weights_does_not_matter(method, scale):
+    x = np.random.default_rng(14).standard_normal(400) * 1e-9
+    weight = np.random.default_rng(15).random(400)
+    plain, scaled = (lowbit.fit_levels(x, 7, method=method, sample_weight=w) for w in (weight, weight * scale))
+    np.testing.assert_allclose(scaled.levels, plain.levels, rtol=1e-9)
+    assert scaled.mse == pytest.approx(plain.mse, rel=1e-9)
+
+
 def test_outliers_do_not_blind_the_search():
     x = np.random.default_rng(9).standard_normal(3000)
     x[7] = 1e12

@@ -9,7 +9,7 @@ use pyo3::prelude::*;
 
 use crate::call::{Threads, isa, read, run, to_py, write};
 
-/// What a number costs a fit, in simple operations, roughly.
+/// What a number, or a level, costs a fit, in simple operations, roughly.
 const COST: usize = 64;
 
 /// Error, clip and distinct values of a row.
@@ -26,7 +26,8 @@ fn fit<T: Number + Element>(
     let weights = weights.as_ref().map(|w| w.as_slice()).transpose()?;
     let x = read::<T>("x", x)?;
     let x = x.as_slice()?;
-    run(py, x.len().saturating_mul(COST), Threads::default(), |ctl| {
+    let work = x.len().saturating_add(rows.saturating_mul(options.n_levels)).saturating_mul(COST);
+    run(py, work, Threads::default(), |ctl| {
         if rows == 1 {
             Ok(vec![levels::fit(x, weights, options, ctl)?])
         } else {

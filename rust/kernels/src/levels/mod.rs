@@ -27,7 +27,7 @@ pub use codes::{Number, decode, encode};
 pub use density::{Density, of_density};
 use numbers::{Numbers, Scratch};
 
-use crate::codebook::{self, MOST, Value, levels_1d};
+use crate::codebook::{self, MOST, Value, levels_1d, power, times_power};
 use crate::error::bail;
 use crate::par::Parts;
 use crate::{Ctl, Result};
@@ -163,9 +163,11 @@ fn fit_with<T: Value>(
     if method == Method::Optimal {
         let options = codebook::Options { k: n_levels, pin_zero, method: codebook::Method::Exact };
         let found = levels_1d(x, weights, options, ctl)?;
-        let weight = weights.map_or(x.len() as f64, |w| w.iter().sum());
         let codebook::Fit { levels, inertia, n_distinct } = found;
-        return Ok(Fit { levels, mse: inertia / weight, clip: f64::NAN, n_distinct });
+        // The sum of weights may exceed float64 where their products with small squares do not.
+        let shift = -weights.map_or(0, |w| power(w.iter().copied()));
+        let weight = weights.map_or(x.len() as f64, |w| w.iter().map(|&w| times_power(w, shift)).sum());
+        return Ok(Fit { levels, mse: times_power(inertia, shift) / weight, clip: f64::NAN, n_distinct });
     }
     Numbers::sorted(x, weights, n_levels, scratch, ctl)?.fit(options)
 }
