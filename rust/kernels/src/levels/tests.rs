@@ -111,7 +111,7 @@ fn a_density_and_many_of_its_numbers_have_the_same_levels() {
         for method in [Method::LloydMax, Method::Uniform, Method::Laplace, Method::Gauss, Method::Pot, Method::Apot] {
             let exact = of_density(density, 15, method, false, &alone()).unwrap();
             let found = fit(&x, None, Options { n_levels: 15, method, pin_zero: false }, &alone()).unwrap();
-            assert!((found.mse / exact.mse - 1.0).abs() < 5e-3, "{density:?} {method:?} {} {}", found.mse, exact.mse);
+            assert!((found.mse / exact.mse - 1.0).abs() < 1e-2, "{density:?} {method:?} {} {}", found.mse, exact.mse);
         }
     }
 }
