@@ -25,7 +25,8 @@ const B: f64 = std::f64::consts::FRAC_1_SQRT_2;
 /// the place of the error itself.
 ///
 /// # Errors
-/// [`crate::Error::Value`] where the method does not make so many levels, or has no such model; [`crate::Error::Interrupted`].
+/// [`crate::Error::Value`] where the method does not make so many levels, or has no such model;
+/// [`crate::Error::Interrupted`].
 pub fn of_density(density: Density, n: usize, method: Method, model: bool, ctl: &Ctl) -> Result<Fit> {
     check_levels(method, n)?;
     if n > MOST_OF_DENSITY {

@@ -50,9 +50,9 @@ pub(super) fn apot_bits(n: usize) -> Option<u32> {
     (2..=8).find(|&bits| n == 1 << bits || n + 1 == 1 << bits)
 }
 
-/// The positive levels of additive powers of two in `bits` bits with the sign (Li et al., ICLR 2020): each sum of one of {0, 2^-i, …}
-/// from every term, over the greatest. A term of two bits has three powers beside 0; where
-/// `bits` is even, a last term of one bit has one.
+/// The positive levels of additive powers of two in `bits` bits, one of them the sign (Li et al., ICLR 2020): each sum
+/// of one of {0, 2^-i, …} from every term, over the greatest. A term of two bits has three powers beside 0; where `bits`
+/// is even, a last term of one bit has one.
 fn apot(bits: u32) -> Vec<f64> {
     let (pairs, single) = ((bits as usize - 1) / 2, bits % 2 == 0);
     let mut powers = std::iter::successors(Some(0.5), |p| Some(p / 2.0));
