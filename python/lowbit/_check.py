@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["as_array", "check_int", "check_out"]
+__all__ = ["REALS", "as_array", "as_numbers", "as_weights", "check_int", "check_out", "code_dtype", "exact_floats"]
 
 # By the dtype itself, since `dtype.name` costs a microsecond. A dtype that is
 # byte-swapped or an extension (bfloat16) is not here and takes the slow path.
@@ -22,6 +22,11 @@ _NAMES = {
     np.dtype(name): name
     for name in ("uint8", "int8", "uint16", "int16", "int32", "int64", "float16", "float32", "float64")
 }
+
+# Numbers that levels are found for. The first is what lists of numbers become.
+REALS = ("float64", "float32", "float16", "bfloat16", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64")
+_WEIGHTS = ("float64", "float32", "float16", "bfloat16")
+_F32, _F64 = np.dtype(np.float32), np.dtype(np.float64)
 
 _REMEDIES = {
     "bool": "; convert with .view(np.uint8)",
@@ -126,6 +131,40 @@ def check_out(name: str, out: Any, shape: tuple[int, ...], dtype: np.dtype, *inp
         if np.may_share_memory(out, x) and _overlap(out, x):
             raise ValueError(f"{name}: expected memory of its own, got an array that overlaps an input")
     return out
+
+
+def as_numbers(x: Any) -> tuple[np.ndarray, np.ndarray]:
+    """``x``, at least one number, as it came, and as float32 or float64 that holds it exactly."""
+    array = as_array("x", x, REALS)
+    if array.size == 0:
+        raise ValueError(f"x: expected at least one value, got shape {array.shape}")
+    return array, exact_floats("x", array)
+
+
+def exact_floats(name: str, array: np.ndarray) -> np.ndarray:
+    """``array``, of a dtype of `REALS`, as float32 or float64 that holds it exactly."""
+    if array.dtype == _F32 or array.dtype == _F64:
+        return array
+    exact = array.astype(_F64 if array.dtype.itemsize >= 4 else _F32)
+    if array.dtype == np.int64 and (wrong := (np.abs(exact) > 2.0**53).ravel()).any():
+        at = int(wrong.argmax())
+        raise ValueError(f"{name}: expected integers that float64 holds, got {array.flat[at]} at flat index {at}")
+    return exact
+
+
+def as_weights(sample_weight: Any, shapes: tuple[tuple[int, ...], ...]) -> np.ndarray | None:
+    """Weights of one of the shapes as float64."""
+    if sample_weight is None:
+        return None
+    weight = as_array("sample_weight", sample_weight, _WEIGHTS)
+    if weight.shape not in shapes:
+        raise ValueError(f"sample_weight: expected shape {' or '.join(map(str, shapes))}, got {weight.shape}")
+    return weight.astype(_F64, copy=False)
+
+
+def code_dtype(k: int) -> type[np.unsignedinteger[Any]]:
+    """The smallest dtype of ``k`` codes."""
+    return np.uint8 if k <= 1 << 8 else np.uint16 if k <= 1 << 16 else np.uint32
 
 
 def _overlap(a: np.ndarray, b: np.ndarray) -> bool:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from lowbit import _core
-from lowbit.affine import round_with_feedback
-from lowbit.codebook import kmeans_1d, kmeans_1d_rows
+from lowbit.affine import DAMPING, descend, round_with_feedback
+from lowbit.levels import fit_levels, fit_levels_rows
+from lowbit.types import ConvergenceWarning
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -53,13 +55,15 @@ def fit(
         return float(np.einsum("nk,nk,k", off, off, counts, dtype=np.float64))
 
     if codebook is None:
-        codebook = _entries(_normalized_levels(x, config, size, counts), config)
+        with warnings.catch_warnings():  # tables may have more entries than there are weights
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            codebook = _entries(_normalized_levels(x, config, size, counts), config)
         if config.granularity != "group":
             # One table is learned from some of the rows.
             some = slice(None, None, max(1, x.size // SAMPLE) if config.granularity == "tensor" else 1)
             few, taken = np.ascontiguousarray(x[some]), cast(Parts, tuple(part[some].copy() for part in parts))
             least, entries = chosen(few, codebook, taken), codebook
-            for _ in range(ROUNDS):
+            for _ in range(ROUNDS + config.refine):
                 entries = _entries(_means(few, entries, taken, config, size, counts), config)
                 error = chosen(few, entries, taken)
                 if error >= least:
@@ -67,11 +71,15 @@ def fit(
                 least, codebook = error, entries
     chosen(x, codebook, parts)
     if moments is not None:
-        levels, down = _levels(codebook, parts, config), parts[1] < 128
-        # Levels that descend are turned about, and their codes back.
-        levels[down] = levels[down][:, ::-1]
-        codes = round_with_feedback(x, levels, moments, group_size=size, order=order, isa=isa)
-        parts[0][...] = np.where(_of_weights(down, size, x.shape[1]), 2**config.nbits - 1 - codes, codes)
+        turned = _Turned(codebook, parts, config, size)
+        codes = round_with_feedback(x, turned.levels, moments, group_size=size, order=order, isa=isa)
+        parts[0][...] = turned.codes(codes)
+        damped = moments / moments.diagonal().mean() + DAMPING * np.eye(len(moments))
+        for _ in range(config.refine):
+            _rescale(x, codebook, parts, config, size, damped)
+            turned = _Turned(codebook, parts, config, size)
+            codes = descend(x, turned.codes(parts[0]), turned.levels, moments, group_size=size, isa=isa)
+            parts[0][...] = turned.codes(codes)
     if config.activation is not None:
         _core.settle_groups(parts, *x.shape, form, codebook)
     return codebook
@@ -96,12 +104,13 @@ def _normalized_levels(x: NDArray[Any], config: Codebook, size: int, counts: NDA
         unit, weight = unit.reshape(-1)[::step], weight.reshape(-1)[::step]
         if not weight.any():
             return np.zeros((1, k))
-        return np.asarray(kmeans_1d(unit, k, sample_weight=weight / weight.max()).codebook, np.float64)[None]
+        found = fit_levels(unit, k, method=config.method, sample_weight=weight / weight.max())
+        return np.asarray(found.levels, np.float64)[None]
     rows = len(x) if config.granularity == "channel" else unit.shape[0] * unit.shape[1]
     unit, weight = unit.reshape(rows, -1), weight.reshape(rows, -1)
     largest = weight.max(1, keepdims=True)
     weight = np.where(largest == 0, 1, weight / np.where(largest == 0, 1, largest))
-    return np.asarray(kmeans_1d_rows(unit, k, sample_weight=weight).codebook, np.float64)
+    return np.asarray(fit_levels_rows(unit, k, method=config.method, sample_weight=weight).levels, np.float64)
 
 
 def _entries(levels: NDArray[np.float64], config: Codebook) -> NDArray[Any]:
@@ -142,6 +151,53 @@ def _levels(entries: NDArray[Any], parts: Parts, config: Codebook) -> NDArray[np
     n, groups = multipliers.shape
     shape = {"tensor": (1, 1), "channel": (n, 1), "group": (n, groups)}[config.granularity]
     return folded(entries[..., 0].reshape(*shape, -1), multipliers[..., None]) * scale[:, None, None]
+
+
+class _Turned:
+    """Each group's levels, ascending: those of negative multipliers are turned about, and
+    so are their codes."""
+
+    def __init__(self, entries: NDArray[Any], parts: Parts, config: Codebook, size: int) -> None:
+        self.levels, self._down = _levels(entries, parts, config), parts[1] < 128
+        self.levels[self._down] = self.levels[self._down][:, ::-1]
+        self._size, self._last = size, 2**config.nbits - 1
+
+    def codes(self, codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Codes of ascending levels from those of the tables, or back."""
+        return np.where(_of_weights(self._down, self._size, codes.shape[1]), self._last - codes, codes).astype(np.uint8)
+
+
+def _rescale(
+    x: NDArray[np.float32],
+    entries: NDArray[Any],
+    parts: Parts,
+    config: Codebook,
+    size: int,
+    damped: NDArray[np.float64],
+) -> None:
+    """Chooses each row's multipliers again, codes as they are, where that lessens
+    ``(x - x̂) H (x - x̂)ᵀ``: by its normal equations, rounded."""
+    codes, multipliers, zeros, scale = parts
+    n, groups = multipliers.shape
+    one = (codes, np.full_like(multipliers, 129), zeros, scale)
+    unit = values(entries.astype(np.float32) / (128 if entries.dtype == np.int8 else 1), one, config, size)
+    starts = np.arange(groups) * size
+    wanted = x.astype(np.float64) @ damped
+    for row in range(n):
+        e = unit[row].astype(np.float64)
+        pairs = np.add.reduceat(np.add.reduceat(e[:, None] * damped * e, starts, 0), starts, 1)
+        right = np.add.reduceat(e * wanted[row], starts)
+        pairs[np.diag_indices(groups)] += 1e-9 * pairs.trace() + np.finfo(np.float64).tiny
+        best = np.clip(np.rint(np.linalg.solve(pairs, right)), -127, 127) + 128
+        here = tuple(part[row : row + 1] for part in parts)
+        tried = (here[0], best.astype(np.uint8)[None], here[2], here[3])
+        table = entries if config.granularity == "tensor" else entries[row * (len(entries) // n) :][: len(entries) // n]
+        errors = []
+        for form in (here, tried):
+            off = x[row].astype(np.float64) - values(table, form, config, size)[0]
+            errors.append(off @ damped @ off)
+        if errors[1] < errors[0]:
+            multipliers[row] = tried[1]
 
 
 def _of_weights(groups: NDArray[Any], size: int, k: int) -> NDArray[Any]:

@@ -463,6 +463,38 @@ def round_with_feedback(
     >>> lowbit.round_with_feedback(w, levels, np.ones((4, 4))).sum()
     np.uint64(2)
     """
+    w, levels, group = _tables(w, levels, group_size)
+    n, k = w.shape
+    positions, first, again = _coefficients(check_moments(second_moments, k), order)
+    codes, in_order = np.empty((n, k), np.uint8), np.empty((n, k), np.uint8)
+    moved = np.ascontiguousarray(w[:, positions])
+    _core.round_with_feedback(moved, k, first, levels, levels.shape[1:], group[positions], in_order, True, isa)
+    codes[:, positions] = in_order
+    for _ in range(SWEEPS):
+        _core.round_with_feedback(w, k, again, levels, levels.shape[1:], group, codes, False, isa)
+    return codes
+
+
+def descend(
+    w: ArrayLike,
+    codes: NDArray[np.uint8],
+    levels: ArrayLike,
+    second_moments: ArrayLike,
+    *,
+    group_size: int | None = None,
+    isa: str | None = None,
+) -> NDArray[np.uint8]:
+    """Every code chosen once more, the others as they are: the last step of `round_with_feedback`."""
+    w, levels, group = _tables(w, levels, group_size)
+    n, k = w.shape
+    _, _, again = _coefficients(check_moments(second_moments, k), "index")
+    codes = codes.copy()
+    _core.round_with_feedback(w, k, again, levels, levels.shape[1:], group, codes, False, isa)
+    return codes
+
+
+def _tables(w: Any, levels: Any, group_size: int | None) -> tuple[Any, Any, NDArray[np.uint32]]:
+    """A weight and levels that are checked, and the group of each column."""
     w = as_array("w", w, _FLOATS, min_ndim=2).astype(np.float32, copy=False)
     levels = as_array("levels", levels, _FLOATS, min_ndim=3).astype(np.float32, copy=False)
     if w.ndim != 2 or w.shape[1] == 0:
@@ -476,16 +508,7 @@ def round_with_feedback(
         raise ValueError("w, levels: expected finite values")
     if (levels[..., 1:] < levels[..., :-1]).any():
         raise ValueError("levels: expected ascending levels in each table")
-    positions, first, again = _coefficients(check_moments(second_moments, k), order)
-    group = (np.arange(k) // size).astype(np.uint32)
-    codes, in_order = np.empty((n, k), np.uint8), np.empty((n, k), np.uint8)
-    moved = np.ascontiguousarray(w[:, positions])
-    tables = groups, levels.shape[2]
-    _core.round_with_feedback(moved, k, first, levels, tables, group[positions], in_order, True, isa)
-    codes[:, positions] = in_order
-    for _ in range(SWEEPS):
-        _core.round_with_feedback(w, k, again, levels, tables, group, codes, False, isa)
-    return codes
+    return w, levels, (np.arange(k) // size).astype(np.uint32)
 
 
 def check_moments(second_moments: ArrayLike, k: int) -> NDArray[np.float64]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from lowbit import _core
-from lowbit._check import as_array, check_int
+from lowbit._check import REALS, as_array, as_numbers, as_weights, check_int, code_dtype, exact_floats
 from lowbit.types import ConvergenceWarning, KMeans, KMeans1D
 
 if TYPE_CHECKING:
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["assign", "kmeans", "kmeans_1d", "kmeans_1d_rows", "lookup"]
 
-# The first is what lists of numbers become.
-_REALS = ("float64", "float32", "float16", "bfloat16", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64")
-_WEIGHTS = ("float64", "float32", "float16", "bfloat16")
 _F32, _F64 = np.dtype(np.float32), np.dtype(np.float64)
 _MOST = (1 << 32) - 2
 
@@ -101,9 +98,9 @@ def kmeans_1d(
     >>> found.inertia
     2.5
     """
-    array, exact = _numbers(x)
+    array, exact = as_numbers(x)
     k = check_int("k", k, 1, _MOST)
-    weight = _weights(sample_weight, (array.shape,))
+    weight = as_weights(sample_weight, (array.shape,))
     codes, codebook, ((inertia, n_distinct),) = _fit(exact, 1, weight, k, pin_zero, method, isa)
     if k > n_distinct + (pin_zero and not (exact == 0).any()):
         _warn(f"{n_distinct} distinct values for k = {k}")
@@ -154,11 +151,11 @@ def kmeans_1d_rows(x: ArrayLike, k: int, *, sample_weight: ArrayLike | None = No
     array([[0, 0, 1],
            [0, 0, 1]], dtype=uint8)
     """
-    array, exact = _numbers(x)
+    array, exact = as_numbers(x)
     if array.ndim != 2:
         raise ValueError(f"x: expected shape (rows, n), got {array.shape}")
     k = check_int("k", k, 1, _MOST)
-    weight = _weights(sample_weight, (array.shape[1:], array.shape))
+    weight = as_weights(sample_weight, (array.shape[1:], array.shape))
     if weight is not None and weight.ndim == 2:
         unused = np.flatnonzero((weight == 0).all(axis=1))
         if unused.size:
@@ -290,7 +287,7 @@ def kmeans(
             raise ValueError(f"init: expected shape {(k, d)}, got {start.shape}")
     elif init not in ("k-means++", "random"):
         raise ValueError(f"init: expected 'k-means++', 'random' or an array, got {init!r}")
-    weight = _weights(sample_weight, ((n,),))
+    weight = as_weights(sample_weight, ((n,),))
     if start is not None and start.dtype != array.dtype:
         start = start.astype(array.dtype)
     run = _core.kmeans_f64 if array.dtype == _F64 else _core.kmeans_f32
@@ -303,7 +300,7 @@ def kmeans(
             ConvergenceWarning,
             stacklevel=2,
         )
-    return KMeans(codebook.reshape(k, d), codes.astype(_code_dtype(k)), inertia, n_iter, n_distinct)
+    return KMeans(codebook.reshape(k, d), codes.astype(code_dtype(k)), inertia, n_iter, n_distinct)
 
 
 def assign(
@@ -384,7 +381,7 @@ def assign(
     codes, distances = np.empty(shape, np.uint32), np.empty(shape, _F32)
     run = _core.assign_f64 if array.dtype == _F64 else _core.assign_f32
     run(array, table, d, top, codes, distances, isa)
-    return codes.astype(_code_dtype(k), copy=False), distances
+    return codes.astype(code_dtype(k), copy=False), distances
 
 
 def lookup(codes: ArrayLike, codebook: ArrayLike) -> NDArray[Any]:
@@ -435,34 +432,6 @@ def lookup(codes: ArrayLike, codebook: ArrayLike) -> NDArray[Any]:
     return out
 
 
-def _numbers(x: ArrayLike) -> tuple[NDArray[Any], NDArray[Any]]:
-    """``x`` as it came, and as float32 or float64 that holds it exactly."""
-    array = as_array("x", x, _REALS)
-    if array.size == 0:
-        raise ValueError(f"x: expected at least one value, got shape {array.shape}")
-    return array, _exact("x", array)
-
-
-def _exact(name: str, array: NDArray[Any]) -> NDArray[Any]:
-    """``array`` as float32 or float64 that holds it exactly."""
-    if array.dtype == _F32 or array.dtype == _F64:
-        return array
-    exact = array.astype(_F64 if array.dtype.itemsize >= 4 else _F32)
-    if array.dtype == np.int64 and (wrong := (np.abs(exact) > 2.0**53).ravel()).any():
-        at = int(wrong.argmax())
-        raise ValueError(f"{name}: expected integers that float64 holds, got {array.flat[at]} at flat index {at}")
-    return exact
-
-
-def _weights(sample_weight: ArrayLike | None, shapes: tuple[tuple[int, ...], ...]) -> NDArray[np.float64] | None:
-    if sample_weight is None:
-        return None
-    weight = as_array("sample_weight", sample_weight, _WEIGHTS)
-    if weight.shape not in shapes:
-        raise ValueError(f"sample_weight: expected shape {' or '.join(map(str, shapes))}, got {weight.shape}")
-    return weight.astype(_F64, copy=False)
-
-
 def _fit(
     x: NDArray[Any],
     rows: int,
@@ -472,7 +441,7 @@ def _fit(
     method: str,
     isa: str | None,
 ) -> tuple[NDArray[Any], NDArray[np.float64], list[tuple[float, int]]]:
-    codes = np.empty(x.size, _code_dtype(k))
+    codes = np.empty(x.size, code_dtype(k))
     codebook = np.empty(rows * k, _F64)
     told = _core.kmeans_1d(x, rows, weight, k, pin_zero, method, codes, codebook, isa)
     return codes, codebook, told
@@ -484,7 +453,7 @@ def _warn(text: str) -> None:
 
 def _matrix(name: str, x: Any) -> np.ndarray:
     """``x`` as a 2-D array that is not empty."""
-    array = as_array(name, x, _REALS)
+    array = as_array(name, x, REALS)
     if array.ndim != 2:
         raise ValueError(f"{name}: expected 2-D, (points, dimensions), got {array.ndim}-D of shape {array.shape}")
     if array.size == 0:
@@ -494,7 +463,7 @@ def _matrix(name: str, x: Any) -> np.ndarray:
 
 def _points(name: str, x: Any) -> np.ndarray:
     """``x`` as a 2-D array of float32 or float64, whichever holds its values."""
-    return _exact(name, _matrix(name, x))
+    return exact_floats(name, _matrix(name, x))
 
 
 def _tolerance(tol: Any) -> float:
@@ -504,7 +473,3 @@ def _tolerance(tol: Any) -> float:
     if math.isnan(tol) or tol < 0:
         raise ValueError(f"tol: expected at least 0, got {tol}")
     return tol
-
-
-def _code_dtype(k: int) -> type[np.unsignedinteger[Any]]:
-    return np.uint8 if k <= 1 << 8 else np.uint16 if k <= 1 << 16 else np.uint32

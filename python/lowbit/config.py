@@ -8,6 +8,10 @@ from typing import Any, ClassVar, Literal
 __all__ = ["Codebook", "Config", "Int8", "Uniform", "from_json"]
 
 
+#: How levels are found (:func:`lowbit.fit_levels`).
+METHODS = ("optimal", "lloyd_max", "laplace", "gauss", "uniform", "quantile", "pot", "apot")
+
+
 @dataclass(frozen=True)
 class Config:
     """The base of all configs."""
@@ -183,6 +187,8 @@ class Codebook(Config):
         size = self.group_size
         if size is not None and (size < 16 or size % 16 or size >= 1 << 32):
             raise ValueError(f"group_size: expected a multiple of 16 below 2**32, or None, got {size}")
+        if self.method not in METHODS:
+            raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {self.method!r}")
         if self.refine < 0:
             raise ValueError(f"refine: expected at least 0, got {self.refine}")
         if not isinstance(self.equalize, bool):

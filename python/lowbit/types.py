@@ -15,6 +15,7 @@ __all__ = [
     "Granularity",
     "KMeans",
     "KMeans1D",
+    "Levels",
     "PerAxis",
     "PerGroup",
     "PerTensor",
@@ -146,3 +147,21 @@ class KMeans:
     def __repr__(self) -> str:
         k, d = self.codebook.shape
         return f"KMeans(k={k}, d={d}, n={self.codes.size}, inertia={self.inertia:.6g}, n_iter={self.n_iter})"
+
+
+@dataclass(frozen=True, eq=False)
+class Levels:
+    """Levels as `lowbit.fit_levels` found them and, with a leading axis of rows, `lowbit.fit_levels_rows`.
+
+    ``levels`` (k,) ascending, float64 for float64 and wide integers, else float32: rounded once.
+    ``mse``: the (weighted) mean of squared distances to the nearest level before that
+    rounding. ``clip``: how far from the centre the method cuts off, the parameter that it
+    searched; NaN where it has none.
+    """
+
+    levels: NDArray[Any]
+    mse: float | NDArray[np.float64]
+    clip: float | NDArray[np.float64]
+
+    def __repr__(self) -> str:
+        return f"Levels(levels={self.levels.shape}, mse={self.mse!r}, clip={self.clip!r})"

@@ -243,7 +243,7 @@ def form_of(config: Uniform | Codebook, k: int) -> tuple[Form, bool]:
 def empty_parts(n: int, k: int, config: Uniform | Codebook) -> Parts:
     """Room for a weight that is taken apart."""
     groups = -(-k // group_size_of(config, k))
-    multipliers, zeros = np.full((2, n, groups), 2 ** (config.nbits - 1), np.uint8)
+    multipliers, zeros = (np.full((n, groups), 2 ** (config.nbits - 1), np.uint8) for _ in range(2))
     return np.empty((n, k), np.uint8), multipliers, zeros, np.empty(n, np.float32)
 
 

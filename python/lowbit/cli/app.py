@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import os
 import shutil
@@ -143,6 +144,38 @@ def bench(
     for row in rows:
         speeds = "   ".join(f"{name} {speed:.4g}" for name, speed in row.speeds.items())
         print(f"{row.kernel:<14} {row.size:<34} {row.unit}  {speeds}", flush=True)
+
+
+# ------------------------------------------------------------------ levels
+
+
+@app.command()
+@command
+def levels(
+    model: Annotated[Path, typer.Argument(help="A safetensors file.", show_default=False)],
+    layer: Annotated[str, typer.Option("--layer", help="A tensor, or the layer whose weight it is.")],
+    nbits: Annotated[int, typer.Option(min=2, max=8, help="Bits of a code: 2**nbits levels.")] = 4,
+    as_json: AsJson = False,
+) -> None:
+    """Show a layer's histogram, the levels of each method under it, and their errors.
+
+    Example: lowbit levels model.safetensors --layer layer1.0.conv1 --nbits 3
+    """
+    from lowbit.cli.levels import as_dict, lines, read, rows
+
+    if not model.is_file():
+        fail(f"{model}: there is no such file", MISUSE)
+    try:
+        found = read(model, layer)
+        told = rows(found, nbits)
+        if as_json:
+            print(json.dumps(as_dict(found, nbits, list(told)), indent=2, ensure_ascii=False))
+        else:
+            first = [next(told)]  # what cannot be fitted is told before anything is printed
+            for line in lines(found, nbits, itertools.chain(first, told)):
+                print(line, flush=True)
+    except (ValueError, TypeError) as error:
+        fail(error, MISUSE)
 
 
 # ------------------------------------------------------------------ demo

@@ -17,6 +17,7 @@ from lowbit.reference.gemm import (
     quantize_weight,
     tile_matrix,
 )
+from lowbit.reference.levels import boundaries, decode, density_levels, encode, fit_levels, fit_levels_rows
 from lowbit.reference.packing import pack_codes, unpack_codes
 
 __all__ = [
@@ -25,8 +26,14 @@ __all__ = [
     "QuantizedWeight",
     "TiledMatrix",
     "assign",
+    "boundaries",
     "choose_qparams",
+    "decode",
+    "density_levels",
     "dequantize",
+    "encode",
+    "fit_levels",
+    "fit_levels_rows",
     "kmeans",
     "kmeans_1d",
     "kmeans_1d_rows",

@@ -6,6 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use lowbit_kernels::{Ctl, Error, Isa, Result as KernelResult};
+use numpy::{Element, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyReadwriteArrayDyn};
 use pyo3::create_exception;
 use pyo3::exceptions::{PyKeyboardInterrupt, PyMemoryError, PyRuntimeError, PyRuntimeWarning, PyValueError};
 use pyo3::prelude::*;
@@ -89,4 +90,14 @@ pub fn to_py(error: Error) -> PyErr {
         Error::Memory(_) => PyMemoryError::new_err(text),
         Error::Interrupted => PyKeyboardInterrupt::new_err(()),
     }
+}
+
+/// A C-contiguous array to read; the caller has checked its dtype.
+pub fn read<'py, T: Element>(name: &str, array: &Bound<'py, PyAny>) -> PyResult<PyReadonlyArrayDyn<'py, T>> {
+    array.cast::<PyArrayDyn<T>>()?.try_readonly().map_err(|e| PyValueError::new_err(format!("{name}: {e}")))
+}
+
+/// A C-contiguous array to write.
+pub fn write<'py, T: Element>(name: &str, array: &Bound<'py, PyAny>) -> PyResult<PyReadwriteArrayDyn<'py, T>> {
+    array.cast::<PyArrayDyn<T>>()?.try_readwrite().map_err(|e| PyValueError::new_err(format!("{name}: {e}")))
 }

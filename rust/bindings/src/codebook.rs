@@ -2,19 +2,11 @@
 //! the arrays to fill; lengths are checked again by the kernel.
 
 use lowbit_kernels::codebook::{self, Code, Fit, Method, Options, Value, space};
-use numpy::{Element, PyArray1, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyReadwriteArrayDyn};
+use numpy::{Element, PyArray1, PyArrayDyn};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
-use crate::call::{Threads, isa, run};
-
-fn read<'py, T: Element>(name: &str, array: &Bound<'py, PyAny>) -> PyResult<PyReadonlyArrayDyn<'py, T>> {
-    array.cast::<PyArrayDyn<T>>()?.try_readonly().map_err(|e| PyValueError::new_err(format!("{name}: {e}")))
-}
-
-fn write<'py, T: Element>(name: &str, array: &Bound<'py, PyAny>) -> PyResult<PyReadwriteArrayDyn<'py, T>> {
-    array.cast::<PyArrayDyn<T>>()?.try_readwrite().map_err(|e| PyValueError::new_err(format!("{name}: {e}")))
-}
+use crate::call::{Threads, isa, read, run, write};
 
 /// What a number costs, in simple operations, roughly.
 const COST: usize = 64;

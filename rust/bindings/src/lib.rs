@@ -6,6 +6,7 @@ mod affine;
 mod call;
 mod codebook;
 mod gemm;
+mod levels;
 mod packing;
 mod system;
 
@@ -36,5 +37,6 @@ fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     packing::register(m)?;
     gemm::register(m)?;
     codebook::register(m)?;
+    levels::register(m)?;
     system::register(m)
 }

@@ -10,6 +10,7 @@
 //! | [`packing`] | codes of 1 to 16 bits to dense bytes and back |
 //! | [`gemm`] | integer matrix products, linear layers with fused epilogues |
 //! | [`codebook`] | k-means |
+//! | [`levels`] | levels by formula and by search; numbers to codes and back |
 //!
 //! In a family, `scalar.rs` is the definition and the files named after an
 //! instruction set equal it, bit for bit. Every function takes an [`Isa`], so
@@ -33,6 +34,7 @@ mod error;
 pub mod gemm;
 mod isa;
 mod lanes;
+pub mod levels;
 pub mod packing;
 mod par;
 

@@ -159,6 +159,15 @@ pub fn kmeans_1d_rows<T: Value, C: Code>(
     fits.into_iter().map(|fit| fit.into_inner().unwrap_or_else(|e| e.into_inner()).expect("every row ran")).collect()
 }
 
+/// The levels of [`kmeans_1d`] without codes.
+///
+/// # Errors
+/// As [`kmeans_1d`].
+pub fn levels_1d<T: Value>(x: &[T], weights: Option<&[f64]>, options: Options, ctl: &Ctl) -> Result<Fit> {
+    check(x.len(), weights.map(<[f64]>::len), x.len(), options.k, <u32 as Code>::LEVELS)?;
+    fit(x, weights, options, &mut Scratch::default(), ctl)
+}
+
 fn check(n: usize, weights: Option<usize>, codes: usize, k: usize, most: usize) -> Result<()> {
     if n == 0 || n > MOST {
         bail!("x: expected 1 to {MOST} numbers, got {n}");
@@ -243,16 +252,27 @@ fn fit<T: Value>(
 
 /// The power of two that brings the greatest magnitude to about 1, where it is so far from that that
 /// squares are in danger; else 0.
-fn power(x: impl Iterator<Item = f64>) -> i32 {
+pub fn power(x: impl Iterator<Item = f64>) -> i32 {
     let most = x.fold(0.0f64, |most, x| most.max(x.abs()));
     let exponent = (most.to_bits() >> 52) as i32 - 1023;
     if most == 0.0 || !most.is_finite() || exponent.abs() < 400 { 0 } else { exponent }
 }
 
 /// `x` times 2 to the `shift`.
-fn times_power(x: f64, shift: i32) -> f64 {
+pub fn times_power(x: f64, shift: i32) -> f64 {
     let half = |shift: i32| 2.0f64.powi(shift);
     if shift == 0 { x } else { x * half(shift / 2) * half(shift - shift / 2) }
+}
+
+/// The distinct values of positive weight, ascending, each with the sum of its weights.
+///
+/// # Errors
+/// [`Error::Value`] where lengths differ, a number or a weight is not finite, a weight is negative or all are zero.
+pub fn sorted_weighted<T: Value>(x: &[T], weights: &[f64], ctl: &Ctl) -> Result<Vec<[f64; 2]>> {
+    check(x.len(), Some(weights.len()), x.len(), 1, 1)?;
+    let mut scratch = Scratch::default();
+    sorted_with_weights(x, weights, -power(weights.iter().copied()), &mut scratch, ctl)?;
+    Ok(scratch.points)
 }
 
 /// `x` in ascending order, -0 as 0.
@@ -432,13 +452,29 @@ fn settle<P: Points>(p: P, partition: &mut Partition, most: usize, ctl: &Ctl) ->
 }
 
 /// Halfway between two levels, without overflow, and below the greater one.
-fn midpoint(a: f64, b: f64) -> f64 {
+pub fn midpoint(a: f64, b: f64) -> f64 {
     let middle = a / 2.0 + b / 2.0;
     if middle < b { middle } else { a }
 }
 
+/// How many of the steps are below each number: step by step over a few numbers, which compilers make vectors of.
+#[inline]
+pub fn count_below<T: Value, C: Code>(steps: &[T], x: &[T], codes: &mut [C]) {
+    for (x, codes) in x.chunks(64).zip(codes.chunks_mut(64)) {
+        let mut below = [0u32; 64];
+        for &step in steps {
+            for (&x, below) in x.iter().zip(&mut below) {
+                *below = below.wrapping_add(u32::from(step < x)); // a check for overflow would be no vector's
+            }
+        }
+        for (code, below) in codes.iter_mut().zip(below) {
+            *code = C::new(below as usize);
+        }
+    }
+}
+
 /// Where codes step up: number x has the code that counts the steps below it.
-pub(crate) struct Steps<T> {
+pub struct Steps<T> {
     steps: Vec<T>,
     /// For many numbers: the least code of those whose key begins with each 16 bits.
     by_prefix: Vec<u32>,
@@ -451,7 +487,7 @@ const PREFIXES: usize = 1 << 15;
 const COUNTED: usize = 40;
 
 impl<T: Value> Steps<T> {
-    /// Of ascending levels, for `n` numbers.
+    /// Of ascending levels, at least one, of which only the greatest may repeat, for `n` numbers.
     pub fn new(levels: &[f64], n: usize) -> Self {
         // Levels that repeat the greatest one are no number's.
         let levels = &levels[..1 + levels.windows(2).take_while(|l| l[0] < l[1]).count()];
@@ -471,6 +507,11 @@ impl<T: Value> Steps<T> {
         Steps { steps, by_prefix }
     }
 
+    /// The greatest number that each step leaves below, ascending.
+    pub fn steps(&self) -> &[T] {
+        &self.steps
+    }
+
     /// The code of each number.
     pub fn encode<C: Code>(&self, x: &[T], codes: &mut [C]) {
         if !self.by_prefix.is_empty() {
@@ -478,17 +519,7 @@ impl<T: Value> Steps<T> {
                 *code = C::new(self.look_up(x));
             }
         } else if self.steps.len() <= COUNTED {
-            for (x, codes) in x.chunks(64).zip(codes.chunks_mut(64)) {
-                let mut below = [0u32; 64];
-                for &step in &self.steps {
-                    for (&x, below) in x.iter().zip(&mut below) {
-                        *below += u32::from(step < x);
-                    }
-                }
-                for (code, below) in codes.iter_mut().zip(below) {
-                    *code = C::new(below as usize);
-                }
-            }
+            count_below(&self.steps, x, codes);
         } else {
             for (&x, code) in x.iter().zip(codes) {
                 *code = C::new(self.steps.partition_point(|&step| step < x));
