@@ -3,6 +3,7 @@
     python benches/bench_gemm.py                        products of the acceptance lines
     python benches/bench_gemm.py --shapes minilm llm_1b --linear --growth
     python benches/bench_gemm.py --shapes --groups      layers of 2 to 4 bits alone, beside their peers
+    python benches/bench_gemm.py --shapes --codebook    layers whose codes look up tables, beside the same
     pytest benches/bench_gemm.py --benchmark-only       a table of times
 
 The limit of a product is the longer of two loops timed in turn with it: as many
@@ -253,6 +254,77 @@ def in_groups(shape: Shape, rounds: int, threads: int) -> tuple[list[list[object
     return rows, notes
 
 
+#: Weights with tables: their bits, which codes share a table, and how inputs are taken.
+CODEBOOKS: dict[str, lowbit.Codebook] = {
+    "4 bits, int8, a table per group": lowbit.Codebook(4, "group", equalize=False),
+    "4 bits, int8, one table": lowbit.Codebook(4, equalize=False),
+    "3 bits, int8, a table per row": lowbit.Codebook(3, "channel", equalize=False),
+    "2 bits, int8, one table": lowbit.Codebook(2, equalize=False),
+    "4 bits, floats, a table per group": lowbit.Codebook(4, "group", activation=None, equalize=False),
+    "4 bits, floats, one table": lowbit.Codebook(4, activation=None, equalize=False),
+    "3 bits, floats, a table per row": lowbit.Codebook(3, "channel", activation=None, equalize=False),
+}
+
+
+def with_tables(shape: Shape, rounds: int, threads: int) -> tuple[list[list[object]], list[str]]:
+    """Layers whose codes look up tables, groups of 64: the share of the limit, which is FMA's
+    where inputs are floats; and the time of `Uniform(4, 64)` and of peers in units of lowbit's."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((shape.m, shape.k), dtype=np.float32)
+    w = rng.standard_normal((shape.n, shape.k), dtype=np.float32) / np.float32(shape.k**0.5)
+    integers, _ = limits.peak_for_groups(lowbit.isa())
+    fma = next(
+        p
+        for p in limits.peaks()
+        if p.instruction.startswith("vfmadd") and ("zmm" in p.instruction) == lowbit.isa().startswith("avx512")
+    )
+    peers: dict[str, Callable[[], Any]] = {}
+    notes = []
+    uniform = lowbit.quantize_weight(w, lowbit.Uniform(4, 64, equalize=False))
+    try:
+        peers["bitsandbytes NF4"] = GROUP_PEERS["bitsandbytes NF4"](x, uniform)
+    except Skip as e:
+        notes.append(f"bitsandbytes NF4: left out: {e}")
+    try:
+        import torch
+
+        tensor, weight = torch.from_numpy(x), torch.from_numpy(w)
+
+        def product() -> Any:
+            with torch.inference_mode():
+                return torch.nn.functional.linear(tensor, weight)
+
+        peers["torch fp32"] = product
+    except ImportError:
+        notes.append("torch fp32: left out: not installed")
+
+    def layer(config: lowbit.Uniform | lowbit.Codebook) -> Callable[[], Any]:
+        quantized, out = lowbit.quantize_weight(w, config), np.zeros((shape.m, shape.n), np.float32)
+        return lambda: lowbit.linear(x, quantized, out=out)
+
+    rows: list[list[object]] = []
+    for name, config in CODEBOOKS.items():
+        few = shape.m == 1 and threads == 1
+        peak = integers if config.activation is not None else fma
+        size = lowbit.quantize_weight(w, config).tiled.size
+        fs = {"lowbit": layer(config), "Uniform(4, 64)": layer(lowbit.Uniform(4, 64, equalize=False)), **peers}
+        loop = limits.read(size) if few else peak.work(shape.ops, threads)
+        timing = interleave({**fs, "limit": loop}, rounds, at_least=2e-3, clock=clock_for(threads), warm=True)
+        share = timing.share("lowbit", ["limit"])
+        shown = _quartiles([share.low, share.median, share.high])
+        speed = f"{shape.ops / timing.seconds('lowbit').median / 1e9:.0f}"
+        bound = "reading" if few else peak.instruction
+        ratios = [
+            timing.ratio("lowbit", other) if other in fs else "-" for other in ("Uniform(4, 64)", *PEERS_OF_TABLES)
+        ]
+        rows.append([shape, name, speed, shown, bound, *ratios])
+    return rows, notes
+
+
+#: What `with_tables` times beside lowbit.
+PEERS_OF_TABLES = ("torch fp32", "bitsandbytes NF4")
+
+
 def growth(rounds: int, threads: int) -> list[list[object]]:
     """Squares of growing size: GOP/s and share, to see where calls and caches show."""
     rows = []
@@ -369,6 +441,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--linear", action="store_true", help="linear layers with floats in and out too")
     parser.add_argument("--groups", action="store_true", help="layers of 2 to 4 bits too")
+    parser.add_argument("--codebook", action="store_true", help="layers whose codes look up tables too")
     parser.add_argument("--growth", action="store_true", help="squares of growing size too")
     parser.add_argument("--avx2", action="store_true", help="hold lowbit, torch and oneDNN to AVX2")
     parser.add_argument("--quick", action="store_true", help="5 rounds")
@@ -447,6 +520,19 @@ def main() -> None:
         say("\nLayers below eight bits, floats in and out; 1 row: the limit is reading the weight\n")
         head = ["M x N x K", "bits", "group", "share of limit", "vs lowbit int8", "ratio to best peer", "best peer"]
         say(table([*head, *(f"{name} GOP/s" for name in ("lowbit", "lowbit int8", *GROUP_PEERS))], rows))
+        for note in dict.fromkeys(notes):
+            say(f"\n- {note}")
+    if args.codebook:
+        rows, notes = [], []
+        for shape in (Shape(512, 3072, 768, "up"), Shape(1, 4096, 4096, "decode")):
+            more, said = with_tables(shape, rounds, args.threads)
+            rows += more
+            notes += said
+            print(f"{shape}: done", file=sys.stderr, flush=True)
+        told["codebook"] = {"rows": rows, "notes": list(dict.fromkeys(notes))}
+        say("\nLayers whose codes look up tables, floats in and out, groups of 64; times in units of lowbit's\n")
+        head = ["M x N x K", "weights", "GOP/s", "share of limit", "limit"]
+        say(table([*head, *(f"{name}" for name in ("Uniform(4, 64)", *PEERS_OF_TABLES))], rows))
         for note in dict.fromkeys(notes):
             say(f"\n- {note}")
     if args.growth:

@@ -47,15 +47,15 @@ pub(crate) trait Lanes: Copy {
     /// Of each of N dwords, 4N bytes, what the table has at the number in the four bits from
     /// bit `shift` on.
     fn pick(self, table: Self::T, x: &[u8], shift: u32) -> Self::F;
-    /// Of each of N dwords, 4N bytes, what the table has at the lower halves of its bytes in
-    /// turn, and then at the upper ones.
+    /// `sum` and, one fused multiply-add after the other, `x` times what the table has at the
+    /// lower halves of the bytes of N dwords, 4N bytes, and then at the upper ones.
     #[inline(always)]
-    fn eight(self, table: &Self::T, x: &[u8]) -> [Self::F; 8] {
-        let mut values = [self.splat(0.0); 8];
-        for (i, value) in values.iter_mut().enumerate() {
-            *value = self.pick(*table, x, 8 * (i as u32 % 4) + 4 * (i as u32 / 4));
+    fn add_eight(self, table: &Self::T, bytes: &[u8], x: &[f32; 8], mut sum: Self::F) -> Self::F {
+        for (i, &x) in x.iter().enumerate() {
+            let bit = 8 * (i as u32 % 4) + 4 * (i as u32 / 4);
+            sum = self.mul_add(self.splat(x), self.pick(*table, bytes, bit), sum);
         }
-        values
+        sum
     }
     /// Of each of N dwords, 4N bytes, what is in `entries`, from its `tables` on, at the byte
     /// at bit `shift`.
@@ -450,32 +450,39 @@ mod x86 {
                     is_bf16: table.iter().all(|x| x.to_bits() as u16 == 0),
                 }
             }
-            eight(table: &Table, x: &[u8]) -> [__m256; 8] {
-                assert!(x.len() == 32);
+            add_eight(table: &Table, bytes: &[u8], x: &[f32; 8], sum: __m256) -> __m256 {
+                assert!(bytes.len() == 32);
+                let mut sum = sum;
                 if !table.is_bf16 {
-                    let mut values = [_mm256_setzero_ps(); 8];
-                    for (i, value) in values.iter_mut().enumerate() {
-                        *value = Avx2(()).pick(*table, x, 8 * (i as u32 % 4) + 4 * (i as u32 / 4));
+                    for (i, &x) in x.iter().enumerate() {
+                        let entry = Avx2(()).pick(*table, bytes, 8 * (i as u32 % 4) + 4 * (i as u32 / 4));
+                        sum = _mm256_fmadd_ps(_mm256_set1_ps(x), entry, sum);
                     }
-                    return values;
+                    return sum;
                 }
                 // Bytes 0 and 1 of each dword together, then bytes 2 and 3.
                 let order = _mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
-                let x = _mm256_shuffle_epi8(_mm256_loadu_si256(x.as_ptr().cast()), _mm256_broadcastsi128_si256(order));
-                let four = _mm256_set1_epi8(15);
-                let mut values = [_mm256_setzero_ps(); 8];
-                for (half, x) in [x, _mm256_srli_epi16(x, 4)].into_iter().enumerate() {
-                    let x = _mm256_and_si256(x, four);
-                    let low = _mm256_shuffle_epi8(table.upper[0], x);
-                    let high = _mm256_shuffle_epi8(table.upper[1], x);
-                    for (i, two) in [_mm256_unpacklo_epi8(low, high), _mm256_unpackhi_epi8(low, high)].into_iter().enumerate() {
-                        // A lane's words are the upper halves of two floats.
-                        let at = 4 * half + 2 * i;
-                        values[at] = _mm256_castsi256_ps(_mm256_slli_epi32(two, 16));
-                        values[at + 1] = _mm256_castsi256_ps(_mm256_and_si256(two, _mm256_set1_epi32(-0x1_0000)));
-                    }
+                let bytes = _mm256_loadu_si256(bytes.as_ptr().cast());
+                let bytes = _mm256_shuffle_epi8(bytes, _mm256_broadcastsi128_si256(order));
+                let (four, upper) = (_mm256_set1_epi8(15), _mm256_set1_epi32(-0x1_0000));
+                for half in 0..2 {
+                    let codes = if half == 0 { bytes } else { _mm256_srli_epi16(bytes, 4) };
+                    let codes = _mm256_and_si256(codes, four);
+                    let low = _mm256_shuffle_epi8(table.upper[0], codes);
+                    let high = _mm256_shuffle_epi8(table.upper[1], codes);
+                    // A lane's words are the upper halves of two floats.
+                    let two = _mm256_unpacklo_epi8(low, high);
+                    let entry = _mm256_castsi256_ps(_mm256_slli_epi32(two, 16));
+                    sum = _mm256_fmadd_ps(_mm256_set1_ps(x[4 * half]), entry, sum);
+                    let entry = _mm256_castsi256_ps(_mm256_and_si256(two, upper));
+                    sum = _mm256_fmadd_ps(_mm256_set1_ps(x[4 * half + 1]), entry, sum);
+                    let two = _mm256_unpackhi_epi8(low, high);
+                    let entry = _mm256_castsi256_ps(_mm256_slli_epi32(two, 16));
+                    sum = _mm256_fmadd_ps(_mm256_set1_ps(x[4 * half + 2]), entry, sum);
+                    let entry = _mm256_castsi256_ps(_mm256_and_si256(two, upper));
+                    sum = _mm256_fmadd_ps(_mm256_set1_ps(x[4 * half + 3]), entry, sum);
                 }
-                values
+                sum
             }
             gather(entries: &[f32], tables: &[u32], x: &[u8], shift: u32) -> __m256 {
                 assert!(x.len() == 32 && tables.len() == 8);

@@ -24,7 +24,7 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 pub(super) use groups::{groups, groups_scratch_len};
-pub(super) use tables::expand;
+pub(super) use tables::{FEW as FEW_WITH_TABLES, expand, few as few_with_tables};
 
 use super::tiled::Panel;
 use super::{Block, Fits};

@@ -178,10 +178,7 @@ fn one<L: Lanes>(l: L, x: &[f32], panel: &GroupPanel, out: &mut [f32]) {
                 eight[..x.len()].copy_from_slice(x);
                 let bytes = bytes[4 * at..4 * (at + COLUMNS)].chunks_exact(4 * L::N);
                 for (sum, bytes) in sums[..COLUMNS / L::N].iter_mut().zip(bytes) {
-                    let values = l.eight(&table, bytes);
-                    for i in 0..8 {
-                        *sum = l.mul_add(l.splat(eight[i]), values[i], *sum);
-                    }
+                    *sum = l.add_eight(&table, bytes, &eight, *sum);
                 }
             }
             let out = out[at..at + COLUMNS].chunks_exact_mut(L::N);

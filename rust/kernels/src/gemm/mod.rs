@@ -1130,17 +1130,23 @@ impl Layer<'_> {
                 LayerColumns::Groups(grouped) if grouped.integers().is_some() => {
                     // As an int8 panel.
                     let (from, entries) = (grouped.panel(p), grouped.integers().unwrap_or_default());
-                    let codes = &mut expanded[..from.k.div_ceil(4) * 4 * from.width];
-                    tables::expand(&from, entries, codes, isa);
                     let (col_sum, scale) = (from.col_sum, from.scale);
-                    let panel = Panel { width: from.width, cols: from.cols, first: from.first, col_sum, scale, codes };
-                    let fits = match grouped.fits() {
-                        4 => Fits::Fours,
-                        2 => Fits::Pairs,
-                        _ => Fits::Unknown,
-                    };
-                    rows.times(isa, Found { panel, excess: &[], fits }, &[0; PANEL], &mut parts, 0);
-                    (panel.width, panel.cols, panel.first, tiled::header(col_sum, scale), false)
+                    let fit_pairs = grouped.fits() >= 2;
+                    if fit_pairs && tables::few(&from, entries, rows.a, expanded, &mut parts, isa) {
+                        (from.width, from.cols, from.first, tiled::header(col_sum, scale), false)
+                    } else {
+                        let codes = &mut expanded[..from.k.div_ceil(4) * 4 * from.width];
+                        tables::expand(&from, entries, codes, isa);
+                        let panel =
+                            Panel { width: from.width, cols: from.cols, first: from.first, col_sum, scale, codes };
+                        let fits = match grouped.fits() {
+                            4 => Fits::Fours,
+                            2 => Fits::Pairs,
+                            _ => Fits::Unknown,
+                        };
+                        rows.times(isa, Found { panel, excess: &[], fits }, &[0; PANEL], &mut parts, 0);
+                        (panel.width, panel.cols, panel.first, tiled::header(col_sum, scale), false)
+                    }
                 }
                 LayerColumns::Int8(columns) => {
                     let with @ Found { panel, .. } = columns.panel(p);

@@ -75,6 +75,32 @@ pub(super) fn expand(panel: &GroupPanel, entries: &[i8], to: &mut [u8], isa: Isa
     expand_scalar(panel, entries, to);
 }
 
+/// A few rows of `panel.k` codes times a panel, where there is a kernel for so few of them:
+/// what the product with [`expand`]'s panel is. `scratch` has [`room`].
+pub(super) fn few(
+    panel: &GroupPanel,
+    entries: &[i8],
+    a: &[u8],
+    scratch: &mut [u8],
+    out: &mut [&mut [i32]],
+    isa: Isa,
+) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if isa.has_avx2() && out.len() < super::avx2::FEW_WITH_TABLES && panel.groups.nbits() <= 4 {
+        let padded = panel.k.next_multiple_of(SUPER);
+        let rows = &mut scratch[..padded * out.len()];
+        for (row, a) in rows.chunks_exact_mut(padded).zip(a.chunks_exact(panel.k)) {
+            row[..a.len()].copy_from_slice(a);
+            row[a.len()..].fill(0);
+        }
+        // SAFETY: the Isa is this CPU's.
+        unsafe { super::avx2::few_with_tables(panel, entries, rows, out) };
+        return true;
+    }
+    let _ = (panel, entries, a, scratch, out, isa);
+    false
+}
+
 /// The definition of [`expand`].
 pub(super) fn expand_scalar(panel: &GroupPanel, entries: &[i8], to: &mut [u8]) {
     let group_size = panel.groups.group_size();

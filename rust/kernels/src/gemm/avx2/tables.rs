@@ -58,6 +58,74 @@ fn expand_of<const NBITS: usize>(panel: &GroupPanel, entries: &[i8], to: &mut [u
     }
 }
 
+/// Fewer rows than this do not repay writing a panel's integers to memory.
+pub(in crate::gemm) const FEW: usize = 4;
+
+/// A few rows of 8-bit codes, `[row][K]` padded with zeros to whole supersteps, times a panel
+/// whose integers fit pairs: `scalar::panel` of what [`expand`] makes of it.
+///
+/// # Safety
+/// The CPU has AVX2.
+#[target_feature(enable = "avx2")]
+pub(in crate::gemm) unsafe fn few(panel: &GroupPanel, entries: &[i8], a: &[u8], out: &mut [&mut [i32]]) {
+    match (panel.groups.nbits(), out) {
+        (2, [a0]) => few_of::<2, 1>(panel, entries, a, [a0]),
+        (2, [a0, a1]) => few_of::<2, 2>(panel, entries, a, [a0, a1]),
+        (2, [a0, a1, a2]) => few_of::<2, 3>(panel, entries, a, [a0, a1, a2]),
+        (3, [a0]) => few_of::<3, 1>(panel, entries, a, [a0]),
+        (3, [a0, a1]) => few_of::<3, 2>(panel, entries, a, [a0, a1]),
+        (3, [a0, a1, a2]) => few_of::<3, 3>(panel, entries, a, [a0, a1, a2]),
+        (_, [a0]) => few_of::<4, 1>(panel, entries, a, [a0]),
+        (_, [a0, a1]) => few_of::<4, 2>(panel, entries, a, [a0, a1]),
+        (_, [a0, a1, a2]) => few_of::<4, 3>(panel, entries, a, [a0, a1, a2]),
+        _ => (),
+    }
+}
+
+#[target_feature(enable = "avx2")]
+fn few_of<const NBITS: usize, const R: usize>(panel: &GroupPanel, entries: &[i8], a: &[u8], mut out: [&mut [i32]; R]) {
+    let (width, row, group_size) = (panel.width, 4 * panel.width, panel.groups.group_size());
+    let (steps, last) = (panel.k.div_ceil(SUPER), panel.groups.count(panel.k) - 1);
+    assert!(a.len() == R * steps * SUPER && panel.codes.len() == steps * NBITS * row && width.is_multiple_of(8));
+    let ones = _mm256_set1_epi16(1);
+    for v in 0..width / 8 {
+        let (mut tables, mut group) = ([Vector::default(); 4], usize::MAX);
+        // Of two columns, j and 4 + j, four sums each.
+        let mut sums = [[_mm256_setzero_si256(); 4]; R];
+        for (step, codes) in panel.codes.chunks_exact(NBITS * row).enumerate() {
+            for half in 0..2 {
+                let k = step * SUPER + half * PIECE;
+                let of = (k / group_size).min(last);
+                if of != group {
+                    group = of;
+                    tables = folded::<NBITS>(panel, entries, group, v);
+                }
+                // SAFETY: each of the NBITS rows of codes has 32 bytes from these columns on; each
+                // row of `a` has 16 from k on; a prefetch of any address is harmless.
+                unsafe {
+                    _mm_prefetch::<_MM_HINT_T0>(codes.as_ptr().wrapping_add(32 * v + 4096).cast());
+                    let columns = transposed(half_of::<NBITS>(codes.as_ptr().wrapping_add(32 * v), row, half));
+                    let columns = [0, 1, 2, 3].map(|j| _mm256_shuffle_epi8(tables[j].0, columns[j]));
+                    for r in 0..R {
+                        let sixteen = _mm_loadu_si128(a.as_ptr().wrapping_add(r * steps * SUPER + k).cast());
+                        let sixteen = _mm256_broadcastsi128_si256(sixteen);
+                        for j in 0..4 {
+                            let pairs = _mm256_maddubs_epi16(sixteen, columns[j]);
+                            sums[r][j] = _mm256_add_epi32(sums[r][j], _mm256_madd_epi16(pairs, ones));
+                        }
+                    }
+                }
+            }
+        }
+        for (out, sums) in out.iter_mut().zip(sums) {
+            let [a, b, c, d] = transposed(sums);
+            let sum = _mm256_add_epi32(_mm256_add_epi32(a, b), _mm256_add_epi32(c, d));
+            // SAFETY: the slice is 8 sums.
+            unsafe { _mm256_storeu_si256(out[8 * v..8 * v + 8].as_mut_ptr().cast(), sum) };
+        }
+    }
+}
+
 /// The four quads of a half of a superstep, as [`quads_of`] has all of them.
 ///
 /// # Safety
@@ -81,7 +149,6 @@ unsafe fn half_of<const NBITS: usize>(codes: *const u8, row: usize, half: usize)
 #[derive(Default)]
 struct Folded {
     group: Option<usize>,
-    /// Of each eight columns four vectors: of columns j and 4 + j, in the lanes of one.
     tables: [[Vector; 4]; PANEL / 8],
 }
 
@@ -99,23 +166,31 @@ impl Folded {
     /// Makes those of a group, if they are not there.
     #[target_feature(enable = "avx2")]
     fn look_at<const NBITS: usize>(&mut self, panel: &GroupPanel, entries: &[i8], group: usize) {
-        if self.group.replace(group) == Some(group) {
-            return;
-        }
-        let multipliers = &panel.multipliers[group * panel.width..][..panel.width];
-        for (v, (tables, multipliers)) in self.tables.iter_mut().zip(multipliers.chunks_exact(8)).enumerate() {
-            for (j, table) in tables.iter_mut().enumerate() {
-                let [low, high] = [j, 4 + j].map(|j| {
-                    let entries = &entries[panel.table(group, 8 * v + j)..][..1 << NBITS];
-                    let multiplier = _mm256_set1_epi16((multipliers[j] ^ 0x80) as i8 as i16);
-                    // Rounds (256 · entry) · multiplier over 2^15, halves up: `tables::fold`.
-                    _mm256_mulhrs_epi16(widened::<NBITS>(entries), multiplier)
-                });
-                // The lanes hold the first eight of both, and the others.
-                table.0 = _mm256_permute4x64_epi64(_mm256_packs_epi16(low, high), 0b11_01_10_00);
+        if self.group.replace(group) != Some(group) {
+            for v in 0..panel.width / 8 {
+                self.tables[v] = folded::<NBITS>(panel, entries, group, v);
             }
         }
     }
+}
+
+/// Those of the `v`-th eight columns: of columns j and 4 + j, in the lanes of one vector.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn folded<const NBITS: usize>(panel: &GroupPanel, entries: &[i8], group: usize, v: usize) -> [Vector; 4] {
+    let multipliers = &panel.multipliers[group * panel.width + 8 * v..][..8];
+    let mut tables = [Vector::default(); 4];
+    for (j, table) in tables.iter_mut().enumerate() {
+        let [low, high] = [j, 4 + j].map(|j| {
+            let entries = &entries[panel.table(group, 8 * v + j)..][..1 << NBITS];
+            let multiplier = _mm256_set1_epi16((multipliers[j] ^ 0x80) as i8 as i16);
+            // Rounds (256 · entry) · multiplier over 2^15, halves up: `tables::fold`.
+            _mm256_mulhrs_epi16(widened::<NBITS>(entries), multiplier)
+        });
+        // The lanes hold the first eight of both, and the others.
+        table.0 = _mm256_permute4x64_epi64(_mm256_packs_epi16(low, high), 0b11_01_10_00);
+    }
+    tables
 }
 
 /// A table's entries as the upper bytes of words.
