@@ -58,22 +58,47 @@ def lowbit_uniform(nbits: int, group_size: int = 32, **how: Any) -> Encoder:
     return minilm.torch_encoder(module, _groups(report, group_size))
 
 
-def lowbit_calibrated(nbits: int, group_size: int = 64, **how: Any) -> Encoder:
-    """The same, with 150 passages of topics that none of the tests is from."""
+def lowbit_codebook(nbits: int, group_size: int, **how: Any) -> Encoder:
+    """The encoder with linear layers and embeddings whose codes look up tables."""
     import lowbit
+    from lowbit.torch import quantize_
+
+    module = minilm.encoder_module()
+    report = quantize_(module, lowbit.Codebook(nbits, group_size=group_size, **how))
+    return minilm.torch_encoder(module, _groups(report, group_size))
+
+
+def lowbit_calibrated(config: Any, *, noise: bool = False) -> Encoder:
+    """The same, with 150 passages of topics that none of the tests is from; or, as noise,
+    150 times 64 random tokens, which is no data at all."""
     import torch
     from lowbit.torch import calibrate_
 
     module = minilm.encoder_module()
     batches = minilm.batches(minilm.passages(150, calibration=True))
     data = [{"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)} for ids, mask in batches]
-    report = calibrate_(module.model, data, lowbit.Uniform(nbits, group_size, **how))
-    return minilm.torch_encoder(module, _groups(report, group_size))
+    if noise:
+        ids = torch.randint(1000, 30_000, (150, 64), generator=torch.Generator().manual_seed(0))
+        data = [{"input_ids": part, "attention_mask": torch.ones_like(part)} for part in ids.split(50)]
+    report = calibrate_(module.model, data, config)
+    return minilm.torch_encoder(module, _groups(report, config.group_size))
 
 
 def _groups(report: Any, group_size: int) -> str:
     rotated = sum("rotated" in (layer.kernel or "") for layer in report.quantized)
     return f"groups of {group_size}, {len(report.fused)} fused, {rotated} rotated"
+
+
+def _codebook(nbits: int, **how: Any) -> Any:
+    import lowbit
+
+    return lowbit.Codebook(nbits, group_size=48, rotate="hadamard", **how)
+
+
+def _uniform(nbits: int) -> Any:
+    import lowbit
+
+    return lowbit.Uniform(nbits, 64, rotate="hadamard")
 
 
 CANDIDATES: dict[str, Callable[[], Encoder]] = {
@@ -84,8 +109,13 @@ CANDIDATES: dict[str, Callable[[], Encoder]] = {
     "lowbit 4 bits, groups of 48": lambda: lowbit_uniform(4, 48),
     "lowbit 4 bits, rotated": lambda: lowbit_uniform(4, rotate="hadamard"),
     "lowbit 3 bits, rotated": lambda: lowbit_uniform(3, rotate="hadamard"),
-    "lowbit 4 bits, calibrated": lambda: lowbit_calibrated(4, rotate="hadamard"),
-    "lowbit 3 bits, calibrated": lambda: lowbit_calibrated(3, rotate="hadamard"),
+    "lowbit 4 bits, calibrated": lambda: lowbit_calibrated(_uniform(4)),
+    "lowbit 3 bits, calibrated": lambda: lowbit_calibrated(_uniform(3)),
+    **{f"lowbit codebook {nbits} bits": lambda nbits=nbits: lowbit_codebook(nbits, 64) for nbits in (4, 3)},
+    "lowbit codebook 4 bits, rotated": lambda: lowbit_codebook(4, 48, rotate="hadamard"),
+    "lowbit codebook 4 bits, random tokens": lambda: lowbit_calibrated(_codebook(4, refine=2), noise=True),
+    "lowbit codebook 4 bits, calibrated": lambda: lowbit_calibrated(_codebook(4, refine=2)),
+    "lowbit codebook 3 bits, calibrated": lambda: lowbit_calibrated(_codebook(3, refine=2)),
     **PEERS,
 }
 

@@ -181,23 +181,22 @@ def _rescale(
     n, groups = multipliers.shape
     one = (codes, np.full_like(multipliers, 129), zeros, scale)
     unit = values(entries.astype(np.float32) / (128 if entries.dtype == np.int8 else 1), one, config, size)
-    starts = np.arange(groups) * size
-    wanted = x.astype(np.float64) @ damped
-    for row in range(n):
-        e = unit[row].astype(np.float64)
-        pairs = np.add.reduceat(np.add.reduceat(e[:, None] * damped * e, starts, 0), starts, 1)
-        right = np.add.reduceat(e * wanted[row], starts)
-        pairs[np.diag_indices(groups)] += 1e-9 * pairs.trace() + np.finfo(np.float64).tiny
-        best = np.clip(np.rint(np.linalg.solve(pairs, right)), -127, 127) + 128
-        here = tuple(part[row : row + 1] for part in parts)
-        tried = (here[0], best.astype(np.uint8)[None], here[2], here[3])
-        table = entries if config.granularity == "tensor" else entries[row * (len(entries) // n) :][: len(entries) // n]
-        errors = []
-        for form in (here, tried):
-            off = x[row].astype(np.float64) - values(table, form, config, size)[0]
-            errors.append(off @ damped @ off)
-        if errors[1] < errors[0]:
-            multipliers[row] = tried[1]
+    unit, starts = unit.astype(np.float64), np.arange(groups) * size
+    pairs = np.empty((n, groups, groups))
+    for group, start in enumerate(starts):
+        part = unit[:, start : start + size] @ damped[start : start + size]
+        pairs[:, group] = np.add.reduceat(part * unit, starts, 1)
+    right = np.add.reduceat(unit * (x.astype(np.float64) @ damped), starts, 1)
+    diagonal = np.einsum("ngg->ng", pairs)
+    diagonal += 1e-9 * diagonal.mean(1, keepdims=True) + np.finfo(np.float64).tiny
+    best = np.clip(np.rint(np.linalg.solve(pairs, right[..., None])[..., 0]), -127, 127) + 128
+    tried = (codes, best.astype(np.uint8), zeros, scale)
+    errors = []
+    for form in (parts, tried):
+        off = x.astype(np.float64) - values(entries, form, config, size)
+        errors.append(((off @ damped) * off).sum(1))
+    better = errors[1] < errors[0]
+    multipliers[better] = tried[1][better]
 
 
 def _of_weights(groups: NDArray[Any], size: int, k: int) -> NDArray[Any]:

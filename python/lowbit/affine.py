@@ -486,7 +486,7 @@ def descend(
 ) -> NDArray[np.uint8]:
     """Every code chosen once more, the others as they are: the last step of `round_with_feedback`."""
     w, levels, group = _tables(w, levels, group_size)
-    n, k = w.shape
+    _n, k = w.shape
     _, _, again = _coefficients(check_moments(second_moments, k), "index")
     codes = codes.copy()
     _core.round_with_feedback(w, k, again, levels, levels.shape[1:], group, codes, False, isa)

@@ -1131,22 +1131,22 @@ impl Layer<'_> {
                     // As an int8 panel.
                     let (from, entries) = (grouped.panel(p), grouped.integers().unwrap_or_default());
                     let (col_sum, scale) = (from.col_sum, from.scale);
-                    let fit_pairs = grouped.fits() >= 2;
-                    if fit_pairs && tables::few(&from, entries, rows.a, expanded, &mut parts, isa) {
-                        (from.width, from.cols, from.first, tiled::header(col_sum, scale), false)
+                    let done = (from.width, from.cols, from.first, tiled::header(col_sum, scale), false);
+                    if tables::has_few(isa, parts.len(), grouped) {
+                        tables::few(&from, entries, rows.a, expanded, &mut parts, isa);
                     } else {
                         let codes = &mut expanded[..from.k.div_ceil(4) * 4 * from.width];
                         tables::expand(&from, entries, codes, isa);
-                        let panel =
-                            Panel { width: from.width, cols: from.cols, first: from.first, col_sum, scale, codes };
+                        let GroupPanel { width, cols, first, .. } = from;
                         let fits = match grouped.fits() {
                             4 => Fits::Fours,
                             2 => Fits::Pairs,
                             _ => Fits::Unknown,
                         };
+                        let panel = Panel { width, cols, first, col_sum, scale, codes };
                         rows.times(isa, Found { panel, excess: &[], fits }, &[0; PANEL], &mut parts, 0);
-                        (panel.width, panel.cols, panel.first, tiled::header(col_sum, scale), false)
                     }
+                    done
                 }
                 LayerColumns::Int8(columns) => {
                     let with @ Found { panel, .. } = columns.panel(p);
@@ -1324,7 +1324,7 @@ impl Scratch {
         let spans = if inputs == Inputs::Spans { rows * k.div_ceil(SUPER) } else { 0 };
         let columns = if inputs == Inputs::Rows { 0 } else { floats::SCRATCH };
         let expanded = match weight.codes {
-            Codes::Groups(grouped) if grouped.integers().is_some() => tables::room(k),
+            Codes::Groups(grouped) if grouped.integers().is_some() => tables::room(isa, rows, &grouped),
             _ => 0,
         };
         Ok(Scratch {

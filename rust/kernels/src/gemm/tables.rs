@@ -4,7 +4,7 @@
 //! int8 one, in the cache, and the kernels of int8 multiply it. A table of 16 entries is
 //! a register to the look-up of bytes.
 
-use super::groups::{GroupPanel, SUPER};
+use super::groups::{GroupPanel, Grouped, SUPER};
 use super::tiled::PANEL;
 use crate::Isa;
 
@@ -75,30 +75,21 @@ pub(super) fn expand(panel: &GroupPanel, entries: &[i8], to: &mut [u8], isa: Isa
     expand_scalar(panel, entries, to);
 }
 
-/// A few rows of `panel.k` codes times a panel, where there is a kernel for so few of them:
-/// what the product with [`expand`]'s panel is. `scratch` has [`room`].
-pub(super) fn few(
-    panel: &GroupPanel,
-    entries: &[i8],
-    a: &[u8],
-    scratch: &mut [u8],
-    out: &mut [&mut [i32]],
-    isa: Isa,
-) -> bool {
-    #[cfg(target_arch = "x86_64")]
-    if isa.has_avx2() && out.len() < super::avx2::FEW_WITH_TABLES && panel.groups.nbits() <= 4 {
-        let padded = panel.k.next_multiple_of(SUPER);
-        let rows = &mut scratch[..padded * out.len()];
-        for (row, a) in rows.chunks_exact_mut(padded).zip(a.chunks_exact(panel.k)) {
-            row[..a.len()].copy_from_slice(a);
-            row[a.len()..].fill(0);
-        }
-        // SAFETY: the Isa is this CPU's.
-        unsafe { super::avx2::few_with_tables(panel, entries, rows, out) };
-        return true;
+/// A few rows of `panel.k` codes times a panel: what the product with [`expand`]'s panel is.
+/// `scratch` has [`room`], and [`has_few`] says that this is to be called.
+pub(super) fn few(panel: &GroupPanel, entries: &[i8], a: &[u8], scratch: &mut [u8], out: &mut [&mut [i32]], isa: Isa) {
+    let padded = panel.k.next_multiple_of(SUPER);
+    let rows = &mut scratch[..padded * out.len()];
+    for (row, a) in rows.chunks_exact_mut(padded).zip(a.chunks_exact(panel.k)) {
+        row[..a.len()].copy_from_slice(a);
+        row[a.len()..].fill(0);
     }
-    let _ = (panel, entries, a, scratch, out, isa);
-    false
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: the Isa is this CPU's, and has AVX2 by `has_few`.
+    unsafe {
+        super::avx2::few_with_tables(panel, entries, rows, out);
+    }
+    let _ = (entries, isa);
 }
 
 /// The definition of [`expand`].
@@ -115,7 +106,18 @@ pub(super) fn expand_scalar(panel: &GroupPanel, entries: &[i8], to: &mut [u8]) {
     }
 }
 
-/// Bytes of room for a panel's integers.
-pub(super) fn room(k: usize) -> usize {
-    k.next_multiple_of(SUPER) * PANEL
+/// Bytes of room for a panel's integers, or for the few rows that need none.
+pub(super) fn room(isa: Isa, rows: usize, weight: &Grouped) -> usize {
+    let columns = if has_few(isa, rows, weight) { rows } else { PANEL };
+    weight.k().next_multiple_of(SUPER) * columns
+}
+
+/// Whether [`few`] takes so many rows.
+pub(super) fn has_few(isa: Isa, rows: usize, weight: &Grouped) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if isa.has_avx2() {
+        return rows < super::avx2::FEW_WITH_TABLES && weight.fits() >= 2 && weight.groups().nbits() <= 4;
+    }
+    let _ = (isa, rows, weight);
+    false
 }

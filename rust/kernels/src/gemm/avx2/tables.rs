@@ -4,6 +4,7 @@ use std::arch::x86_64::*;
 
 use super::groups::quads_of;
 use crate::gemm::groups::{GroupPanel, SUPER};
+use crate::gemm::tables::Tables;
 use crate::gemm::tiled::PANEL;
 
 /// Depth that shares a table, at least: a look-up takes 16 of a column.
@@ -27,7 +28,7 @@ fn expand_of<const NBITS: usize>(panel: &GroupPanel, entries: &[i8], to: &mut [u
     let (width, row, group_size) = (panel.width, 4 * panel.width, panel.groups.group_size());
     let last = panel.groups.count(panel.k) - 1;
     assert!(width.is_multiple_of(8) && width <= PANEL && to.len() == panel.k.div_ceil(4) * row);
-    let mut folded = Folded::default();
+    let mut folded = Folded::new::<NBITS>(panel, entries);
     let supersteps = panel.codes.chunks_exact(NBITS * row).zip(to.chunks_mut(SUPER / 4 * row));
     let mut rest = [0; SUPER * PANEL];
     for (step, (codes, to)) in supersteps.enumerate() {
@@ -36,7 +37,7 @@ fn expand_of<const NBITS: usize>(panel: &GroupPanel, entries: &[i8], to: &mut [u
         let all = if whole { &mut *to } else { &mut rest[..SUPER / 4 * row] };
         for half in 0..2 {
             let group = ((step * SUPER + half * PIECE) / group_size).min(last);
-            folded.look_at::<NBITS>(panel, entries, group);
+            folded.look_at::<NBITS>(group);
             for v in 0..width / 8 {
                 // SAFETY: each of the NBITS rows of codes has 32 bytes from these columns on, and
                 // so has each of the eight of `all`.
@@ -88,6 +89,7 @@ fn few_of<const NBITS: usize, const R: usize>(panel: &GroupPanel, entries: &[i8]
     let (steps, last) = (panel.k.div_ceil(SUPER), panel.groups.count(panel.k) - 1);
     assert!(a.len() == R * steps * SUPER && panel.codes.len() == steps * NBITS * row && width.is_multiple_of(8));
     let ones = _mm256_set1_epi16(1);
+    let folded = Folded::new::<NBITS>(panel, entries);
     for v in 0..width / 8 {
         let (mut tables, mut group) = ([Vector::default(); 4], usize::MAX);
         // Of two columns, j and 4 + j, four sums each.
@@ -98,7 +100,7 @@ fn few_of<const NBITS: usize, const R: usize>(panel: &GroupPanel, entries: &[i8]
                 let of = (k / group_size).min(last);
                 if of != group {
                     group = of;
-                    tables = folded::<NBITS>(panel, entries, group, v);
+                    tables = folded.of::<NBITS>(group, v);
                 }
                 // SAFETY: each of the NBITS rows of codes has 32 bytes from these columns on; each
                 // row of `a` has 16 from k on; a prefetch of any address is harmless.
@@ -146,8 +148,11 @@ unsafe fn half_of<const NBITS: usize>(codes: *const u8, row: usize, half: usize)
 }
 
 /// The tables of a panel's columns in a group, times their multipliers.
-#[derive(Default)]
-struct Folded {
+struct Folded<'a> {
+    panel: &'a GroupPanel<'a>,
+    entries: &'a [i8],
+    /// The table that all share, as words.
+    one: Option<Vector>,
     group: Option<usize>,
     tables: [[Vector; 4]; PANEL / 8],
 }
@@ -162,43 +167,55 @@ impl Default for Vector {
     }
 }
 
-impl Folded {
+impl<'a> Folded<'a> {
+    #[target_feature(enable = "avx2")]
+    fn new<const NBITS: usize>(panel: &'a GroupPanel, entries: &'a [i8]) -> Self {
+        let one = panel.groups.tables() == Some(Tables::Tensor);
+        let one = if one { Some(Vector(widened::<NBITS>(entries))) } else { None };
+        Folded { panel, entries, one, group: None, tables: Default::default() }
+    }
+
     /// Makes those of a group, if they are not there.
     #[target_feature(enable = "avx2")]
-    fn look_at<const NBITS: usize>(&mut self, panel: &GroupPanel, entries: &[i8], group: usize) {
+    fn look_at<const NBITS: usize>(&mut self, group: usize) {
         if self.group.replace(group) != Some(group) {
-            for v in 0..panel.width / 8 {
-                self.tables[v] = folded::<NBITS>(panel, entries, group, v);
+            for v in 0..self.panel.width / 8 {
+                self.tables[v] = self.of::<NBITS>(group, v);
             }
         }
     }
-}
 
-/// Those of the `v`-th eight columns: of columns j and 4 + j, in the lanes of one vector.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn folded<const NBITS: usize>(panel: &GroupPanel, entries: &[i8], group: usize, v: usize) -> [Vector; 4] {
-    let multipliers = &panel.multipliers[group * panel.width + 8 * v..][..8];
-    let mut tables = [Vector::default(); 4];
-    for (j, table) in tables.iter_mut().enumerate() {
-        let [low, high] = [j, 4 + j].map(|j| {
-            let entries = &entries[panel.table(group, 8 * v + j)..][..1 << NBITS];
-            let multiplier = _mm256_set1_epi16((multipliers[j] ^ 0x80) as i8 as i16);
+    /// Those of the `v`-th eight columns: of columns j and 4 + j, in the lanes of one vector.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn of<const NBITS: usize>(&self, group: usize, v: usize) -> [Vector; 4] {
+        let panel = self.panel;
+        let multipliers = &panel.multipliers[group * panel.width + 8 * v..][..8];
+        let mut words = [_mm256_setzero_si256(); 8];
+        for (j, words) in words.iter_mut().enumerate() {
+            let entries = match self.one {
+                Some(Vector(one)) => one,
+                None => widened::<NBITS>(&self.entries[panel.table(group, 8 * v + j)..]),
+            };
             // Rounds (256 · entry) · multiplier over 2^15, halves up: `tables::fold`.
-            _mm256_mulhrs_epi16(widened::<NBITS>(entries), multiplier)
-        });
-        // The lanes hold the first eight of both, and the others.
-        table.0 = _mm256_permute4x64_epi64(_mm256_packs_epi16(low, high), 0b11_01_10_00);
+            *words = _mm256_mulhrs_epi16(entries, _mm256_set1_epi16((multipliers[j] ^ 0x80) as i8 as i16));
+        }
+        let mut tables = [Vector::default(); 4];
+        for (j, table) in tables.iter_mut().enumerate() {
+            // The lanes hold the first eight of both, and the others.
+            let both = _mm256_packs_epi16(words[j], words[4 + j]);
+            table.0 = _mm256_permute4x64_epi64(both, 0b11_01_10_00);
+        }
+        tables
     }
-    tables
 }
 
-/// A table's entries as the upper bytes of words.
+/// The first table's entries as the upper bytes of words.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn widened<const NBITS: usize>(entries: &[i8]) -> __m256i {
     let mut sixteen = [0; 16];
-    sixteen[..1 << NBITS].copy_from_slice(entries);
+    sixteen[..1 << NBITS].copy_from_slice(&entries[..1 << NBITS]);
     // SAFETY: it is 16 bytes.
     let entries = unsafe { _mm_loadu_si128(sixteen.as_ptr().cast()) };
     _mm256_slli_epi16(_mm256_cvtepi8_epi16(entries), 8)
