@@ -50,7 +50,7 @@ def fit(
     counts = counts / max(counts.max(initial=0), np.finfo(np.float32).tiny)
 
     def chosen(x: NDArray[np.float32], entries: NDArray[Any], parts: Parts) -> float:
-        _core.fit_groups(x, *x.shape, form, entries, counts, parts, isa)
+        _core.fit_groups(x, len(x), x.shape[1], form, entries, counts, parts, isa)
         off = x - values(entries, parts, config, size)
         return float(np.einsum("nk,nk,k", off, off, counts, dtype=np.float64))
 
@@ -81,7 +81,7 @@ def fit(
             codes = descend(x, turned.codes(parts[0]), turned.levels, moments, group_size=size, isa=isa)
             parts[0][...] = turned.codes(codes)
     if config.activation is not None:
-        _core.settle_groups(parts, *x.shape, form, codebook)
+        _core.settle_groups(parts, len(x), x.shape[1], form, codebook)
     return codebook
 
 
@@ -104,13 +104,15 @@ def _normalized_levels(x: NDArray[Any], config: Codebook, size: int, counts: NDA
         unit, weight = unit.reshape(-1)[::step], weight.reshape(-1)[::step]
         if not weight.any():
             return np.zeros((1, k))
-        found = fit_levels(unit, k, method=config.method, sample_weight=weight / weight.max())
+        found = fit_levels(unit, k, method=cast(Any, config.method), sample_weight=weight / weight.max())
         return np.asarray(found.levels, np.float64)[None]
     rows = len(x) if config.granularity == "channel" else unit.shape[0] * unit.shape[1]
     unit, weight = unit.reshape(rows, -1), weight.reshape(rows, -1)
     largest = weight.max(1, keepdims=True)
     weight = np.where(largest == 0, 1, weight / np.where(largest == 0, 1, largest))
-    return np.asarray(fit_levels_rows(unit, k, method=config.method, sample_weight=weight).levels, np.float64)
+    return np.asarray(
+        fit_levels_rows(unit, k, method=cast(Any, config.method), sample_weight=weight).levels, np.float64
+    )
 
 
 def _entries(levels: NDArray[np.float64], config: Codebook) -> NDArray[Any]:

@@ -463,15 +463,15 @@ def round_with_feedback(
     >>> lowbit.round_with_feedback(w, levels, np.ones((4, 4))).sum()
     np.uint64(2)
     """
-    w, levels, group = _tables(w, levels, group_size)
-    n, k = w.shape
+    floats, tables, group = _tables(w, levels, group_size)
+    n, k = floats.shape
     positions, first, again = _coefficients(check_moments(second_moments, k), order)
     codes, in_order = np.empty((n, k), np.uint8), np.empty((n, k), np.uint8)
-    moved = np.ascontiguousarray(w[:, positions])
-    _core.round_with_feedback(moved, k, first, levels, levels.shape[1:], group[positions], in_order, True, isa)
+    moved, sizes = np.ascontiguousarray(floats[:, positions]), tables.shape[1:]
+    _core.round_with_feedback(moved, k, first, tables, sizes, group[positions], in_order, True, isa)
     codes[:, positions] = in_order
     for _ in range(SWEEPS):
-        _core.round_with_feedback(w, k, again, levels, levels.shape[1:], group, codes, False, isa)
+        _core.round_with_feedback(floats, k, again, tables, sizes, group, codes, False, isa)
     return codes
 
 
@@ -485,11 +485,11 @@ def descend(
     isa: str | None = None,
 ) -> NDArray[np.uint8]:
     """Every code chosen once more, the others as they are: the last step of `round_with_feedback`."""
-    w, levels, group = _tables(w, levels, group_size)
-    _n, k = w.shape
+    floats, tables, group = _tables(w, levels, group_size)
+    k = floats.shape[1]
     _, _, again = _coefficients(check_moments(second_moments, k), "index")
     codes = codes.copy()
-    _core.round_with_feedback(w, k, again, levels, levels.shape[1:], group, codes, False, isa)
+    _core.round_with_feedback(floats, k, again, tables, tables.shape[1:], group, codes, False, isa)
     return codes
 
 

@@ -410,7 +410,7 @@ def _equalizer(w: NDArray[np.float32], form: Form, equalized: bool, moments: Any
     """What each input is multiplied with before it is rotated and rounded."""
     equalizer = np.empty(w.shape[1], np.float32)
     squares = None if moments is None else moments.diagonal().copy()
-    _core.groups_equalizer(w, *w.shape, form, equalized, squares, equalizer)
+    _core.groups_equalizer(w, len(w), w.shape[1], form, equalized, squares, equalizer)
     return equalizer
 
 
