@@ -958,7 +958,7 @@ REFUSED = [
         T,
         "weight: expected a weight of lowbit.quantize_weight, got ndarray",
     ),
-    (29, linear(X, lowbit.tile_matrix(B)), T, "weight: expected a QuantizedWeight or .*, got TiledMatrix"),
+    (29, linear(X, lowbit.tile_matrix(B)), T, "weight: expected a weight of lowbit.quantize_weight, got TiledMatrix"),
     (29, linear(X, W, "bias"), T, "bias: expected an array"),
     (29, linear(norm=np.ones(9)), T, r"norm: expected \(gamma, beta, eps\), got ndarray"),
     (29, linear(norm=(np.ones(9), None, 1e-5)), T, "norm: expected arrays"),
