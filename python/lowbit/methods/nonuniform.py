@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -47,6 +47,9 @@ Width = int | Int8 | None
 
 #: Bits of codes that the kernels of linear layers look up.
 _KERNELS = (2, 3, 4, 8)
+#: Rounds of choosing scales and codes in turn, at most.
+ROUNDS = 3
+_LEAST = 2.0**-126
 _FLOATING = "dequantized to float: no integer convolution yet"
 
 
@@ -272,10 +275,36 @@ def nonuniform_weight(
         normal = gauss.mse < laplace.mse
         levels = np.where(normal[:, None], np.asarray(gauss.levels, np.float64), levels)
         density = tuple("gauss" if each else "laplace" for each in normal)
+    return Coded(*_stored(rows, levels, counts, w.shape), nbits, density)
+
+
+def _stored(
+    rows: NDArray[Any], levels: NDArray[np.float64], counts: NDArray[Any] | None, shape: tuple[int, ...]
+) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """Levels as int8 entries times a scale for each row, and codes: the scale is that of least squares
+    once codes are chosen, and they are chosen again, as long as a row's error falls."""
     most = np.abs(levels).max(1, keepdims=True)
-    scale = np.maximum(np.where(most == 0, 1, most / 127), 2.0**-126).astype(np.float32)
-    stored = np.rint(levels / scale).astype(np.int8) * scale
-    return Coded(stored, lowbit.encode(rows, stored).reshape(w.shape), nbits, density)
+    scale = np.where(most == 0, 1, most / 127).clip(_LEAST)
+    entries = np.rint(levels / scale)
+    counts = np.ones(rows.shape) if counts is None else counts
+
+    def tried(scale: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.float64]]:
+        stored = entries.astype(np.float32) * scale.astype(np.float32)
+        codes = lowbit.encode(rows, stored)
+        return stored, codes, (counts * (rows - lowbit.decode(codes, stored).astype(np.float64)) ** 2).sum(1)
+
+    stored, codes, errors = tried(scale)
+    for _ in range(ROUNDS):
+        units = lowbit.decode(codes, entries)
+        up, down = ((counts * units * other).sum(1, keepdims=True) for other in (rows, units))
+        scale = np.where((down > 0) & (up > 0), up / np.where(down > 0, down, 1), scale).clip(_LEAST)
+        better = tried(scale)
+        less = better[2] < errors
+        if not less.any():
+            break
+        for kept, new in zip((stored, codes, errors), better, strict=True):
+            kept[less] = new[less]
+    return stored, codes.reshape(shape)
 
 
 @dataclass(frozen=True, eq=False)
