@@ -229,17 +229,14 @@ def nonuniform(
     for line in tables.density_lines(told):
         say(line)
     told |= {"layers": [], "accuracy": [], "lacks": lacks}
-    try:
-        for width in nbits or ((4, 3) if weights else ()):
-            head = max(map(len, weights or [""])) + 1
-            for i, (row, found) in enumerate(tables.layers(weights or {}, width)):
-                for line in ["", *tables.layer_head(head, width)] if i == 0 else []:
-                    say(line)
-                say(tables.layer_line(row, head))
-                told["layers"].append(row)
-                checks += found
-    except ValueError as error:
-        fail(error, MISUSE)
+    for width in nbits or (4, 3):
+        head = max(map(len, weights or [""])) + 1
+        for i, (row, found) in enumerate(tables.layers(weights or {}, width)):
+            for line in ["", *tables.layer_head(head, width)] if i == 0 else []:
+                say(line)
+            say(tables.layer_line(row, head))
+            told["layers"].append(row)
+            checks += found
     say()
     if network is None:
         say(f"accuracy left out: {lacks}")

@@ -173,7 +173,7 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
     Raises
     ------
     ValueError
-        No safetensors file, or none such in it.
+        No safetensors file, none such in it, or NaN or infinities.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -186,18 +186,20 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
                     found[name] = file.get_tensor(name).reshape(-1)
     except (SafetensorError, IsADirectoryError) as error:
         raise ValueError(f"{path}: no safetensors file: {error}") from None
-    if not any(weight.size for weight in found.values()):
+    found = {name: weight for name, weight in found.items() if weight.size}
+    if not found:
         raise ValueError(f"{path}: expected floats of two axes or more, found none")
-    return {name: weight for name, weight in found.items() if weight.size}
+    for name, weight in found.items():
+        if not np.isfinite(weight).all():
+            at = int((~np.isfinite(weight)).argmax())
+            raise ValueError(f"{path}: {name}: expected finite values, got {weight[at]} at flat index {at}")
+    return found
 
 
 def layers(weights: dict[str, np.ndarray], nbits: int) -> Iterator[tuple[dict[str, Any], list[Check]]]:
     """Tables 1 and 6, a layer at a time: errors over the variance, and which density was chosen by what."""
     for name, w in weights.items():
-        try:
-            row = _layer(name, w, nbits)
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{name}: {error}") from None
+        row = _layer(name, w, nbits)
         errors = row["errors"]
         rest = [error for column, error in errors.items() if column != "optimum"]
         others = [error for column, error in errors.items() if column not in ("optimum", "Lloyd")]
@@ -338,7 +340,7 @@ def accuracy(
     yield _row("float32", "-", None, False, size, exact, exact)
     for nbits in widths:
         for granularity in ("tensor", "channel"):
-            for quantizer in ("uniform absmax", "uniform best clip", "analytic", "optimum"):
+            for quantizer in ("uniform absmax", "uniform best clip", *OURS):
                 for corrected in (False, True):
                     model, size = quantized(make(), quantizer, nbits, granularity, corrected)
                     yield _row(quantizer, granularity, nbits, corrected, size, right(model, images, labels), exact)
@@ -362,23 +364,24 @@ def _mean(x: np.ndarray) -> tuple[float, float]:
 
 
 def quantized(model: Any, quantizer: str, nbits: int, granularity: str, corrected: bool) -> tuple[Any, int]:
-    """The model with the quantizer's weights, first and last layer in int8, and what it takes."""
-    from lowbit.methods.nonuniform import nonuniform_
-    from lowbit.torch.correction import correct_bias_, input_moments
+    """The model with the quantizer's weights, first and last layer in int8, and what it takes.
 
-    ours = {"analytic": "analytic", "optimum": "optimal"}
-    if quantizer in ours:
-        report = nonuniform_(model, nbits, granularity=granularity, method=ours[quantizer], bias_correction=corrected)  # type: ignore[arg-type]
-        return model, report.bytes_stored
+    All of it runs in floats: only weights are rounded.
+    """
+    from lowbit.torch import dequantize_
+
+    if quantizer in OURS:
+        report = _nonuniform(model, nbits, corrected, granularity=granularity, method=OURS[quantizer])
+        return dequantize_(model), report.bytes_stored
 
     import torch
+
+    from lowbit.torch.correction import correct_bias_, input_moments
 
     inputs = input_moments(model)
     middle = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Conv2d) and n != "conv1"}
     before = {name: layer.weight.detach().clone() for name, layer in middle.items()}
-    # First and last layer as `nonuniform_` does them; the others are still as they were.
-    report = nonuniform_(model, 8, rules=[(f"^{name}$", None) for name in middle], bias_correction=corrected)
-    size = report.bytes_stored
+    size = _nonuniform(model, 8, corrected, rules=[(f"^{name}$", None) for name in middle]).bytes_stored
     for name, layer in middle.items():
         w = before[name].flatten(1).numpy()
         values, stored = QUANTIZERS[quantizer](w, nbits, granularity, inputs[name])
@@ -387,7 +390,13 @@ def quantized(model: Any, quantizer: str, nbits: int, granularity: str, correcte
         size += stored - w.nbytes
     if corrected:
         correct_bias_(model, before, inputs)
-    return model, size
+    return dequantize_(model), size
+
+
+def _nonuniform(model: Any, nbits: int, corrected: bool, **how: Any) -> Any:
+    from lowbit.methods.nonuniform import nonuniform_
+
+    return nonuniform_(model, nbits, bias_correction=corrected, **how)
 
 
 def _packed(w: np.ndarray, nbits: int) -> int:
@@ -456,6 +465,8 @@ def _higgs(w: np.ndarray, nbits: int, granularity: str, _: Any) -> tuple[np.ndar
     return back.astype(np.float32), _packed(w, nbits) + size.nbytes
 
 
+#: Their methods in `lowbit.methods.nonuniform`.
+OURS = {"analytic": "analytic", "optimum": "optimal"}
 RIVALS = {
     "weighted k-means, as SqueezeLLM": _squeezellm,
     "tables under group scales, as any4": _any4,
