@@ -382,7 +382,10 @@ def test_nonuniform_of_what_is_no_model(model, tmp_path):
     for path, words in (("text", "no safetensors file"), ("flat", "expected floats of two axes or more, found none")):
         assert words in cli("nonuniform", path, code=2, cwd=tmp_path, LOWBIT_DATA=None).stderr
     save_file({"x": np.array([[1, np.inf]], np.float32)}, tmp_path / "wrong")
-    assert "x: expected finite values, got inf at flat index 1" in cli("nonuniform", "wrong", code=2, cwd=tmp_path, LOWBIT_DATA=None).stderr
+    assert (
+        "x: expected finite values, got inf at flat index 1"
+        in cli("nonuniform", "wrong", code=2, cwd=tmp_path, LOWBIT_DATA=None).stderr
+    )
 
 
 def test_nonuniform_of_a_few_images():

@@ -155,7 +155,7 @@ def nonuniform_(
     >>> from lowbit.methods.nonuniform import nonuniform_
     >>> from torch.nn import BatchNorm2d, Conv2d, ReLU, Sequential
     >>> model = Sequential(Conv2d(3, 8, 3), BatchNorm2d(8), ReLU(), Conv2d(8, 8, 3), BatchNorm2d(8)).eval()
-    >>> report = nonuniform_(model, 3, first_last=None, rules=[("^0$", 8)])
+    >>> report = nonuniform_(model, 3, first_last=3)
     >>> report.layers[1].kernel
     '3-bit codebook, dequantized to float: no integer convolution yet'
     >>> for correction in report.corrections:
@@ -254,12 +254,11 @@ def nonuniform_weight(
     --------
     >>> import numpy as np
     >>> from lowbit.methods.nonuniform import nonuniform_weight
-    >>> coded = nonuniform_weight(np.array([[-1.0, 0.5, 0.48, 1.27], [0, 0, 1, 2]]), 2)
-    >>> coded.values().round(2)
-    array([[-1.  ,  0.49,  0.49,  1.27],
-           [ 0.  ,  0.  ,  1.  ,  2.  ]], dtype=float32)
+    >>> coded = nonuniform_weight(np.array([[-1.0, 0.5, 0.48, 0.1, 1.27]]), 2)
+    >>> coded.values().round(2), coded.codes
+    (array([[-1.  ,  0.49,  0.49,  0.1 ,  1.27]], dtype=float32), array([[0, 2, 2, 1, 3]], dtype=uint8))
     >>> coded.nbytes, nonuniform_weight(np.random.default_rng(0).laplace(size=(2, 99)), 2, method="analytic").density
-    (18, ('laplace', 'laplace'))
+    (10, ('laplace', 'laplace'))
     """
     rows = w.reshape(1, -1) if granularity == "tensor" else w
     counts = None if sample_weight is None else sample_weight.reshape(rows.shape)
