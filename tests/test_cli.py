@@ -393,7 +393,7 @@ def test_nonuniform_of_a_few_images():
         pytest.skip("no data: LOWBIT_DATA=FOLDER, with resnet_cifar10 and cifar10 in it")
     told = json.loads(cli("nonuniform", "--images", "50", "--nbits", "4", "--json").stdout)
     rows = {(row["quantizer"], row["granularity"], row["corrected"]): row for row in told["accuracy"]}
-    assert len(rows) == 1 + 16 + 8
+    assert len(rows) == 1 + 20 + 8
     assert rows["float32", "-", False]["change"] == 0
     optimum = rows["optimum", "channel", True]
     assert optimum["kilobytes"] < rows["float32", "-", False]["kilobytes"] / 6
