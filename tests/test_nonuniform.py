@@ -154,10 +154,22 @@ def test_weights_stay_tied_and_progress_is_told():  # row 74
     model = nn.Sequential(*(nn.Conv2d(8, 8, 3, bias=False) for _ in range(4)))
     model[2].weight = model[1].weight
     told = []
-    nonuniform_(model, 2, progress=lambda *args: told.append(args))
+    report = nonuniform_(model, 2, progress=lambda *args: told.append(args))
+    assert report.layers[1].error == report.layers[2].error > 0.1
     assert model[2].weight is model[1].weight
     assert told[-1] == (4, 4, "")
     assert all(len(row.unique()) <= 4 for row in model[1].weight.flatten(1))
+
+
+def test_a_second_call_finds_layers_on_codes():
+    model = network()
+    nonuniform_(model, 3)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    report = nonuniform_(model, 3)
+    assert report.layers[3].reason == "already quantized"
+    assert max(layer.error for layer in report.layers[:3]) < 0.02  # its levels are found again
+    for name, tensor in model.state_dict().items():
+        assert torch.allclose(tensor.float(), before[name].float(), rtol=0.05, atol=0.02), name
 
 
 class Twice(nn.Conv2d):

@@ -21,6 +21,7 @@ from torch import nn
 import lowbit
 from lowbit.config import METHODS, Codebook, Int8
 from lowbit.torch.correction import CONVOLUTIONS, Correction, correct_bias_, input_moments
+from lowbit.torch.modules import QuantEmbedding, QuantLinear
 from lowbit.torch.quantize import (
     LayerReport,
     Progress,
@@ -173,9 +174,9 @@ def nonuniform_(
     if not isinstance(bias_correction, bool):
         raise TypeError(f"bias_correction: expected a bool, got {bias_correction!r}")
 
-    kinds = (*CONVOLUTIONS, nn.Linear, nn.Embedding)
+    kinds = (*CONVOLUTIONS, nn.Linear, nn.Embedding, QuantLinear, QuantEmbedding)
     layers = {n: m for n, m in model.named_modules(remove_duplicate=False) if isinstance(m, kinds)}
-    ends = [name for name, module in layers.items() if not isinstance(module, nn.Embedding)]
+    ends = [name for name, module in layers.items() if not isinstance(module, (nn.Embedding, QuantEmbedding))]
     checked = _check_rules(rules, _check_width)
     widths = _decide(layers, nbits, checked, "layer")
     for name in {*ends[:1], *ends[-1:]}:
@@ -195,14 +196,14 @@ def nonuniform_(
     before = _state_bytes(model)
     inputs = input_moments(model) if bias_correction else {}
     tell, count = _teller(progress, "nonuniform_"), len(todo)
-    kept = {name: module.weight.detach().clone() for name, module in layers.items() if isinstance(module, nn.Linear)}
+    kept = {n: m.weight.detach().clone() for n, m in layers.items() if n in inputs and n not in convolutions}
     report = quantize_(model, None, rules=configs, progress=lambda done, total, name: tell(done, total + count, name))
     reports = {layer.name: layer for layer in report.layers}
-    linear = [n for n in kept if reports[n].reason is None and n in inputs]
-    corrections = list(correct_bias_(model, {name: kept[name] for name in linear}, inputs))
+    linear = {n: w for n, w in kept.items() if n in reports and reports[n].reason is None}
+    corrections = list(correct_bias_(model, linear, inputs))
 
     saved, done = 0, len(report.quantized)
-    made: dict[tuple[int, Width], Coded | Int8Rows] = {}
+    made: dict[int, tuple[torch.Tensor, Coded | Int8Rows]] = {}
     for name, module in convolutions.items():
         if reasons[name] is not None:
             size = _tensor_bytes(module)
@@ -210,14 +211,15 @@ def nonuniform_(
             continue
         tell(done, len(report.quantized) + count, name)
         done += 1
-        key = id(module.weight), widths[name]
-        weight = module.weight.detach().clone()
-        if key not in made:
-            made[key] = _coded(weight, widths[name], granularity, method)
-            saved += weight.nbytes - made[key].nbytes
+        if id(module.weight) not in made:  # tied ones get the first one's levels
+            weight = module.weight.detach().clone()
+            coded = _coded(weight, widths[name], granularity, method)
+            made[id(module.weight)] = weight, coded
+            saved += weight.nbytes - coded.nbytes
             with torch.no_grad():
-                module.weight.copy_(torch.from_numpy(made[key].values()).view_as(weight))
-        reports[name] = _report(name, module, weight, made[key])
+                module.weight.copy_(torch.from_numpy(coded.values()).view_as(weight))
+        weight, coded = made[id(module.weight)]
+        reports[name] = _report(name, module, weight, coded)
         if name in inputs:
             corrections += correct_bias_(model, {name: weight}, inputs)
     tell(done, done, "")
@@ -339,6 +341,7 @@ def _config(name: str, module: nn.Module, width: Width, granularity: Any, method
     if method == "analytic":  # the config has one density for all tables
         method = "laplace"
         if _reason(module, Int8()) is None:
+            _check_finite(name, module)
             w = _numpy_floats(module.weight)
             errors = {m: np.sum(lowbit.fit_levels_rows(w, 1 << width, method=m).mse) for m in ("laplace", "gauss")}
             method = min(errors, key=lambda m: errors[m])

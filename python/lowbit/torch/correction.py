@@ -13,7 +13,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
-from lowbit.torch.modules import QuantLinear
+from lowbit.torch.modules import QuantEmbedding, QuantLinear
 
 __all__ = ["Correction", "Inputs", "correct_bias_", "input_moments"]
 
@@ -80,7 +80,7 @@ def input_moments(model: nn.Module) -> dict[str, Inputs]:
     """
     layers = {id(m): name for name, m in model.named_modules() if isinstance(m, (*CONVOLUTIONS, nn.Linear))}
     try:
-        graph = fx.Tracer().trace(model)
+        graph = _Tracer().trace(model)
     except Exception as error:
         first = (str(error).splitlines() or [""])[0]
         reason = f"the model's graph cannot be traced: {type(error).__name__}: {first}"
@@ -173,6 +173,13 @@ def _by_weight(layer: nn.Module, channels: torch.Tensor, weight: torch.Tensor) -
 
 
 # ------------------------------------------------------------------ the walk
+
+
+class _Tracer(fx.Tracer):
+    """Layers on codes are leaves too."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, (QuantLinear, QuantEmbedding)) or super().is_leaf_module(m, module_qualified_name)
 
 
 @dataclass(frozen=True, eq=False)
