@@ -1041,3 +1041,112 @@ def test_it_is_torchs_openmp_library_that_is_adopted():
     if told.startswith("False"):
         pytest.skip("this torch has no OpenMP library of its own")
     assert f"{os.sep}torch" in path
+
+
+# ------------------------------------------------------------------ weights with tables
+
+
+CODEBOOKS = [
+    lowbit.Codebook(4),
+    lowbit.Codebook(3, "channel", 32, rotate="hadamard"),
+    lowbit.Codebook(4, "group", activation=None),
+    lowbit.Codebook(2, "tensor", None, equalize=False),
+]
+
+
+@pytest.mark.parametrize("config", CODEBOOKS, ids=str)
+def test_layers_with_tables(config, tmp_path):
+    model, x = mlp(), torch.randn(9, 64)
+    exact = model(x)
+    report = quantize_(model, config)
+    assert [layer.config for layer in report.quantized] == ["Codebook", "Codebook"]
+    assert all(f"{config.nbits}-bit codebook" in (layer.kernel or "") for layer in report.quantized)
+    got = model(x)
+    assert (got - exact).norm() < {2: 0.6, 3: 0.3, 4: 0.15}[config.nbits] * exact.norm()
+    # One operator; each by itself; and from a file.
+    assert torch.equal(got, quantized_apart(model, x))
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    other = mlp()
+    quantize_(other, config)
+    for layer in other.modules():
+        if isinstance(layer, QuantLinear):
+            layer.tiled.zero_()
+            layer.codebook.zero_()
+    other.load_state_dict(torch.load(tmp_path / "model.pt"))
+    assert torch.equal(other(x), got)
+    assert torch.equal(copy.deepcopy(model)(x), got)
+    exported = torch.export.export(model, (x,)).module()
+    assert torch.equal(exported(x), got)
+    plain = dequantize_(copy.deepcopy(model))(x)
+    assert (got - plain).norm() < 0.05 * plain.norm()
+
+
+def quantized_apart(model, x):
+    up, _, down = model
+    hidden = functional.gelu(ops.linear(x, up.tiled, up.bias, up.out_features, codebook=up.codebook))
+    bias = down.bias
+    if down.config.activation is None:
+        return model(x)  # the gelu within is another's to some last bits
+    fused = ops.mlp(
+        x, up.tiled, up.bias, up.out_features, "gelu", down.tiled, bias, down.out_features,
+        up_codebook=up.codebook, down_codebook=down.codebook,
+    )  # fmt: skip
+    two = ops.linear(hidden, down.tiled, bias, down.out_features, codebook=down.codebook)
+    assert (fused - two).norm() < 0.02 * two.norm()
+    return fused
+
+
+def test_gradients_of_layers_with_tables():
+    model, x = mlp(nn.ReLU()), torch.randn(5, 64, requires_grad=True)
+    quantize_(model, lowbit.Codebook(4, activation=None))
+    plain, y = dequantize_(copy.deepcopy(model)), x.detach().clone().requires_grad_()
+    model(x).square().sum().backward()
+    plain(y).square().sum().backward()
+    assert (x.grad - y.grad).norm() < 1e-4 * y.grad.norm()
+
+
+def test_tables_of_an_embedding_and_of_a_tied_output():
+    model = nn.ModuleDict({"wte": nn.Embedding(90, 64), "head": nn.Linear(64, 90, bias=False)})
+    model["head"].weight = model["wte"].weight
+    rows = model["wte"].weight.detach().clone()
+    quantize_(model, lowbit.Codebook(4))
+    assert model["wte"].tiled is model["head"].tiled
+    assert model["wte"].codebook is model["head"].codebook
+    ids = torch.tensor([[0, 89], [3, 3]])
+    assert (model["wte"](ids) - rows[ids]).norm() < 0.12 * rows[ids].norm()
+
+
+def test_layers_that_share_a_codebook_store_it_once(tmp_path):
+    def layer(codebook=None):
+        w = torch.randn(32, 64).numpy()
+        q = lowbit.quantize_weight(w, lowbit.Codebook(8, activation=None), codebook=codebook)
+        return q, lambda table: QuantLinear(64, 32, torch.from_numpy(q.tiled), None, q.config, codebook=table)
+
+    first, make_first = layer()
+    second, make_second = layer(first.codebook)
+    table = torch.from_numpy(first.codebook)
+    shared, apart = (
+        nn.Sequential(make_first(table), make_second(table)),
+        nn.Sequential(make_first(table), make_second(table.clone())),
+    )
+    sizes = []
+    for model, name in ((shared, "shared"), (apart, "apart")):
+        torch.save(model.state_dict(), tmp_path / name)
+        sizes.append((tmp_path / name).stat().st_size)
+    assert sizes[1] - sizes[0] >= first.codebook.nbytes
+    assert second.codebook is first.codebook or np.array_equal(second.codebook, first.codebook)
+
+
+def test_calibration_of_layers_with_tables():
+    torch.manual_seed(0)
+    mixing = torch.randn(64, 64)
+    batches = [torch.randn(200, 64) @ mixing for _ in range(2)]
+    model = mlp(nn.ReLU())
+    exact = model(batches[0])
+    config = lowbit.Codebook(3, refine=1)
+    errors = []
+    for calibrated in (False, True):
+        other = copy.deepcopy(model)
+        calibrate_(other, batches, config) if calibrated else quantize_(other, config)
+        errors.append(float((other(batches[0]) - exact).detach().norm()))
+    assert errors[1] < 0.8 * errors[0]

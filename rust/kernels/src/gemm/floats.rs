@@ -26,7 +26,7 @@ pub(super) const ROWS: usize = 192;
 
 on_isa! {
     /// `out[r][j] = Σ_k x[r][k] · value[k][j] · multiplier`, rows as [`interleave`] has them.
-    pub(super) fn float_sums(x: &[f32], panel: &GroupPanel, scratch: &mut [f32], out: &mut [&mut [f32]]) = sums;
+    pub(super) fn float_sums(x: &[f32], panel: &GroupPanel, scratch: &mut [f32], out: &mut [[f32; PANEL]]) = sums;
     /// Of each column the sum of `multiplier · (code - zero point)` over one superstep.
     pub(super) fn span_column_sums(panel: &GroupPanel, depth: Range<usize>, scratch: &mut [f32], out: &mut [i32; PANEL])
         = column_sums;
@@ -67,7 +67,7 @@ fn spans(depth: Range<usize>, group_size: usize) -> impl Iterator<Item = Range<u
 }
 
 #[inline(always)]
-fn sums<L: Lanes>(l: L, x: &[f32], panel: &GroupPanel, scratch: &mut [f32], out: &mut [&mut [f32]]) {
+fn sums<L: Lanes>(l: L, x: &[f32], panel: &GroupPanel, scratch: &mut [f32], out: &mut [[f32; PANEL]]) {
     out.iter_mut().for_each(|out| out.fill(0.0));
     if let [out] = out
         && few_are_quick(panel)
@@ -120,7 +120,7 @@ struct Strip<'a> {
 
 /// `R` rows times a strip, added to `out`.
 #[inline(always)]
-fn tile<L: Lanes, const R: usize>(l: L, x: &[f32], strip: Strip, out: &mut [&mut [f32]; R]) {
+fn tile<L: Lanes, const R: usize>(l: L, x: &[f32], strip: Strip, out: &mut [[f32; PANEL]; R]) {
     let mut sums = [[l.splat(0.0); 2]; R];
     let (x, step) = (x.as_chunks::<R>().0, 2 * L::N);
     // Four at a time, so that counting costs less.
@@ -164,7 +164,7 @@ fn few_are_quick(panel: &GroupPanel) -> bool {
 /// One row times a whole panel of 4 bits with one table, whose entries are picked in
 /// registers.
 #[inline(always)]
-fn one<L: Lanes>(l: L, x: &[f32], panel: &GroupPanel, out: &mut [f32]) {
+fn one<L: Lanes>(l: L, x: &[f32], panel: &GroupPanel, out: &mut [f32; PANEL]) {
     let Some(Codebook::Floats(entries)) = panel.codebook else { return };
     let (table, group_size) = (l.table(entries), panel.groups.group_size());
     for span in spans(0..panel.k, group_size) {

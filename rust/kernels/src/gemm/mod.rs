@@ -1160,8 +1160,9 @@ impl Layer<'_> {
                         Inputs::Rows => group_sums(isa, rows, &panel, &header.0, scales, parts, totals),
                         Inputs::Spans => span_sums(isa, rows, &panel, parts, totals, columns_of),
                         Inputs::Floats => {
-                            let mut parts: Vec<_> = parts.into_iter().map(bytemuck::cast_slice_mut).collect();
-                            floats::float_sums(rows.floats, &panel, columns_of, &mut parts, isa_for_groups(isa));
+                            drop(parts);
+                            let floats = bytemuck::cast_slice_mut(sums).as_chunks_mut().0;
+                            floats::float_sums(rows.floats, &panel, columns_of, floats, isa_for_groups(isa));
                             true
                         }
                     };
