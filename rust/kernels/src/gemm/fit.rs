@@ -170,10 +170,7 @@ fn row<L: Lanes>(_: L, job: &Job, w: &[f32], multipliers: &mut [u8], scale: &mut
     }
     let mut levels = Levels { values: [0.0; 256], size: 1 << job.groups.nbits() };
     for (group, (w, codes)) in scaled.chunks(group_size).zip(codes.chunks_mut(group_size)).enumerate() {
-        let importance = match job.importance {
-            Some(all) => Some(&all[group * group_size..][..w.len()]),
-            None => None,
-        };
+        let importance = job.importance.map(|all| &all[group * group_size..][..w.len()]);
         let best = search(job, group, w, importance, steps[group] / *scale * 256.0, &mut levels);
         multipliers[group] = best as u8 ^ 0x80;
         job.levels(group, best, &mut levels);
