@@ -120,6 +120,7 @@ def main() -> None:
     sections.append(run("Products and layers", "bench_gemm.py", "--linear", "--growth", *rounds, "--shapes", *models))
     sections.append(run("Products, held to AVX2", "bench_gemm.py", "--avx2", *rounds))
     sections.append(run("Layers below eight bits", "bench_gemm.py", "--shapes", "--groups", *rounds))
+    sections.append(run("Layers that look up tables", "bench_gemm.py", "--shapes", "--codebook", *rounds))
     for threads in args.threads:
         counted = ["--threads", str(threads)]
         sections.append(run(f"MiniLM, {threads} thread(s)", "bench_minilm.py", *quick, *counted))
