@@ -420,7 +420,9 @@ def _uniform(method: Any) -> Callable[..., tuple[np.ndarray, int]]:
 def _mid_rise(w: np.ndarray, nbits: int, granularity: str, _: Any) -> tuple[np.ndarray, int]:
     """Even steps about the mean, none of them at 0, so that all 2**nbits are used; two floats a table."""
     rows = w.reshape(1, -1) if granularity == "tensor" else w
-    levels = lowbit.fit_levels_rows(rows, 1 << nbits, method="uniform").levels
+    with warnings.catch_warnings():  # 8 bits have more levels than a channel has weights
+        warnings.simplefilter("ignore", lowbit.ConvergenceWarning)
+        levels = lowbit.fit_levels_rows(rows, 1 << nbits, method="uniform").levels
     return lowbit.decode(lowbit.encode(rows, levels), levels).reshape(w.shape), _packed(w, nbits) + 8 * len(rows)
 
 
