@@ -1085,8 +1085,6 @@ def quantized_apart(model, x):
     up, _, down = model
     hidden = functional.gelu(ops.linear(x, up.tiled, up.bias, up.out_features, codebook=up.codebook))
     bias = down.bias
-    if down.config.activation is None:
-        return model(x)  # the gelu within is another's to some last bits
     fused = ops.mlp(
         x, up.tiled, up.bias, up.out_features, "gelu", down.tiled, bias, down.out_features,
         up_codebook=up.codebook, down_codebook=down.codebook,

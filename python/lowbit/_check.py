@@ -9,12 +9,23 @@ from __future__ import annotations
 
 import operator
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-__all__ = ["REALS", "as_array", "as_numbers", "as_weights", "check_int", "check_out", "code_dtype", "exact_floats"]
+__all__ = [
+    "REALS",
+    "as_array",
+    "as_numbers",
+    "as_rows",
+    "as_weights",
+    "check_int",
+    "check_out",
+    "code_dtype",
+    "exact_floats",
+]
 
 # By the dtype itself, since `dtype.name` costs a microsecond. A dtype that is
 # byte-swapped or an extension (bfloat16) is not here and takes the slow path.
@@ -160,6 +171,23 @@ def as_weights(sample_weight: Any, shapes: tuple[tuple[int, ...], ...]) -> np.nd
     if weight.shape not in shapes:
         raise ValueError(f"sample_weight: expected shape {' or '.join(map(str, shapes))}, got {weight.shape}")
     return weight.astype(_F64, copy=False)
+
+
+def as_rows(x: Any, sample_weight: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """`as_numbers` of rows, and their weights: a row's own that are all 0 are as if all were 1, with
+    a warning to the caller's caller."""
+    array, exact = as_numbers(x)
+    if array.ndim != 2:
+        raise ValueError(f"x: expected shape (rows, n), got {array.shape}")
+    weight = as_weights(sample_weight, (array.shape[1:], array.shape))
+    if weight is not None and weight.ndim == 2:
+        unused = np.flatnonzero((weight == 0).all(axis=1))
+        if unused.size:
+            text = f"sample_weight: all 0 in {unused.size} of {len(weight)} rows, which are taken as unweighted"
+            warnings.warn(text, RuntimeWarning, stacklevel=3)
+            weight = weight.copy()
+            weight[unused] = 1.0
+    return array, exact, weight
 
 
 def code_dtype(k: int) -> type[np.unsignedinteger[Any]]:

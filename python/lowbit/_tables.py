@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from lowbit.config import Codebook
 
-__all__ = ["fit"]
+__all__ = ["Parts", "fit"]
 
 #: Codes (N, K), multipliers and zero points (N, groups), scales (N,).
 Parts = tuple["NDArray[np.uint8]", "NDArray[np.uint8]", "NDArray[np.uint8]", "NDArray[np.float32]"]
@@ -46,8 +46,9 @@ def fit(
     given stays as it is.
     """
     size = form[1]
-    counts = np.ones(x.shape[1], np.float32) if importance is None else importance
-    counts = counts / max(counts.max(initial=0), np.finfo(np.float32).tiny)
+    # Inputs none of which counts are as if each did.
+    counts = np.ones(x.shape[1], np.float32) if importance is None or not importance.any() else importance
+    counts = counts / max(counts.max(), np.finfo(np.float32).tiny)
 
     def chosen(x: NDArray[np.float32], entries: NDArray[Any], parts: Parts) -> float:
         _core.fit_groups(x, len(x), x.shape[1], form, entries, counts, parts, isa)

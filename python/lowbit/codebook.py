@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from lowbit import _core
-from lowbit._check import REALS, as_array, as_numbers, as_weights, check_int, code_dtype, exact_floats
+from lowbit._check import REALS, as_array, as_numbers, as_rows, as_weights, check_int, code_dtype, exact_floats
 from lowbit.types import ConvergenceWarning, KMeans, KMeans1D
 
 if TYPE_CHECKING:
@@ -151,18 +151,8 @@ def kmeans_1d_rows(x: ArrayLike, k: int, *, sample_weight: ArrayLike | None = No
     array([[0, 0, 1],
            [0, 0, 1]], dtype=uint8)
     """
-    array, exact = as_numbers(x)
-    if array.ndim != 2:
-        raise ValueError(f"x: expected shape (rows, n), got {array.shape}")
+    array, exact, weight = as_rows(x, sample_weight)
     k = check_int("k", k, 1, _MOST)
-    weight = as_weights(sample_weight, (array.shape[1:], array.shape))
-    if weight is not None and weight.ndim == 2:
-        unused = np.flatnonzero((weight == 0).all(axis=1))
-        if unused.size:
-            text = f"sample_weight: all 0 in {unused.size} of {len(weight)} rows, which are taken as unweighted"
-            warnings.warn(text, RuntimeWarning, stacklevel=2)
-            weight = weight.copy()
-            weight[unused] = 1.0
     codes, codebook, told = _fit(exact, len(exact), weight, k, False, "exact", isa)
     n_distinct = np.array([n for _, n in told], np.int64)
     if few := int((n_distinct < k).sum()):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from lowbit import _core
-from lowbit._check import REALS, as_array, as_numbers, as_weights, check_int, code_dtype, exact_floats
+from lowbit._check import REALS, as_array, as_numbers, as_rows, as_weights, check_int, code_dtype, exact_floats
 from lowbit.types import ConvergenceWarning, Levels
 
 if TYPE_CHECKING:
@@ -172,18 +172,8 @@ def fit_levels_rows(
     array([[0.5, 8. ],
            [5. , 7. ]])
     """
-    array, exact = as_numbers(x)
-    if array.ndim != 2:
-        raise ValueError(f"x: expected shape (rows, n), got {array.shape}")
+    _, exact, weight = as_rows(x, sample_weight)
     n = check_int("n_levels", n_levels, 1, _MOST)
-    weight = as_weights(sample_weight, (array.shape[1:], array.shape))
-    if weight is not None and weight.ndim == 2:
-        unused = np.flatnonzero((weight == 0).all(axis=1))
-        if unused.size:
-            text = f"sample_weight: all 0 in {unused.size} of {len(weight)} rows, which are taken as unweighted"
-            warnings.warn(text, RuntimeWarning, stacklevel=2)
-            weight = weight.copy()
-            weight[unused] = 1.0
     levels, told = _fit(exact, len(exact), weight, n, method, pin_zero)
     mse, clip, n_distinct = (np.array(column) for column in zip(*told, strict=True))
     if few := int((n_distinct < n).sum()):

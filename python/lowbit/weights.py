@@ -9,6 +9,7 @@ import numpy as np
 
 from lowbit import _core, _tables
 from lowbit._check import as_array, check_int
+from lowbit._tables import Parts
 from lowbit.affine import check_moments, round_with_feedback
 from lowbit.config import Codebook, Config, Int8, Uniform
 
@@ -210,8 +211,6 @@ class CodebookWeight(_Grouped):
 
 Weight = QuantizedWeight | GroupedWeight | CodebookWeight
 
-#: Codes (N, K), multipliers and zero points (N, groups), scales (N,).
-Parts = tuple["NDArray[np.uint8]", "NDArray[np.uint8]", "NDArray[np.uint8]", "NDArray[np.float32]"]
 #: A weight's form as the core knows it.
 Form = tuple[int, int, bool, int, "str | None", "str | None"]
 

@@ -1,11 +1,12 @@
 //! Scales, multipliers and codes of a weight whose tables are given.
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
 
 use super::groups::Groups;
 use super::tables::{Codebook, MOST, fold, fours};
 use crate::affine::GroupedRows;
-use crate::error::{bail, checked_product};
+use crate::error::{bail, checked_product, try_zeroed};
 use crate::lanes::{Lanes, on_isa};
 use crate::par::Parts;
 use crate::{Ctl, Isa, Result};
@@ -26,7 +27,9 @@ const MIN_SCALE: f32 = f32::MIN_POSITIVE;
 
 /// Chooses for each group of `w` (n, `k`), its tables given, the multiplier, of either sign,
 /// for which the squared error is least, each input's counted as `importance` says, as far
-/// as a search finds it; and each weight's nearest entry. A row's scale is the least for which no multiplier is past 127.
+/// as a search finds it; and each weight's nearest entry. A row's scale is the least for
+/// which no multiplier is past 127 and, of integers, none past 98, and their root mean square
+/// not past 18. Zero points are not looked at.
 ///
 /// # Errors
 /// [`crate::Error::Value`] where lengths do not fit, a weight is not finite, a table is not
@@ -62,14 +65,21 @@ pub fn fit_groups(
     if !ascending {
         bail!("codebook: expected finite entries, ascending in each table");
     }
+    // AVX-512 machines take AVX2's until one has run its tests.
+    let isa = isa.at_most_avx2();
     let (bad, count) = (AtomicUsize::new(usize::MAX), groups.count(k));
+    let mut scratch = Vec::new();
+    for _ in 0..ctl.threads().min(n) {
+        scratch.push(Mutex::new((try_zeroed::<f32>(count)?, try_zeroed::<f32>(k)?)));
+    }
     let parts = Parts::new(
         (out.codes.chunks_mut(k).zip(out.multipliers.chunks_mut(count))).zip(out.scale.iter_mut().zip(w.chunks(k))),
     );
-    ctl.for_each(parts.len(), &|_, row| {
+    ctl.for_each(parts.len(), &|slot, row| {
         let ((codes, multipliers), (scale, w)) = parts.take(row);
         let job = Job { groups, codebook, importance, row, count };
-        if !fit_row(&job, w, multipliers, scale, codes, isa) {
+        let (steps, scaled) = &mut *scratch[slot].lock().unwrap_or_else(PoisonError::into_inner);
+        if !fit_row(&job, w, (steps, scaled), multipliers, scale, codes, isa) {
             bad.fetch_min(row, Relaxed);
         }
     })?;
@@ -131,15 +141,30 @@ impl Job<'_> {
 
 on_isa! {
     /// Whether all went well.
-    fn fit_row(job: &Job, w: &[f32], multipliers: &mut [u8], scale: &mut f32, codes: &mut [u8]) -> bool = row;
+    fn fit_row(
+        job: &Job,
+        w: &[f32],
+        scratch: (&mut [f32], &mut [f32]),
+        multipliers: &mut [u8],
+        scale: &mut f32,
+        codes: &mut [u8],
+    ) -> bool = row;
 }
 
 /// The plain loops vectorize; every element's sum is the same on any instruction set.
+/// `steps`, of each group, and `scaled` are room.
 #[inline(always)]
-fn row<L: Lanes>(_: L, job: &Job, w: &[f32], multipliers: &mut [u8], scale: &mut f32, codes: &mut [u8]) -> bool {
+fn row<L: Lanes>(
+    _: L,
+    job: &Job,
+    w: &[f32],
+    (steps, scaled): (&mut [f32], &mut [f32]),
+    multipliers: &mut [u8],
+    scale: &mut f32,
+    codes: &mut [u8],
+) -> bool {
     let group_size = job.groups.group_size();
     // The step with which each group's largest entry is its largest weight.
-    let mut steps = vec![0f32; multipliers.len()];
     let (mut widest, mut finite) = (0f32, true);
     for (group, (step, w)) in steps.iter_mut().zip(w.chunks(group_size)).enumerate() {
         let mut most = 0f32;
@@ -164,9 +189,8 @@ fn row<L: Lanes>(_: L, job: &Job, w: &[f32], multipliers: &mut [u8], scale: &mut
     if !finite || !scale.is_finite() {
         return false;
     }
-    let mut scaled = w.to_vec();
-    for w in &mut scaled {
-        *w /= *scale;
+    for (to, w) in scaled.iter_mut().zip(w) {
+        *to = w / *scale;
     }
     let mut levels = Levels { values: [0.0; 256], size: 1 << job.groups.nbits() };
     for (group, (w, codes)) in scaled.chunks(group_size).zip(codes.chunks_mut(group_size)).enumerate() {

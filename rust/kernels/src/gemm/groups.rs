@@ -218,6 +218,9 @@ impl Groups {
     /// [`Error::Value`] where a weight (N, K) needs other tables.
     pub(super) fn check_codebook(&self, codebook: Option<Codebook>, k: usize, n: usize) -> Result<()> {
         let expected = checked_product("codebook", &[self.table_count(k, n)?, 1 << self.nbits])?;
+        if expected > i32::MAX as usize {
+            bail!("codebook: expected fewer than 2**31 entries, got a weight that takes {expected}");
+        }
         let (got, kind) = match codebook {
             None => (0, None),
             Some(Codebook::Int8(entries)) => (entries.len(), Some(Inputs::Rows)),

@@ -1,8 +1,8 @@
 //! Weights whose codes stand for entries of tables.
 //!
-//! With inputs of 8 bits, what a code stands for is an int8 again ([`fold`]): so a panel is brought into the form of an
-//! int8 one, in the cache, and the kernels of int8 multiply it. A table of 16 entries is
-//! a register to the look-up of bytes.
+//! With inputs of 8 bits, what a code stands for is an int8 again ([`fold`]): so a panel is
+//! brought into the form of an int8 one, in the cache, and the kernels of int8 multiply it.
+//! A table of 16 entries is a register to the look-up of bytes.
 
 use super::groups::{GroupPanel, Grouped, SUPER};
 use super::tiled::PANEL;
