@@ -195,7 +195,7 @@ fn one<L: Lanes>(l: L, x: &[f32], panel: &GroupPanel, out: &mut [f32; PANEL]) {
 fn unpack<L: Lanes>(l: L, panel: &GroupPanel, depth: Range<usize>, to: &mut [f32]) {
     let group = depth.start / panel.groups.group_size();
     match panel.codebook {
-        Some(Codebook::Floats(entries)) if entries.len() <= 16 => {
+        Some(Codebook::Floats(entries)) if entries.len() == 1 << panel.groups.nbits() && entries.len() <= 16 => {
             unpacked(l, panel, depth, to, &Picked { table: l.table(entries) });
         }
         Some(Codebook::Floats(entries)) => {
