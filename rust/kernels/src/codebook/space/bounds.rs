@@ -9,18 +9,26 @@
 //! until now taken off. The nearest codeword is at most `√(2 T + X²)` away, so a
 //! tile with a larger bound is out, whatever its scores. Each step is rounded so
 //! that it errs towards scanning.
+//!
+//! A pass takes a block of points tile by tile: it lists the points that the tile
+//! may matter to, eight comparisons at a time, and scans it for eight of the list
+//! at a time. So no branch depends on a single point, until each is decided.
 
 use super::eight::Eight;
 use super::scalar::{self, Real};
+use super::scan::{Least, POINTS, VECTORS, turn};
 use super::tree::{Frame, Query, Scratch, Tree};
-use crate::error::{Result, try_zeroed};
+use crate::error::{Result, checked_product, try_zeroed};
 use crate::par::Parts;
 use crate::{Ctl, Isa};
 
-/// Tiles that bounds are kept for: with more, boxes around tiles are faster, and smaller.
+/// Tiles that bounds are kept for, which a byte numbers: with more, boxes around tiles are faster, and smaller.
 const MOST: usize = 64;
-/// Points whose masks are made before the first of them is followed.
-const BATCH: usize = 64;
+/// Points of a block: whole scans.
+const BLOCK: usize = 10 * POINTS;
+/// Places of a block, so that each byte is one; lists are filled up with the last ones.
+const PLACES: usize = 256;
+const EIGHTS: usize = PLACES / 8;
 /// What makes up for some roundings.
 const DOWN: f32 = 1.0 - 4.0 * f32::EPSILON;
 const UP: f32 = 1.0 + 4.0 * f32::EPSILON;
@@ -29,14 +37,14 @@ const UP: f32 = 1.0 + 4.0 * f32::EPSILON;
 pub(super) struct Bounds {
     /// The codeword in each slot of the trees.
     order: Vec<u32>,
-    /// Eights of tiles.
-    eights: usize,
+    tiles: usize,
+    /// Of whole blocks, and a few points of zeros.
     placed: Vec<f32>,
     squares: Vec<f32>,
-    /// L + D of each point and tile.
+    /// L + D of each block, tile and place.
     lower: Vec<[f32; 8]>,
     /// D: how far the codewords of each tile have moved in all; none before the first pass.
-    drift: Option<Vec<[f32; 8]>>,
+    drift: Option<Vec<f32>>,
 }
 
 impl Bounds {
@@ -44,11 +52,12 @@ impl Bounds {
     pub(super) fn new<T: Real>(x: &[T], codebook: &[T], d: usize, frame: &Frame, ctl: &Ctl) -> Result<Option<Bounds>> {
         let (n, tiles) = (x.len() / d, (codebook.len() / d).div_ceil(8));
         let tree = Tree::new(codebook, d, frame)?;
-        let eights = tiles.div_ceil(8);
-        let Some(size) = n.checked_mul(eights).filter(|_| tiles <= MOST && tree.sound()) else { return Ok(None) };
+        let size = n.div_ceil(BLOCK).checked_mul(tiles * EIGHTS).filter(|_| tiles <= MOST && tree.sound());
+        let Some(size) = size else { return Ok(None) };
         // Who has no memory for them goes on without.
         let Ok(lower) = try_zeroed(size) else { return Ok(None) };
-        let (mut placed, mut squares) = (try_zeroed(x.len())?, try_zeroed(n)?);
+        let padded = n.next_multiple_of(BLOCK) + PLACES - BLOCK;
+        let (mut placed, mut squares) = (try_zeroed(checked_product("x", &[padded, d])?)?, try_zeroed(padded)?);
         let block = (1 << 16) / d.min(1 << 12);
         let parts = Parts::new(placed.chunks_mut(block * d).zip(squares.chunks_mut(block)).zip(x.chunks(block * d)));
         ctl.for_each(parts.len(), &|_, task| {
@@ -60,7 +69,7 @@ impl Bounds {
         if squares.iter().any(|&square| !tree.covers(square)) {
             return Ok(None);
         }
-        Ok(Some(Bounds { order: tree.order().to_vec(), eights, placed, squares, lower, drift: None }))
+        Ok(Some(Bounds { order: tree.order().to_vec(), tiles, placed, squares, lower, drift: None }))
     }
 
     /// Codewords in the tiles that the bounds speak of.
@@ -70,15 +79,15 @@ impl Bounds {
 
     /// Takes note that codewords have moved.
     pub(super) fn moved<T: Real>(&mut self, old: &[T], new: &[T], d: usize, frame: &Frame) -> Result<()> {
-        let mut step: Vec<[f32; 8]> = try_zeroed(self.eights)?;
+        let mut step: Vec<f32> = try_zeroed(self.tiles)?;
         for (slot, &code) in self.order.iter().enumerate() {
             let at = code as usize * d;
             let far = (frame.apart(&old[at..][..d], &new[at..][..d]) as f32 + 1e-30) * UP;
-            let most = &mut step[slot / 64][slot / 8 % 8];
+            let most = &mut step[slot / 8];
             *most = most.max(far);
         }
         if let Some(drift) = &self.drift {
-            for (step, sum) in step.as_flattened_mut().iter_mut().zip(drift.as_flattened()) {
+            for (step, sum) in step.iter_mut().zip(drift) {
                 *step = (*step + sum) * UP;
             }
         }
@@ -99,18 +108,19 @@ impl Bounds {
         isa: Isa,
         ctl: &Ctl,
     ) -> Result<bool> {
-        let (d, eights) = (tree.d(), self.eights);
+        let (d, blocks) = (tree.d(), block.div_ceil(BLOCK));
         let moved = std::sync::atomic::AtomicBool::new(self.drift.is_none());
-        let tasks = Parts::new(new.chunks_mut(block).zip(self.lower.chunks_mut(block * eights)));
+        let lower = self.lower.chunks_mut(blocks * self.tiles * EIGHTS);
+        let tasks = Parts::new(new.chunks_mut(blocks * BLOCK).zip(lower));
         let (placed, squares, drift) = (&self.placed[..], &self.squares[..], self.drift.as_deref());
         ctl.for_each(tasks.len(), &|slot, task| {
             let (new, lower) = tasks.take(task);
-            let (first, n) = (task * block, new.len());
+            let (first, n) = (task * blocks * BLOCK, new.len());
             let mut a = Pass {
                 codebook,
                 x: &x[first * d..][..n * d],
-                placed: &placed[first * d..][..n * d],
-                squares: &squares[first..][..n],
+                placed: &placed[first * d..][..(n.next_multiple_of(BLOCK) + PLACES - BLOCK) * d],
+                squares: &squares[first..][..n.next_multiple_of(BLOCK)],
                 drift,
                 lower,
                 old: &old[first..][..n],
@@ -131,16 +141,33 @@ struct Pass<'a, T> {
     x: &'a [T],
     placed: &'a [f32],
     squares: &'a [f32],
-    drift: Option<&'a [[f32; 8]]>,
+    drift: Option<&'a [f32]>,
     lower: &'a mut [[f32; 8]],
     old: &'a [u32],
     new: &'a mut [u32],
 }
 
+/// What is known of the points of a block.
+struct Block {
+    /// The least score so far.
+    best: [f32; PLACES],
+    /// That of the tiles which do not have it.
+    other: [f32; PLACES],
+    /// The tile that has it.
+    tile: [u8; PLACES],
+    /// The lanes of that tile within the limit; 0 if not known.
+    near: [u8; PLACES],
+}
+
+impl Block {
+    const NEW: Block =
+        Block { best: [0.0; PLACES], other: [f32::INFINITY; PLACES], tile: [0; PLACES], near: [0; PLACES] };
+}
+
 fn pass<T: Real>(tree: &Tree, a: &mut Pass<T>, s: &mut Scratch, isa: Isa) {
     #[cfg(target_arch = "x86_64")]
     {
-        #[target_feature(enable = "avx2,fma,bmi1,bmi2")]
+        #[target_feature(enable = "avx2,fma,bmi1,bmi2,popcnt")]
         fn avx2<T: Real>(tree: &Tree, a: &mut Pass<T>, s: &mut Scratch) {
             // SAFETY: the features of this function are those that the token stands for.
             tree.pass_any(unsafe { super::eight::Avx2::new() }, a, s);
@@ -153,6 +180,24 @@ fn pass<T: Real>(tree: &Tree, a: &mut Pass<T>, s: &mut Scratch, isa: Isa) {
     let _ = isa;
     tree.pass_any(super::eight::Portable, a, s);
 }
+
+/// Numbers of the bits of a byte, the lowest first.
+const BITS: [[u8; 8]; 256] = {
+    let mut bits = [[0; 8]; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        let (mut bit, mut len) = (0, 0);
+        while bit < 8 {
+            if byte >> bit & 1 == 1 {
+                bits[byte][len] = bit;
+                len += 1;
+            }
+            bit += 1;
+        }
+        byte += 1;
+    }
+    bits
+};
 
 impl Tree {
     #[inline(always)]
@@ -168,180 +213,222 @@ impl Tree {
 
     #[inline(always)]
     fn pass_in<V: Eight, T: Real, const D: usize>(&self, v: V, a: &mut Pass<T>, s: &mut Scratch) {
-        let n = a.new.len();
-        match a.drift {
-            None => {
-                for first in (0..n).step_by(4) {
-                    self.first_four::<V, T, D>(v, a, first, (n - first).min(4), s);
-                }
-            }
-            Some(drift) => {
-                for first in (0..n).step_by(BATCH) {
-                    self.batch::<V, T, D>(v, a, drift, first, (n - first).min(BATCH), s);
-                }
+        for first in (0..a.new.len()).step_by(BLOCK) {
+            match a.drift {
+                None => self.first_block::<V, T, D>(v, a, first, s),
+                Some(drift) => self.next_block::<V, T, D>(v, a, drift, first, s),
             }
         }
     }
 
-    /// L of the least score of a tile.
+    /// `score + κ (X² + |score|)`: T.
     #[inline(always)]
-    fn bound(&self, square: f32, score: f32) -> f32 {
-        let off = self.kappa * (square + score.abs()) + self.tiny;
-        (square + 2.0 * score - 2.5 * off).max(0.0).sqrt() * DOWN
+    fn limits<V: Eight>(&self, v: V, squares: V::F, scores: V::F) -> V::F {
+        v.add(scores, self.offs(v, squares, scores))
     }
 
-    /// Scans all tiles for up to four points.
     #[inline(always)]
-    fn first_four<V: Eight, T: Real, const D: usize>(
+    fn offs<V: Eight>(&self, v: V, squares: V::F, scores: V::F) -> V::F {
+        let size = v.max(scores, v.sub(v.splat(0.0), scores));
+        v.add(v.mul(v.splat(self.kappa), v.add(squares, size)), v.splat(self.tiny))
+    }
+
+    /// L of the least scores of tiles.
+    #[inline(always)]
+    fn bounds<V: Eight>(&self, v: V, squares: V::F, scores: V::F) -> V::F {
+        let off = v.mul(v.splat(2.5), self.offs(v, squares, scores));
+        let inside = v.sub(v.add(squares, v.add(scores, scores)), off);
+        v.mul(v.sqrt(v.max(inside, v.splat(0.0))), v.splat(DOWN))
+    }
+
+    /// Scans all tiles for a block.
+    #[inline(always)]
+    fn first_block<V: Eight, T: Real, const D: usize>(&self, v: V, a: &mut Pass<T>, first: usize, s: &mut Scratch) {
+        let d = if D > 0 { D } else { self.d() };
+        let mut b = Block::NEW;
+        let lower = &mut a.lower[first / BLOCK * self.tile_count() * EIGHTS..][..self.tile_count() * EIGHTS];
+        for at in (0..BLOCK).step_by(POINTS) {
+            turn::<D>(&a.placed[(first + at) * d..][..POINTS * d], d, &mut s.points);
+            let squares = a.squares[first + at..][..POINTS].as_chunks::<8>().0;
+            let mut least = Least::none();
+            for tile in 0..self.tile_count() {
+                let (halves, rows) = self.tile(tile);
+                let lows = v.take_tile(&s.points, tile, halves, rows, &mut least);
+                let lower = &mut lower[tile * EIGHTS + at / 8..][..VECTORS];
+                for p in 0..VECTORS {
+                    v.store(self.bounds(v, v.load(&squares[p]), v.load(&lows.0[p])), &mut lower[p]);
+                }
+            }
+            for p in 0..POINTS {
+                let (best, other, tile) = least.of(p);
+                (b.best[at + p], b.other[at + p], b.tile[at + p]) = (best, other, tile as u8);
+            }
+        }
+        self.decide::<V, T, D>(v, a, &b, first, s);
+    }
+
+    /// Scans for each point the tile of its codeword, then those that may hold a nearer one.
+    #[inline(always)]
+    fn next_block<V: Eight, T: Real, const D: usize>(
         &self,
         v: V,
         a: &mut Pass<T>,
+        drift: &[f32],
         first: usize,
-        count: usize,
         s: &mut Scratch,
     ) {
         let d = if D > 0 { D } else { self.d() };
-        let tiles = self.tile_count();
-        let eights = a.lower.len() / a.new.len();
-        let at = |p: usize| first + p.min(count - 1);
-        let x: [&[f32]; 4] = std::array::from_fn(|p| &a.placed[at(p) * d..][..d]);
-        let infinite = v.splat(f32::INFINITY);
-        for eight in 0..eights {
-            let mut all = [[infinite; 8]; 4];
-            for pair in 0..4 {
-                let tile = 8 * eight + 2 * pair;
-                if tile >= tiles {
-                    break;
+        let count = BLOCK.min(a.new.len() - first);
+        let lower = &mut a.lower[first / BLOCK * self.tile_count() * EIGHTS..][..self.tile_count() * EIGHTS];
+        let placed = &a.placed[first * d..][..PLACES * d];
+        let mut squares = [0.0; PLACES];
+        squares[..BLOCK].copy_from_slice(&a.squares[first..][..BLOCK]);
+        let mut b = Block::NEW;
+        for (tile, &code) in b.tile.iter_mut().zip(&a.old[first..][..count]) {
+            *tile = self.tile_of(code) as u8;
+        }
+        let own = b.tile;
+        let (mut bounds, mut limits) = ([0.0; PLACES], [f32::NEG_INFINITY; PLACES]);
+        let mut reach = [f32::NEG_INFINITY; PLACES];
+        for e in 0..count.div_ceil(8) {
+            let mut scores = [v.splat(0.0); 8];
+            for p in 0..8 {
+                let at = 8 * e + p;
+                scores[p] = self.scores::<V, D>(v, &placed[at * d..][..d], usize::from(own[at]));
+            }
+            let (least, square) = (v.leasts(scores), v.load(&squares.as_chunks().0[e]));
+            let limit = self.limits(v, square, least);
+            let far = v.sqrt(v.max(v.add(v.add(limit, limit), square), v.splat(0.0)));
+            v.store(limit, &mut limits.as_chunks_mut().0[e]);
+            v.store(least, &mut b.best.as_chunks_mut().0[e]);
+            v.store(self.bounds(v, square, least), &mut bounds.as_chunks_mut().0[e]);
+            v.store(v.mul(far, v.splat(UP)), &mut reach.as_chunks_mut().0[e]);
+            for p in 0..8 {
+                b.near[8 * e + p] = v.le(scores[p], v.splat(limits[8 * e + p])) as u8;
+                // Not to be listed.
+                lower[usize::from(own[8 * e + p]) * EIGHTS + e][p] = f32::INFINITY;
+            }
+        }
+        reach[count..].fill(f32::NEG_INFINITY);
+        let mut list = [0; PLACES + 8];
+        for (tile, &drift) in drift.iter().enumerate() {
+            let lower = &mut lower[tile * EIGHTS..][..EIGHTS];
+            let mut len = 0;
+            for e in 0..BLOCK / 8 {
+                let off = v.sub(v.load(&lower[e]), v.splat(drift));
+                let mask = v.le(off, v.load(&reach.as_chunks().0[e]));
+                // Appends without a branch.
+                let eight = u64::from_le_bytes(BITS[mask as usize & 255]) + 8 * e as u64 * 0x0101_0101_0101_0101;
+                list[len..len + 8].copy_from_slice(&eight.to_le_bytes());
+                len += mask.count_ones() as usize;
+            }
+            list[len..len + 8].fill(BLOCK as u8);
+            let lower = lower.as_flattened_mut();
+            let (halves, rows) = self.tile(tile);
+            let rows = &rows[..d];
+            for at in &list.as_chunks::<8>().0[..len.div_ceil(8)] {
+                let (mut square, mut limit) = ([0.0; 8], [0.0; 8]);
+                let mut scores = [v.load(halves); 8];
+                for half in 0..2 {
+                    let mut x = [&placed[..d]; 4];
+                    for p in 0..4 {
+                        let at = usize::from(at[4 * half + p]);
+                        x[p] = &placed[at * d..][..d];
+                        (square[4 * half + p], limit[4 * half + p]) = (squares[at], limits[at]);
+                    }
+                    for j in 0..d {
+                        let row = v.load(&rows[j]);
+                        for p in 0..4 {
+                            scores[4 * half + p] = v.mul_add(v.splat(x[p][j]), row, scores[4 * half + p]);
+                        }
+                    }
                 }
-                // The last tile twice where it is alone.
-                let acc = self.two_by_four::<V, D>(v, x, tile, (tile + 1).min(tiles - 1));
-                for p in 0..4 {
-                    all[p][2 * pair] = acc[p][0];
-                    if tile + 1 < tiles {
-                        all[p][2 * pair + 1] = acc[p][1];
+                let least = v.leasts(scores);
+                let bound = self.bounds(v, v.load(&square), least);
+                let mut new = [0.0; 8];
+                v.store(v.mul(v.add(bound, v.splat(drift)), v.splat(DOWN)), &mut new);
+                for p in 0..8 {
+                    lower[usize::from(at[p])] = new[p];
+                }
+                let mut near = v.le(least, v.load(&limit));
+                if near != 0 {
+                    let mut lows = [0.0; 8];
+                    v.store(least, &mut lows);
+                    while near != 0 {
+                        let p = near.trailing_zeros() as usize % 8;
+                        near &= near - 1;
+                        let (low, at) = (lows[p], usize::from(at[p]));
+                        let best = b.best[at];
+                        b.other[at] = b.other[at].min(low.max(best));
+                        if low < best {
+                            (b.best[at], b.tile[at], b.near[at]) = (low, tile as u8, 0);
+                            limits[at] = low + (self.kappa * (squares[at] + low.abs()) + self.tiny);
+                        }
                     }
                 }
             }
-            for p in 0..count {
-                v.store(v.leasts(all[p]), &mut a.lower[(first + p) * eights + eight]);
+        }
+        for e in 0..BLOCK / 8 {
+            for p in 0..8 {
+                let tile = usize::from(own[8 * e + p]);
+                lower[tile * EIGHTS + e][p] = (bounds[8 * e + p] + drift[tile]) * DOWN;
             }
         }
-        let zero = v.splat(0.0);
-        for p in 0..count {
-            let i = first + p;
-            let square = a.squares[i];
-            let lower = &mut a.lower[i * eights..][..eights];
-            let mut q = Query::new(x[p], square);
-            let mut low = infinite;
-            for lower in &*lower {
-                low = v.min(v.load(lower), low);
-            }
-            q.found(self, v.least(low));
-            s.kept.clear();
-            for (eight, lower) in lower.iter_mut().enumerate() {
-                let scores = v.load(lower);
-                let mut mask = v.le(scores, v.splat(q.limit));
-                while mask != 0 {
-                    let tile = 8 * eight + mask.trailing_zeros() as usize;
-                    mask &= mask - 1;
-                    self.scan::<V, D>(v, &mut q, tile, s);
-                }
-                // As `bound`.
-                let size = v.max(scores, v.sub(zero, scores));
-                let off =
-                    v.mul_add(v.splat(-2.5 * self.kappa), size, v.splat(-2.5 * (self.kappa * square + self.tiny)));
-                let inside = v.mul_add(v.splat(2.0), scores, v.splat(square));
-                let bound = v.sqrt(v.max(v.mul_add(v.splat(1.0), off, inside), zero));
-                v.store(v.mul_add(bound, v.splat(DOWN), zero), lower);
-            }
-            // Of slots that are empty the scores are infinite, and their bounds NaN.
-            for tile in tiles..8 * eights {
-                lower[tile / 8][tile % 8] = f32::INFINITY;
-            }
-            a.new[i] = self.decide(a, i, q.limit, s);
-        }
+        self.decide::<V, T, D>(v, a, &b, first, s);
     }
 
-    /// Compares the bounds of some points, then scans the tiles that may hold the nearest codewords.
+    /// The nearest codewords of a block's points.
     #[inline(always)]
-    fn batch<V: Eight, T: Real, const D: usize>(
+    fn decide<V: Eight, T: Real, const D: usize>(
         &self,
         v: V,
         a: &mut Pass<T>,
-        drift: &[[f32; 8]],
+        b: &Block,
         first: usize,
-        count: usize,
         s: &mut Scratch,
     ) {
         let d = if D > 0 { D } else { self.d() };
-        let eights = drift.len();
-        // No branches here, so that the processor overlaps the points.
-        let mut marks = [(0.0f32, 0u32, 0u64); BATCH];
-        for (p, mark) in marks[..count].iter_mut().enumerate() {
-            let i = first + p;
-            let x = &a.placed[i * d..][..d];
-            let mut q = Query::new(x, a.squares[i]);
-            let own = self.tile_of(a.old[i]);
-            let scores = self.scores::<V, D>(v, x, own);
-            let least = v.least(scores);
-            q.found(self, least);
-            let near = v.le(scores, v.splat(q.limit));
-            let reach = v.splat(q.reach.max(0.0).sqrt() * UP);
-            let lower = &mut a.lower[i * eights..][..eights];
-            let mut mask = 0;
-            for (e, (lower, drift)) in lower.iter().zip(drift).enumerate() {
-                mask |= u64::from(v.le(v.sub(v.load(lower), v.load(drift)), reach)) << (8 * e);
+        let count = BLOCK.min(a.new.len() - first);
+        for p in 0..count {
+            let (x, square, tile) = (&a.placed[(first + p) * d..][..d], a.squares[first + p], usize::from(b.tile[p]));
+            let limit = b.best[p] + (self.kappa * (square + b.best[p].abs()) + self.tiny);
+            let mut near = u32::from(b.near[p]);
+            if near == 0 {
+                near = v.le(self.scores::<V, D>(v, x, tile), v.splat(limit));
             }
-            lower[own / 8][own % 8] = (self.bound(q.square, least) + drift[own / 8][own % 8]) * DOWN;
-            // Two that may be nearest: the top bit, which no slot needs.
-            let slot = 8 * own as u32 + near.trailing_zeros().min(7);
-            *mark = (least, slot | u32::from(near & near.wrapping_sub(1) != 0) << 31, mask & !(1 << own));
-        }
-        for (p, &(least, slot, mut mask)) in marks[..count].iter().enumerate() {
-            let i = first + p;
-            if mask == 0 && slot >> 31 == 0 {
-                a.new[i] = self.code_of(slot);
-                continue;
-            }
-            let x = &a.placed[i * d..][..d];
-            let square = a.squares[i];
-            let mut q = Query::new(x, square);
-            q.found(self, least);
-            s.kept.clear();
-            if slot >> 31 == 0 {
-                s.kept.push((least, slot));
+            if near.is_power_of_two() && b.other[p] > limit {
+                a.new[first + p] = self.code_of(8 * tile as u32 + near.trailing_zeros());
             } else {
-                let own = (slot & !(1 << 31)) as usize / 8;
-                self.keep(v, &mut q, self.scores::<V, D>(v, x, own), own, s);
+                self.settle::<V, T, D>(v, a, b.best[p], first, p, s);
             }
-            while mask != 0 {
-                let tile = mask.trailing_zeros() as usize;
-                mask &= mask - 1;
-                let scores = self.scores::<V, D>(v, x, tile);
-                let least = v.least(scores);
-                a.lower[i * eights + tile / 8][tile % 8] =
-                    (self.bound(square, least) + drift[tile / 8][tile % 8]) * DOWN;
-                if least <= q.limit {
-                    self.keep(v, &mut q, scores, tile, s);
-                }
-            }
-            a.new[i] = self.decide(a, i, q.limit, s);
         }
     }
 
-    /// The nearest of those kept.
-    #[inline(always)]
-    fn decide<T: Real>(&self, a: &Pass<T>, i: usize, limit: f32, s: &mut Scratch) -> u32 {
-        if s.kept.len() > 1 {
-            s.kept.retain(|&(score, _)| score <= limit);
+    /// Asks the definition about the codewords within the bounds.
+    fn settle<V: Eight, T: Real, const D: usize>(
+        &self,
+        v: V,
+        a: &mut Pass<T>,
+        best: f32,
+        first: usize,
+        p: usize,
+        s: &mut Scratch,
+    ) {
+        let (d, i) = (self.d(), first + p);
+        let mut q = Query::new(&a.placed[i * d..][..d], a.squares[i]);
+        q.found(self, best);
+        let reach = q.reach.max(0.0).sqrt() * UP;
+        let lower = &a.lower[first / BLOCK * self.tile_count() * EIGHTS..][..self.tile_count() * EIGHTS];
+        s.kept.clear();
+        for (tile, lower) in lower.chunks_exact(EIGHTS).enumerate() {
+            if lower[p / 8][p % 8] - a.drift.map_or(0.0, |drift| drift[tile]) <= reach {
+                self.scan::<V, D>(v, &mut q, tile, s);
+            }
         }
-        if let [(_, slot)] = s.kept[..] {
-            return self.code_of(slot);
-        }
-        let d = self.d();
+        s.kept.retain(|&(score, _)| score <= q.limit);
         let mut found = [(0.0, 0)];
         let among = s.kept.iter().map(|&(_, slot)| self.code_of(slot));
         scalar::nearest(&a.x[i * d..][..d], a.codebook, among, &mut found);
-        found[0].1
+        a.new[i] = found[0].1;
     }
 }

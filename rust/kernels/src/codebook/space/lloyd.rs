@@ -486,24 +486,13 @@ fn sum_up<T: Real>(
         counts.fill(0.0);
         let range = (task * share).min(codes.len())..((task + 1) * share).min(codes.len());
         let x = &x[range.start * d..range.end * d];
-        for (i, (x, &code)) in x.chunks_exact(d).zip(&codes[range.clone()]).enumerate() {
-            let code = code as usize;
-            let sums = &mut sums[code * d..][..d];
-            match weight {
-                None => {
-                    counts[code] += 1.0;
-                    for (sum, x) in sums.iter_mut().zip(x) {
-                        *sum += x.wide();
-                    }
-                }
-                Some(weight) => {
-                    let w = weight[range.start + i];
-                    counts[code] += w;
-                    for (sum, x) in sums.iter_mut().zip(x) {
-                        *sum += w * x.wide();
-                    }
-                }
-            }
+        let (codes, weight) = (&codes[range.clone()], weight.map(|weight| &weight[range]));
+        match d {
+            2 => sum_points::<T, 2>(x, d, weight, codes, sums, counts),
+            4 => sum_points::<T, 4>(x, d, weight, codes, sums, counts),
+            8 => sum_points::<T, 8>(x, d, weight, codes, sums, counts),
+            16 => sum_points::<T, 16>(x, d, weight, codes, sums, counts),
+            _ => sum_points::<T, 0>(x, d, weight, codes, sums, counts),
         }
     })?;
     for (all, width) in [(sums, k * d), (counts, k)] {
@@ -515,6 +504,33 @@ fn sum_up<T: Real>(
         }
     }
     Ok(())
+}
+
+/// [`sum_up`] of some points, of `D` dimensions if not 0.
+#[inline(always)]
+fn sum_points<T: Real, const D: usize>(
+    x: &[T],
+    d: usize,
+    weight: Option<&[f64]>,
+    codes: &[u32],
+    sums: &mut [f64],
+    counts: &mut [f64],
+) {
+    let d = if D > 0 { D } else { d };
+    for (i, (x, &code)) in x.chunks_exact(d).zip(codes).enumerate() {
+        let w = weight.map_or(1.0, |weight| weight[i]);
+        counts[code as usize] += w;
+        let sums = &mut sums[code as usize * d..][..d];
+        if weight.is_none() {
+            for j in 0..d {
+                sums[j] += x[j].wide();
+            }
+        } else {
+            for j in 0..d {
+                sums[j] += w * x[j].wide();
+            }
+        }
+    }
 }
 
 /// Gives each codeword without points one: the farthest from theirs, of equally

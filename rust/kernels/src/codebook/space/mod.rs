@@ -10,6 +10,7 @@ mod bounds;
 mod eight;
 mod lloyd;
 mod scalar;
+mod scan;
 #[cfg(test)]
 mod tests;
 mod tree;
@@ -240,7 +241,7 @@ impl Slots {
                 placed: try_zeroed(checked_product("x", &[block, d])?)?,
                 squares: try_zeroed(block)?,
                 found: try_zeroed(checked_product("top", &[block, top])?)?,
-                scratch: Scratch::new(k, top)?,
+                scratch: Scratch::new(k, d, top)?,
             }))
         };
         Ok(Slots((0..ctl.threads()).map(|_| slot()).collect::<Result<_>>()?))

@@ -20,24 +20,23 @@
 
 use super::eight::Eight;
 use super::scalar::{self, Real};
+use super::scan::{POINTS, Points, scan, turn};
 use crate::Ctl;
 use crate::error::{Result, try_zeroed};
 
-/// Tiles whose least scores a scan of all tiles keeps together.
-const BLOCK: usize = 4;
-/// Tiles that a scan of all tiles takes at a time.
-const RUN: usize = 256;
 /// More dimensions make the bound on errors useless.
 const MAX_D: usize = 1 << 14;
 /// Points that take more to come to magnitudes of 1 have squares that underflow
 /// in float64, and the definition rounds by more than the bounds allow for.
 const LEAST: f64 = f64::from_bits((1023 + 400) << 52);
-/// A scan of a single tile and a box test, in tiles of a scan of all, where four
-/// points share loads and nothing depends on what came before.
-const SCAN_COST: usize = 3;
-const TEST_COST: usize = 8;
+/// What a scan of a single tile and a box test cost, in tiles of a scan of all, which
+/// [`POINTS`] share and where nothing depends on what came before.
+const SCAN_COST: usize = 10;
+const TEST_COST: usize = 14;
 /// What else a point of a scan of all tiles costs.
-const SIFT_COST: usize = 16;
+const FINISH_COST: usize = 10;
+/// Points of a search that show whether boxes rule enough out.
+const PROBE: usize = 16;
 
 /// Where points and codewords are taken from: `(x - centre) * scale`.
 pub(super) struct Frame {
@@ -116,26 +115,18 @@ pub(super) struct Scratch {
     pub(super) kept: Vec<(f32, u32)>,
     /// The least scores so far, ascending, when more than one is asked for.
     best: Vec<f32>,
-    least: Vec<[f32; 8]>,
-    /// As `kept`, of four points whose tiles are scanned together.
-    four: [Vec<(f32, u32)>; 4],
+    /// Points of a scan of all tiles.
+    pub(super) points: Vec<Points>,
     scanned: usize,
     tested: usize,
 }
 
 impl Scratch {
-    /// For searches in a codebook of `k`, of the `top` nearest.
-    pub(super) fn new(k: usize, top: usize) -> Result<Scratch> {
+    /// For searches in a codebook of `k` in `d` dimensions, of the `top` nearest.
+    pub(super) fn new(k: usize, d: usize, top: usize) -> Result<Scratch> {
         let mut kept: Vec<(f32, u32)> = try_zeroed(k.next_multiple_of(8))?;
         kept.clear();
-        Ok(Scratch {
-            kept,
-            best: try_zeroed(top)?,
-            least: try_zeroed(4 * RUN / BLOCK)?,
-            four: Default::default(),
-            scanned: 0,
-            tested: 0,
-        })
+        Ok(Scratch { kept, best: try_zeroed(top)?, points: try_zeroed(d)?, scanned: 0, tested: 0 })
     }
 }
 
@@ -251,6 +242,12 @@ impl Tree {
 
     pub(super) fn tile_count(&self) -> usize {
         self.halves.len()
+    }
+
+    /// `|c|²/2` of a tile's codewords, and -c', dimension by dimension.
+    #[inline(always)]
+    pub(super) fn tile(&self, tile: usize) -> (&[f32; 8], &[[f32; 8]]) {
+        (&self.halves[tile], &self.tiles[tile * self.d..][..self.d])
     }
 
     #[inline(always)]
@@ -398,126 +395,6 @@ impl Tree {
         v.le(all, v.splat(q.reach)) & ((1 << self.children(level, node)) - 1)
     }
 
-    /// Scores of four points in two tiles.
-    #[inline(always)]
-    pub(super) fn two_by_four<V: Eight, const D: usize>(
-        &self,
-        v: V,
-        x: [&[f32]; 4],
-        first: usize,
-        second: usize,
-    ) -> [[V::F; 2]; 4] {
-        let d = if D > 0 { D } else { self.d };
-        let x = x.map(|x| &x[..d]);
-        let (a, b) = (&self.tiles[first * d..][..d], &self.tiles[second * d..][..d]);
-        let mut acc = [[v.load(&self.halves[first]), v.load(&self.halves[second])]; 4];
-        for j in 0..d {
-            let c = [v.load(&a[j]), v.load(&b[j])];
-            for p in 0..4 {
-                let x = v.splat(x[p][j]);
-                acc[p][0] = v.mul_add(x, c[0], acc[p][0]);
-                acc[p][1] = v.mul_add(x, c[1], acc[p][1]);
-            }
-        }
-        acc
-    }
-
-    /// Least scores of `BLOCK`s of the tiles of `run` for four points.
-    #[inline(always)]
-    fn blocks<V: Eight, const D: usize>(
-        &self,
-        v: V,
-        x: [&[f32]; 4],
-        run: std::ops::Range<usize>,
-        least: &mut [[f32; 8]],
-    ) {
-        let infinite = v.splat(f32::INFINITY);
-        for (block, least) in run.step_by(BLOCK).zip(least.chunks_exact_mut(4)) {
-            let end = self.halves.len().min(block + BLOCK);
-            let mut low = [infinite; 4];
-            let mut tile = block;
-            while tile + 2 <= end {
-                let acc = self.two_by_four::<V, D>(v, x, tile, tile + 1);
-                for p in 0..4 {
-                    low[p] = v.min(v.min(acc[p][0], acc[p][1]), low[p]);
-                }
-                tile += 2;
-            }
-            if tile < end {
-                for p in 0..4 {
-                    low[p] = v.min(self.scores::<V, D>(v, x[p], tile), low[p]);
-                }
-            }
-            for p in 0..4 {
-                v.store(low[p], &mut least[p]);
-            }
-        }
-    }
-
-    /// Scans all tiles for up to four points (the last repeated), and gives what each keeps to `done`.
-    #[inline(always)]
-    fn all_tiles<V: Eight, const D: usize>(
-        &self,
-        v: V,
-        x: [&[f32]; 4],
-        squares: [f32; 4],
-        s: &mut Scratch,
-        mut done: impl FnMut(usize, &mut Scratch, f32),
-        count: usize,
-    ) {
-        let tiles = self.halves.len();
-        let mut queries: [Query; 4] = std::array::from_fn(|p| Query::new(x[p], squares[p]));
-        let (mut least, mut four) = (std::mem::take(&mut s.least), std::mem::take(&mut s.four));
-        for first in (0..tiles).step_by(RUN) {
-            let run = first..tiles.min(first + RUN);
-            self.blocks::<V, D>(v, x, run.clone(), &mut least);
-            for p in 0..count {
-                std::mem::swap(&mut s.kept, &mut four[p]);
-                self.sift::<V, D>(v, &mut queries[p], p, run.clone(), &least, s);
-                std::mem::swap(&mut s.kept, &mut four[p]);
-            }
-        }
-        for p in 0..count {
-            std::mem::swap(&mut s.kept, &mut four[p]);
-            done(p, s, queries[p].limit);
-            std::mem::swap(&mut s.kept, &mut four[p]);
-        }
-        (s.least, s.four) = (least, four);
-    }
-
-    /// Goes into the blocks that hold something within the bound.
-    #[inline(always)]
-    fn sift<V: Eight, const D: usize>(
-        &self,
-        v: V,
-        q: &mut Query,
-        p: usize,
-        run: std::ops::Range<usize>,
-        least: &[[f32; 8]],
-        s: &mut Scratch,
-    ) {
-        let blocks = run.len().div_ceil(BLOCK);
-        let mut low = v.splat(f32::INFINITY);
-        for b in 0..blocks {
-            low = v.min(v.load(&least[4 * b + p]), low);
-        }
-        let low = v.least(low);
-        if low < q.best {
-            q.found(self, low);
-        }
-        if low > q.limit {
-            return;
-        }
-        for b in 0..blocks {
-            if v.le(v.load(&least[4 * b + p]), v.splat(q.limit)) != 0 {
-                let first = run.start + b * BLOCK;
-                for tile in first..run.end.min(first + BLOCK) {
-                    self.scan::<V, D>(v, q, tile, s);
-                }
-            }
-        }
-    }
-
     /// For each point, its nearest codewords to `found`: see [`search`].
     #[inline(always)]
     fn search_in<V: Eight, T: Real, const D: usize>(&self, v: V, a: &mut Search<T>, s: &mut Scratch) {
@@ -525,58 +402,93 @@ impl Tree {
         let n = a.squares.len();
         let d = self.d;
         (s.scanned, s.tested) = (0, 0);
-        let probe = 32;
         let mut i = 0;
-        let each = |i: usize, s: &mut Scratch, a: &mut Search<T>, limit: f32| {
-            let x = &a.x[i * d..][..d];
-            s.kept.retain(|&(score, _)| score <= limit);
-            let found = &mut a.found[i * top..][..top];
-            if let ([(_, slot)], true) = (&s.kept[..], top == 1 && !a.distances) {
-                found[0] = (0.0, self.order[*slot as usize]);
-            } else {
-                scalar::nearest(x, a.codebook, s.kept.iter().map(|&(_, slot)| self.order[slot as usize]), found);
-            }
-            s.kept.clear();
-        };
         while i < n {
             if !self.covers(a.squares[i]) {
-                scalar::nearest(&a.x[i * d..][..d], a.codebook, 0..self.k as u32, &mut a.found[i * top..][..top]);
+                self.ask_all(a, i);
                 i += 1;
                 continue;
             }
-            let pays =
-                (SCAN_COST * s.scanned + TEST_COST * s.tested) < (self.halves.len() + SIFT_COST) * i.clamp(1, probe);
-            if i < probe || pays || top > 1 {
+            let seen = i.clamp(1, PROBE);
+            let pays = SCAN_COST * s.scanned + TEST_COST * s.tested < (self.halves.len() + FINISH_COST) * seen;
+            if i < PROBE || pays || top > 1 {
                 let mut q = Query::new(&a.placed[i * d..][..d], a.squares[i]);
                 s.best.fill(f32::INFINITY);
-                let guess = a.guesses.map(|g| g[i]);
                 let before = (s.scanned, s.tested);
-                self.descend::<V, D>(v, &mut q, guess, s);
-                if i >= probe {
+                self.descend::<V, D>(v, &mut q, a.guesses.map(|g| g[i]), s);
+                if i >= PROBE {
                     (s.scanned, s.tested) = before;
                 }
                 let limit = q.limit;
-                each(i, s, a, limit);
+                self.ask(a, i, limit, s);
                 i += 1;
+            } else {
+                let end = n.min(i + POINTS);
+                self.scan_all::<V, T, D>(v, a, i..end, s);
+                i = end;
+            }
+        }
+    }
+
+    /// Scans all tiles for some points.
+    #[inline(always)]
+    fn scan_all<V: Eight, T: Real, const D: usize>(
+        &self,
+        v: V,
+        a: &mut Search<T>,
+        points: std::ops::Range<usize>,
+        s: &mut Scratch,
+    ) {
+        let d = if D > 0 { D } else { self.d };
+        turn::<D>(&a.placed[points.start * d..points.end * d], d, &mut s.points);
+        let least = scan::<V, D>(v, self, &s.points);
+        for i in points.clone() {
+            if !self.covers(a.squares[i]) {
+                self.ask_all(a, i);
                 continue;
             }
-            let count = (n - i).min(4);
-            let placed = a.placed;
-            let at = |p: usize| i + p.min(count - 1);
-            let squares: [f32; 4] = std::array::from_fn(|p| a.squares[at(p)]);
-            if squares.iter().any(|&square| !self.covers(square)) {
-                for p in 0..count {
-                    let i = i + p;
-                    scalar::nearest(&a.x[i * d..][..d], a.codebook, 0..self.k as u32, &mut a.found[i * top..][..top]);
-                }
-            } else {
-                let x: [&[f32]; 4] = std::array::from_fn(|p| &placed[at(p) * d..][..d]);
-                let before = s.scanned;
-                self.all_tiles::<V, D>(v, x, squares, s, |p, s, limit| each(i + p, s, a, limit), count);
-                s.scanned = before;
+            let (score, other, tile) = least.of(i - points.start);
+            let mut q = Query::new(&a.placed[i * d..][..d], a.squares[i]);
+            q.found(self, score);
+            let scores = self.scores::<V, D>(v, q.x, tile);
+            let near = v.le(scores, v.splat(q.limit));
+            if near.is_power_of_two() && other > q.limit {
+                let code = self.order[8 * tile + near.trailing_zeros() as usize];
+                let (x, c) = (&a.x[i * d..][..d], &a.codebook[code as usize * d..][..d]);
+                a.found[i] = (if a.distances { scalar::distance(x, c) } else { 0.0 }, code);
+                continue;
             }
-            i += count;
+            if near != 0 && other > q.limit {
+                self.keep(v, &mut q, scores, tile, s);
+            } else {
+                let before = (s.scanned, s.tested);
+                self.descend::<V, D>(v, &mut q, Some(self.order[8 * tile]), s);
+                (s.scanned, s.tested) = before;
+            }
+            let limit = q.limit;
+            self.ask(a, i, limit, s);
         }
+    }
+
+    /// Asks the definition about what was kept of a point.
+    #[inline(always)]
+    fn ask<T: Real>(&self, a: &mut Search<T>, i: usize, limit: f32, s: &mut Scratch) {
+        let (d, top) = (self.d, s.best.len());
+        s.kept.retain(|&(score, _)| score <= limit);
+        let found = &mut a.found[i * top..][..top];
+        if let ([(_, slot)], true) = (&s.kept[..], top == 1 && !a.distances) {
+            found[0] = (0.0, self.order[*slot as usize]);
+        } else {
+            let among = s.kept.iter().map(|&(_, slot)| self.order[slot as usize]);
+            scalar::nearest(&a.x[i * d..][..d], a.codebook, among, found);
+        }
+        s.kept.clear();
+    }
+
+    /// Asks the definition about all codewords.
+    fn ask_all<T: Real>(&self, a: &mut Search<T>, i: usize) {
+        let (d, top) = (self.d, a.found.len() / a.squares.len());
+        scalar::nearest(&a.x[i * d..][..d], a.codebook, 0..self.k as u32, &mut a.found[i * top..][..top]);
     }
 
     #[inline(always)]
