@@ -57,15 +57,21 @@ pub(crate) trait Lanes: Copy {
         }
         sum
     }
-    /// Of each of N dwords, 4N bytes, what is in `entries`, from its `tables` on, at the byte
-    /// at bit `shift`.
+    /// Of N columns of eight codes each, the first four of all and the others, 4N bytes, what is
+    /// in `entries` at each code, from the column's of `tables` on: by code. Codes have `NBITS`.
     #[inline(always)]
-    fn gather(self, entries: &[f32], tables: &[u32], x: &[u8], shift: u32) -> Self::F {
-        let mut lanes = [0.0; 16];
-        for ((lane, &table), x) in lanes.iter_mut().zip(tables).zip(x.as_chunks::<4>().0) {
-            *lane = entries[table as usize + usize::from((u32::from_le_bytes(*x) >> shift) as u8)];
+    fn look_up<const NBITS: u32>(self, entries: &[f32], tables: &[u32], codes: [&[u8]; 2]) -> [Self::F; 8] {
+        let mut out = [self.splat(0.0); 8];
+        for (i, out) in out.iter_mut().enumerate() {
+            let mut lanes = [0.0; 16];
+            for (j, (lane, &table)) in lanes.iter_mut().zip(&tables[..Self::N]).enumerate() {
+                let code = codes[i / 4][4 * j + i % 4];
+                debug_assert!(u32::from(code) >> NBITS == 0);
+                *lane = entries[table as usize + usize::from(code)];
+            }
+            *out = self.load(&lanes[..Self::N]);
         }
-        self.load(&lanes[..Self::N])
+        out
     }
 
     /// N doubles of 0.
@@ -387,6 +393,38 @@ mod x86 {
         }
     }
 
+    /// Eight by eight floats, transposed.
+    ///
+    /// # Safety
+    /// The CPU has AVX.
+    #[inline(always)]
+    unsafe fn transposed(a: [__m256; 8]) -> [__m256; 8] {
+        macro_rules! pairs {
+            ($i:literal) => {
+                (_mm256_unpacklo_ps(a[$i], a[$i + 1]), _mm256_unpackhi_ps(a[$i], a[$i + 1]))
+            };
+        }
+        macro_rules! fours {
+            ($a:expr, $b:expr) => {
+                (_mm256_shuffle_ps::<0x44>($a, $b), _mm256_shuffle_ps::<0xee>($a, $b))
+            };
+        }
+        // SAFETY: the caller's promise.
+        unsafe {
+            let (two, four, six, eight) = (pairs!(0), pairs!(2), pairs!(4), pairs!(6));
+            let low = [fours!(two.0, four.0), fours!(two.1, four.1)];
+            let high = [fours!(six.0, eight.0), fours!(six.1, eight.1)];
+            let mut out = [_mm256_setzero_ps(); 8];
+            for i in 0..2 {
+                out[2 * i] = _mm256_permute2f128_ps::<0x20>(low[i].0, high[i].0);
+                out[2 * i + 1] = _mm256_permute2f128_ps::<0x20>(low[i].1, high[i].1);
+                out[2 * i + 4] = _mm256_permute2f128_ps::<0x31>(low[i].0, high[i].0);
+                out[2 * i + 5] = _mm256_permute2f128_ps::<0x31>(low[i].1, high[i].1);
+            }
+            out
+        }
+    }
+
     impl Lanes for Avx2 {
         const N: usize = 8;
         type F = __m256;
@@ -484,21 +522,6 @@ mod x86 {
                 }
                 sum
             }
-            gather(entries: &[f32], tables: &[u32], x: &[u8], shift: u32) -> __m256 {
-                assert!(x.len() == 32 && tables.len() == 8);
-                let x = _mm256_loadu_si256(x.as_ptr().cast());
-                let byte = _mm256_and_si256(_mm256_srl_epi32(x, _mm_cvtsi32_si128(shift as i32)), _mm256_set1_epi32(255));
-                let at = _mm256_add_epi32(byte, _mm256_loadu_si256(tables.as_ptr().cast()));
-                let past = _mm256_cmpgt_epi32(at, _mm256_set1_epi32(entries.len() as i32 - 1));
-                assert!(entries.len() <= i32::MAX as usize && _mm256_testz_si256(past, past) == 1);
-                // Loads one by one, which cost less than a gather does before Zen 4.
-                let (mut index, mut lanes) = ([0u32; 8], [0f32; 8]);
-                _mm256_storeu_si256(index.as_mut_ptr().cast(), at);
-                for i in 0..8 {
-                    lanes[i] = *entries.as_ptr().add(index[i] as usize);
-                }
-                _mm256_loadu_ps(lanes.as_ptr())
-            }
             pick(table: Table, x: &[u8], shift: u32) -> __m256 {
                 assert!(x.len() == 32);
                 let x = _mm256_loadu_si256(x.as_ptr().cast());
@@ -549,6 +572,42 @@ mod x86 {
             exp2i(n: __m256) -> __m256 {
                 let biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
                 _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23))
+            }
+        }
+
+        #[inline(always)]
+        fn look_up<const NBITS: u32>(self, entries: &[f32], tables: &[u32], codes: [&[u8]; 2]) -> [__m256; 8] {
+            assert!(tables.len() == 8 && codes[0].len() == 32 && codes[1].len() == 32);
+            assert!((1usize << NBITS..=i32::MAX as usize).contains(&entries.len()));
+            // SAFETY: the token proves the instruction set; a table that would end past the entries is refused.
+            unsafe {
+                let last = _mm256_set1_epi32((entries.len() - (1 << NBITS)) as i32);
+                let first = _mm256_loadu_si256(tables.as_ptr().cast());
+                let past = _mm256_or_si256(_mm256_cmpgt_epi32(first, last), first);
+                assert!(_mm256_movemask_ps(_mm256_castsi256_ps(past)) == 0);
+                let [low, high] =
+                    [_mm256_loadu_si256(codes[0].as_ptr().cast()), _mm256_loadu_si256(codes[1].as_ptr().cast())];
+                // Of each column eight bytes: columns 0, 1, 4, 5, then 2, 3, 6, 7.
+                let mut eights = [0u64; 8];
+                _mm256_storeu_si256(eights.as_mut_ptr().cast(), _mm256_unpacklo_epi32(low, high));
+                _mm256_storeu_si256(eights[4..].as_mut_ptr().cast(), _mm256_unpackhi_epi32(low, high));
+                let mut columns = [_mm256_setzero_ps(); 8];
+                for j in 0..8 {
+                    let from = entries.as_ptr().add(tables[j] as usize);
+                    let eight = &eights[[0, 1, 4, 5, 2, 3, 6, 7][j]];
+                    let at = _mm256_cvtepu8_epi32(_mm_loadl_epi64((eight as *const u64).cast()));
+                    columns[j] = match NBITS {
+                        0..=2 => _mm256_permutevar8x32_ps(_mm256_castps128_ps256(_mm_loadu_ps(from)), at),
+                        3 => _mm256_permutevar8x32_ps(_mm256_loadu_ps(from), at),
+                        4 => {
+                            let low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(from), at);
+                            let high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(from.add(8)), at);
+                            _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32::<28>(at)))
+                        }
+                        _ => _mm256_i32gather_ps::<4>(from, _mm256_and_si256(at, _mm256_set1_epi32((1 << NBITS) - 1))),
+                    };
+                }
+                transposed(columns)
             }
         }
     }

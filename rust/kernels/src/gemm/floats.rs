@@ -69,9 +69,7 @@ fn spans(depth: Range<usize>, group_size: usize) -> impl Iterator<Item = Range<u
 #[inline(always)]
 fn sums<L: Lanes>(l: L, x: &[f32], panel: &GroupPanel, scratch: &mut [f32], out: &mut [[f32; PANEL]]) {
     out.iter_mut().for_each(|out| out.fill(0.0));
-    if let [out] = out
-        && few_are_quick(panel)
-    {
+    if let [out] = out {
         return one(l, x, panel, out);
     }
     let (k, group_size) = (panel.k, panel.groups.group_size());
@@ -154,37 +152,99 @@ fn term<L: Lanes, const R: usize>(l: L, x: &[f32; R], w: &[f32], sums: &mut [[L:
     }
 }
 
-/// Whether [`one`] takes a panel.
-fn few_are_quick(panel: &GroupPanel) -> bool {
-    panel.groups.nbits() == 4
-        && panel.width == PANEL
-        && matches!(panel.codebook, Some(Codebook::Floats(entries)) if entries.len() == 16)
-}
-
-/// One row times a whole panel of 4 bits with one table, whose entries are picked in
-/// registers.
+/// One row times a panel, with nothing written in between.
 #[inline(always)]
 fn one<L: Lanes>(l: L, x: &[f32], panel: &GroupPanel, out: &mut [f32; PANEL]) {
-    let Some(Codebook::Floats(entries)) = panel.codebook else { return };
-    let (table, group_size) = (l.table(entries), panel.groups.group_size());
+    let group_size = panel.groups.group_size();
     for span in spans(0..panel.k, group_size) {
-        let by = multipliers(panel, span.start / group_size);
-        for at in (0..PANEL).step_by(COLUMNS) {
-            let mut sums = [l.splat(0.0); COLUMNS];
-            let bytes = panel.codes[4 * PANEL * (span.start / 8)..].chunks_exact(4 * PANEL);
-            for (x, bytes) in x[span.clone()].chunks(8).zip(bytes) {
-                // Past the depth, 0 adds nothing.
-                let mut eight = [0.0; 8];
-                eight[..x.len()].copy_from_slice(x);
-                let bytes = bytes[4 * at..4 * (at + COLUMNS)].chunks_exact(4 * L::N);
-                for (sum, bytes) in sums[..COLUMNS / L::N].iter_mut().zip(bytes) {
-                    *sum = l.add_eight(&table, bytes, &eight, *sum);
+        let group = span.start / group_size;
+        let by = multipliers(panel, group);
+        let mut sums = [0.0; PANEL];
+        match panel.codebook {
+            Some(Codebook::Floats(entries)) if entries.len() == 16 && panel.groups.nbits() == 4 => {
+                add_from_registers(l, x, panel, span, &l.table(entries), &mut sums);
+            }
+            Some(Codebook::Floats(entries)) if entries.len() == 1 << panel.groups.nbits() && entries.len() <= 16 => {
+                add_products(l, x, panel, span, &Picked { table: l.table(entries) }, &mut sums);
+            }
+            Some(Codebook::Floats(entries)) => {
+                let tables = Entries::new(panel, group, entries);
+                match panel.groups.nbits() {
+                    2 => add_products(l, x, panel, span, &LookedUp::<2>(tables), &mut sums),
+                    3 => add_products(l, x, panel, span, &LookedUp::<3>(tables), &mut sums),
+                    4 => add_products(l, x, panel, span, &LookedUp::<4>(tables), &mut sums),
+                    _ => add_products(l, x, panel, span, &LookedUp::<8>(tables), &mut sums),
                 }
             }
-            let out = out[at..at + COLUMNS].chunks_exact_mut(L::N);
-            for ((sum, by), out) in sums.into_iter().zip(by[at..].chunks_exact(L::N)).zip(out) {
-                l.store(l.mul_add(sum, l.load(by), l.load(out)), out);
+            _ => add_products(l, x, panel, span, &Numbers::new(panel, group), &mut sums),
+        }
+        let sums = sums.chunks_exact(L::N).zip(by.chunks_exact(L::N));
+        for ((sums, by), out) in sums.zip(out.chunks_exact_mut(L::N)) {
+            l.store(l.mul_add(l.load(sums), l.load(by), l.load(out)), out);
+        }
+    }
+}
+
+/// Eight of a row from `first` on. Past the depth, 0 adds nothing.
+#[inline(always)]
+fn eight_of(x: &[f32], first: usize) -> [f32; 8] {
+    let mut eight = [0.0; 8];
+    let x = &x[first..x.len().min(first + 8)];
+    eight[..x.len()].copy_from_slice(x);
+    eight
+}
+
+/// Adds a row times a span to `sums`.
+#[inline(always)]
+fn add_products<L: Lanes>(
+    l: L,
+    x: &[f32],
+    panel: &GroupPanel,
+    span: Range<usize>,
+    values: &impl Values<L>,
+    sums: &mut [f32; PANEL],
+) {
+    for first in span.clone().step_by(8) {
+        let x = eight_of(&x[..span.end], first);
+        let (low, high) = (quads(panel, first / 4), quads(panel, first / 4 + 1));
+        let (low, high): (&[u8], &[u8]) = (bytemuck::cast_slice(&low), bytemuck::cast_slice(&high));
+        for at in (0..panel.width).step_by(L::N) {
+            let codes = [&low[4 * at..4 * (at + L::N)], &high[4 * at..4 * (at + L::N)]];
+            let values = values.eight(l, at, codes);
+            let sum = &mut sums[at..at + L::N];
+            let mut total = l.load(sum);
+            for (value, x) in values.into_iter().zip(x) {
+                total = l.mul_add(l.splat(x), value, total);
             }
+            l.store(total, sum);
+        }
+    }
+}
+
+/// [`add_products`] of codes of 4 bits with one table, which stay as they are.
+#[inline(always)]
+fn add_from_registers<L: Lanes>(
+    l: L,
+    x: &[f32],
+    panel: &GroupPanel,
+    span: Range<usize>,
+    table: &L::T,
+    sums: &mut [f32; PANEL],
+) {
+    let row = 4 * panel.width;
+    for at in (0..panel.width).step_by(COLUMNS) {
+        let columns = at..(at + COLUMNS).min(panel.width);
+        let mut totals = [l.splat(0.0); COLUMNS];
+        let bytes = panel.codes[row * (span.start / 8)..].chunks_exact(row);
+        for (first, bytes) in span.clone().step_by(8).zip(bytes) {
+            let x = eight_of(&x[..span.end], first);
+            let bytes = bytes[4 * columns.start..4 * columns.end].chunks_exact(4 * L::N);
+            for (total, bytes) in totals[..columns.len() / L::N].iter_mut().zip(bytes) {
+                *total = l.add_eight(table, bytes, &x, *total);
+            }
+        }
+        for (total, sum) in totals.into_iter().zip(sums[columns].chunks_exact_mut(L::N)) {
+            l.store(total, sum);
         }
     }
 }
@@ -199,22 +259,23 @@ fn unpack<L: Lanes>(l: L, panel: &GroupPanel, depth: Range<usize>, to: &mut [f32
             unpacked(l, panel, depth, to, &Picked { table: l.table(entries) });
         }
         Some(Codebook::Floats(entries)) => {
-            let mut tables = [0; PANEL];
-            tables.iter_mut().enumerate().for_each(|(j, at)| *at = panel.table(group, j) as u32);
-            unpacked(l, panel, depth, to, &Gathered { entries, tables });
+            let tables = Entries::new(panel, group, entries);
+            match panel.groups.nbits() {
+                2 => unpacked(l, panel, depth, to, &LookedUp::<2>(tables)),
+                3 => unpacked(l, panel, depth, to, &LookedUp::<3>(tables)),
+                4 => unpacked(l, panel, depth, to, &LookedUp::<4>(tables)),
+                _ => unpacked(l, panel, depth, to, &LookedUp::<8>(tables)),
+            }
         }
-        _ => {
-            let mut zeros = [0f32; PANEL];
-            panel.zeros_of(group, &mut zeros);
-            unpacked(l, panel, depth, to, &Numbers { zeros });
-        }
+        _ => unpacked(l, panel, depth, to, &Numbers::new(panel, group)),
     }
 }
 
 /// What codes stand for. Not closures: those would be compiled without the instruction set.
-trait Value<L: Lanes> {
-    /// Of the codes at a bit of N dwords, those of the columns from `at` on.
-    fn of(&self, l: L, at: usize, dwords: &[u8], bit: u32) -> L::F;
+trait Values<L: Lanes> {
+    /// Of N columns from `at` on, for each of eight codes: of the first four of all, a dword's
+    /// bytes, and of the others.
+    fn eight(&self, l: L, at: usize, codes: [&[u8]; 2]) -> [L::F; 8];
 }
 
 /// Numbers, less zero points.
@@ -222,64 +283,104 @@ struct Numbers {
     zeros: [f32; PANEL],
 }
 
+impl Numbers {
+    #[inline(always)]
+    fn new(panel: &GroupPanel, group: usize) -> Self {
+        let mut zeros = [0.0; PANEL];
+        panel.zeros_of(group, &mut zeros);
+        Numbers { zeros }
+    }
+}
+
+impl<L: Lanes> Values<L> for Numbers {
+    #[inline(always)]
+    fn eight(&self, l: L, at: usize, codes: [&[u8]; 2]) -> [L::F; 8] {
+        let zeros = l.load(&self.zeros[at..at + L::N]);
+        let mut values = [zeros; 8];
+        for (i, value) in values.iter_mut().enumerate() {
+            *value = l.sub(l.byte_of(codes[i / 4], 8 * (i as u32 % 4)), zeros);
+        }
+        values
+    }
+}
+
 /// Entries of one table of all columns.
 struct Picked<T> {
     table: T,
 }
 
-/// Entries of tables that begin at some of `entries`.
-struct Gathered<'a> {
-    entries: &'a [f32],
+impl<L: Lanes> Values<L> for Picked<L::T> {
+    #[inline(always)]
+    fn eight(&self, l: L, _: usize, codes: [&[u8]; 2]) -> [L::F; 8] {
+        let mut values = [l.splat(0.0); 8];
+        for (i, value) in values.iter_mut().enumerate() {
+            *value = l.pick(self.table, codes[i / 4], 8 * (i as u32 % 4));
+        }
+        values
+    }
+}
+
+/// Where columns have their tables.
+struct Entries<'a> {
+    all: &'a [f32],
     tables: [u32; PANEL],
 }
 
-impl<L: Lanes> Value<L> for Numbers {
+impl<'a> Entries<'a> {
     #[inline(always)]
-    fn of(&self, l: L, at: usize, dwords: &[u8], bit: u32) -> L::F {
-        l.sub(l.byte_of(dwords, bit), l.load(&self.zeros[at..at + L::N]))
+    fn new(panel: &GroupPanel, group: usize, all: &'a [f32]) -> Self {
+        let mut tables = [0; PANEL];
+        panel.tables_of(group, &mut tables);
+        Entries { all, tables }
     }
 }
 
-impl<L: Lanes> Value<L> for Picked<L::T> {
-    #[inline(always)]
-    fn of(&self, l: L, _: usize, dwords: &[u8], bit: u32) -> L::F {
-        l.pick(self.table, dwords, bit)
-    }
-}
+/// Entries of tables of codes of so many bits.
+struct LookedUp<'a, const NBITS: u32>(Entries<'a>);
 
-impl<L: Lanes> Value<L> for Gathered<'_> {
+impl<L: Lanes, const NBITS: u32> Values<L> for LookedUp<'_, NBITS> {
     #[inline(always)]
-    fn of(&self, l: L, at: usize, dwords: &[u8], bit: u32) -> L::F {
-        l.gather(self.entries, &self.tables[at..at + L::N], dwords, bit)
+    fn eight(&self, l: L, at: usize, codes: [&[u8]; 2]) -> [L::F; 8] {
+        l.look_up::<NBITS>(self.0.all, &self.0.tables[at..at + L::N], codes)
     }
 }
 
 /// [`unpack`], given what codes stand for.
 #[inline(always)]
-fn unpacked<L: Lanes>(l: L, panel: &GroupPanel, depth: Range<usize>, to: &mut [f32], value: &impl Value<L>) {
-    let (nbits, width, len) = (panel.groups.nbits(), panel.width, depth.len());
-    for step in depth.start / 4..depth.end.div_ceil(4) {
-        // The four codes of a column are a dword's bytes.
-        let mut quads = [0u32; PANEL];
-        let codes = &panel.codes[4 * step / SUPER * 4 * width * nbits as usize..];
-        for place in places(nbits, step % (SUPER / 4)) {
-            let mask = u32::from(place.mask) * 0x0101_0101;
-            let bytes = codes[place.vector * 4 * width..][..4 * width].as_chunks::<4>().0;
-            for (quad, bytes) in quads.iter_mut().zip(bytes) {
-                *quad |= (u32::from_le_bytes(*bytes) >> place.shift & mask) << place.up;
-            }
-        }
-        let quads: &[u8] = bytemuck::cast_slice(&quads);
-        let from = 4 * step - depth.start;
-        let count = (len - from).min(4);
-        for (at, bytes) in (0..width).step_by(L::N).zip(quads.chunks_exact(4 * L::N)) {
+fn unpacked<L: Lanes>(l: L, panel: &GroupPanel, depth: Range<usize>, to: &mut [f32], values: &impl Values<L>) {
+    let (width, len) = (panel.width, depth.len());
+    // Spans begin at multiples of eight, as groups do.
+    for first in depth.clone().step_by(8) {
+        let (low, high) = (quads(panel, first / 4), quads(panel, first / 4 + 1));
+        let (low, high): (&[u8], &[u8]) = (bytemuck::cast_slice(&low), bytemuck::cast_slice(&high));
+        let from = first - depth.start;
+        let count = (len - from).min(8);
+        for at in (0..width).step_by(L::N) {
+            let codes = [&low[4 * at..4 * (at + L::N)], &high[4 * at..4 * (at + L::N)]];
+            let values = values.eight(l, at, codes);
             let strip = &mut to[at / (2 * L::N) * 2 * L::N * len..][..2 * L::N * len];
             let rows = strip[from * 2 * L::N..].chunks_exact_mut(2 * L::N).take(count);
-            for (i, row) in rows.enumerate() {
-                l.store(value.of(l, at, bytes, 8 * i as u32), &mut row[at % (2 * L::N)..][..L::N]);
+            for (value, row) in values.into_iter().zip(rows) {
+                l.store(value, &mut row[at % (2 * L::N)..][..L::N]);
             }
         }
     }
+}
+
+/// Four codes of each column, a dword's bytes.
+#[inline(always)]
+pub(super) fn quads(panel: &GroupPanel, step: usize) -> [u32; PANEL] {
+    let (nbits, width) = (panel.groups.nbits(), panel.width);
+    let mut quads = [0u32; PANEL];
+    let codes = &panel.codes[4 * step / SUPER * 4 * width * nbits as usize..];
+    for place in places(nbits, step % (SUPER / 4)) {
+        let mask = u32::from(place.mask) * 0x0101_0101;
+        let bytes = codes[place.vector * 4 * width..][..4 * width].as_chunks::<4>().0;
+        for (quad, bytes) in quads.iter_mut().zip(bytes) {
+            *quad |= (u32::from_le_bytes(*bytes) >> place.shift & mask) << place.up;
+        }
+    }
+    quads
 }
 
 #[inline(always)]

@@ -328,6 +328,15 @@ impl GroupPanel<'_> {
         self.groups.table_of(row, group, self.groups.count(self.k))
     }
 
+    /// Those of all of the panel's columns.
+    pub fn tables_of(&self, group: usize, to: &mut [u32; PANEL]) {
+        let count = self.groups.count(self.k);
+        for (j, to) in to[..self.width].iter_mut().enumerate() {
+            let row = self.first + if j < self.cols { j } else { 0 };
+            *to = self.groups.table_of(row, group, count) as u32;
+        }
+    }
+
     /// A group's multiplier of a column of a weight with tables.
     pub fn signed(&self, group: usize, j: usize) -> i8 {
         (self.multipliers[group * self.width + j] ^ 0x80) as i8

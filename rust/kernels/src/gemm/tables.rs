@@ -67,7 +67,7 @@ pub(crate) fn fours(eight: &[i8]) -> [[u32; 2]; 2] {
 pub(super) fn expand(panel: &GroupPanel, entries: &[i8], to: &mut [u8], isa: Isa) {
     assert!(to.len() == panel.k.div_ceil(4) * 4 * panel.width);
     #[cfg(target_arch = "x86_64")]
-    if isa.has_avx2() && panel.groups.nbits() <= 4 {
+    if isa.has_avx2() {
         // SAFETY: the Isa is this CPU's.
         return unsafe { super::avx2::expand(panel, entries, to) };
     }

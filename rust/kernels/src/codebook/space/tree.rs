@@ -522,7 +522,7 @@ pub(super) struct Search<'a, T> {
 pub(super) fn search<T: Real>(tree: &Tree, a: &mut Search<T>, s: &mut Scratch, isa: crate::Isa) {
     #[cfg(target_arch = "x86_64")]
     {
-        #[target_feature(enable = "avx2,fma,bmi1,bmi2")]
+        #[target_feature(enable = "avx2,fma,bmi1,bmi2,popcnt")]
         fn avx2<T: Real>(tree: &Tree, a: &mut Search<T>, s: &mut Scratch) {
             // SAFETY: the features of this function are those that the token stands for.
             tree.search_any(unsafe { super::eight::Avx2::new() }, a, s);

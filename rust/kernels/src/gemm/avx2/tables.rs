@@ -3,6 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::groups::quads_of;
+use crate::gemm::floats::quads;
 use crate::gemm::groups::{GroupPanel, SUPER};
 use crate::gemm::tables::Tables;
 use crate::gemm::tiled::PANEL;
@@ -19,7 +20,48 @@ pub(in crate::gemm) unsafe fn expand(panel: &GroupPanel, entries: &[i8], to: &mu
     match panel.groups.nbits() {
         2 => expand_of::<2>(panel, entries, to),
         3 => expand_of::<3>(panel, entries, to),
-        _ => expand_of::<4>(panel, entries, to),
+        4 => expand_of::<4>(panel, entries, to),
+        _ => expand_bytes(panel, entries, to),
+    }
+}
+
+/// [`expand`] of codes of 8 bits, whose tables no register holds: entries are loaded one by one,
+/// and multiplied 32 at a time.
+#[target_feature(enable = "avx2")]
+fn expand_bytes(panel: &GroupPanel, entries: &[i8], to: &mut [u8]) {
+    let (width, group_size) = (panel.width, panel.groups.group_size());
+    assert!(width.is_multiple_of(8) && width <= PANEL);
+    let (mut tables, mut words, mut group) = ([entries; PANEL], [[0i16; 4]; PANEL], usize::MAX);
+    for (step, to) in to.chunks_exact_mut(4 * width).enumerate() {
+        if group != 4 * step / group_size {
+            group = 4 * step / group_size;
+            for j in 0..width {
+                tables[j] = &entries[panel.table(group, j)..][..256];
+                words[j] = [i16::from(panel.signed(group, j)); 4];
+            }
+        }
+        let quads = quads(panel, step);
+        let mut raw = [[0i8; 4]; PANEL];
+        for ((raw, table), quad) in raw.iter_mut().zip(&tables).zip(quads) {
+            *raw = quad.to_le_bytes().map(|code| table[usize::from(code)]);
+        }
+        let words = words.as_flattened().chunks_exact(32);
+        let raw = raw.as_flattened().chunks_exact(32);
+        for ((to, raw), words) in to.chunks_exact_mut(32).zip(raw).zip(words) {
+            // SAFETY: 32 bytes, and as many words.
+            unsafe {
+                let raw = _mm256_loadu_si256(raw.as_ptr().cast());
+                let folded = [_mm256_castsi256_si128(raw), _mm256_extracti128_si256::<1>(raw)];
+                let mut halves = [_mm256_setzero_si256(); 2];
+                for (i, half) in halves.iter_mut().enumerate() {
+                    let entries = _mm256_slli_epi16::<8>(_mm256_cvtepi8_epi16(folded[i]));
+                    // As in `Folded::of`.
+                    *half = _mm256_mulhrs_epi16(entries, _mm256_loadu_si256(words[16 * i..].as_ptr().cast()));
+                }
+                let packed = _mm256_packs_epi16(halves[0], halves[1]);
+                _mm256_storeu_si256(to.as_mut_ptr().cast(), _mm256_permute4x64_epi64::<0b11_01_10_00>(packed));
+            }
+        }
     }
 }
 
