@@ -104,11 +104,49 @@ fn plain(x: &[f64], start: &[f64], d: usize, max_iter: usize) -> (Vec<f64>, Vec<
     (codebook, codes)
 }
 
+/// Small whole numbers, so that nothing is rounded.
+#[test]
+fn a_tile_is_taken_by_its_definition() {
+    use super::eight::{Eight, Portable};
+    use super::scan::{Least, POINTS, Points};
+    let whole = |n, seed| some(n, seed, 1.0 / 8.0).into_iter().map(|x| (8.0 * x) as f32).collect::<Vec<f32>>();
+    for d in [1, 2, 3, 4, 7, 8, 16, 33] {
+        let mut points = vec![Points::default(); d];
+        for (j, to) in points.iter_mut().enumerate() {
+            to.0.as_flattened_mut().copy_from_slice(&whole(POINTS, 3 + j as u64));
+        }
+        let tiles: Vec<Vec<f32>> = (0..9).map(|tile| whole(8 * (d + 1), 100 + tile)).collect();
+        let run = |take: &dyn Fn(usize, &[f32; 8], &[[f32; 8]], &mut Least) -> Points| {
+            let mut least = Least::none();
+            let lows = tiles.iter().enumerate().map(|(tile, numbers)| {
+                let eights = numbers.as_chunks().0;
+                take(tile, &eights[0], &eights[1..], &mut least).0
+            });
+            let lows: Vec<_> = lows.collect();
+            (lows, (0..POINTS).map(|p| least.of(p)).collect::<Vec<_>>())
+        };
+        let expected = run(&|tile, halves, rows, least| Portable.take_tile(&points, tile, halves, rows, least));
+        for (p, &(score, other, tile)) in expected.1.iter().enumerate() {
+            let mut lows: Vec<f32> = expected.0.iter().map(|low| low[p / 8][p % 8]).collect();
+            assert_eq!(lows[tile], score);
+            lows.sort_by(f32::total_cmp);
+            assert_eq!((lows[0], lows[1]), (score, other));
+        }
+        #[cfg(target_arch = "x86_64")]
+        if Isa::best().has_avx2() {
+            // SAFETY: the CPU has AVX2.
+            let avx2 = unsafe { super::eight::Avx2::new() };
+            let got = run(&|tile, halves, rows, least| avx2.take_tile(&points, tile, halves, rows, least));
+            assert_eq!(got, expected, "{d}");
+        }
+    }
+}
+
 #[test]
 fn bounds_change_no_iteration() {
     for (d, k) in [(1, 5), (2, 16), (3, 33), (8, 65), (8, 200), (2, 520)] {
-        // Sums of multiples of 2^-10 are exact in any order.
-        let x = some(6000 * d, 7, 1.0 / 1024.0);
+        // Sums of multiples of 2^-10 are exact in any order. The last block is not a whole one.
+        let x = some(6007 * d, 7, 1.0 / 1024.0);
         let start = x[..k * d].to_vec();
         let want = plain(&x, &start, d, 12);
         for &isa in Isa::available() {
