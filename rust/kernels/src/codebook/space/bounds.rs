@@ -7,7 +7,8 @@
 //! move, by at most Δ in this tile, `L - Δ` holds; so that a pass need not write
 //! it, `L + D` is kept, where D is the sum of the tile's Δ until then, and the sum
 //! until now taken off. The nearest codeword is at most `√(2 T + X²)` away, so a
-//! tile with a larger bound is out, whatever its scores. Each step is rounded so
+//! tile with a larger bound is out, whatever its scores. Distances here are whole
+//! numbers of a unit, up to 65,535 for all that are as far; each step is rounded so
 //! that it errs towards scanning.
 //!
 //! A pass takes a block of points tile by tile: it lists the points that the tile
@@ -28,7 +29,9 @@ const MOST: usize = 64;
 const BLOCK: usize = 10 * POINTS;
 /// Places of a block, so that each byte is one; lists are filled up with the last ones.
 const PLACES: usize = 256;
-const EIGHTS: usize = PLACES / 8;
+const SIXTEENS: usize = PLACES / 16;
+/// The distance that bounds tell apart, in those of points from their codewords.
+const RANGE: f32 = 16.0;
 /// What makes up for some roundings.
 const DOWN: f32 = 1.0 - 4.0 * f32::EPSILON;
 const UP: f32 = 1.0 + 4.0 * f32::EPSILON;
@@ -41,10 +44,12 @@ pub(super) struct Bounds {
     /// Of whole blocks, and a few points of zeros.
     placed: Vec<f32>,
     squares: Vec<f32>,
+    /// Units of a distance.
+    unit: f32,
     /// L + D of each block, tile and place.
-    lower: Vec<[f32; 8]>,
+    lower: Vec<[u16; 16]>,
     /// D: how far the codewords of each tile have moved in all; none before the first pass.
-    drift: Option<Vec<f32>>,
+    drift: Option<Vec<u16>>,
 }
 
 impl Bounds {
@@ -52,7 +57,7 @@ impl Bounds {
     pub(super) fn new<T: Real>(x: &[T], codebook: &[T], d: usize, frame: &Frame, ctl: &Ctl) -> Result<Option<Bounds>> {
         let (n, tiles) = (x.len() / d, (codebook.len() / d).div_ceil(8));
         let tree = Tree::new(codebook, d, frame)?;
-        let size = n.div_ceil(BLOCK).checked_mul(tiles * EIGHTS).filter(|_| tiles <= MOST && tree.sound());
+        let size = n.div_ceil(BLOCK).checked_mul(tiles * SIXTEENS).filter(|_| tiles <= MOST && tree.sound());
         let Some(size) = size else { return Ok(None) };
         // Who has no memory for them goes on without.
         let Ok(lower) = try_zeroed(size) else { return Ok(None) };
@@ -69,7 +74,8 @@ impl Bounds {
         if squares.iter().any(|&square| !tree.covers(square)) {
             return Ok(None);
         }
-        Ok(Some(Bounds { order: tree.order().to_vec(), tiles, placed, squares, lower, drift: None }))
+        let unit = (f32::from(u16::MAX) / (RANGE * typical(x, codebook, d, frame))).min(1e30);
+        Ok(Some(Bounds { order: tree.order().to_vec(), tiles, placed, squares, unit, lower, drift: None }))
     }
 
     /// Codewords in the tiles that the bounds speak of.
@@ -86,12 +92,14 @@ impl Bounds {
             let most = &mut step[slot / 8];
             *most = most.max(far);
         }
-        if let Some(drift) = &self.drift {
-            for (step, sum) in step.iter_mut().zip(drift) {
-                *step = (*step + sum) * UP;
-            }
+        let mut drift = match self.drift.take() {
+            Some(drift) => drift,
+            None => try_zeroed(self.tiles)?,
+        };
+        for (drift, step) in drift.iter_mut().zip(step) {
+            *drift = drift.saturating_add((step * self.unit).ceil() as u16);
         }
-        self.drift = Some(step);
+        self.drift = Some(drift);
         Ok(())
     }
 
@@ -110,9 +118,10 @@ impl Bounds {
     ) -> Result<bool> {
         let (d, blocks) = (tree.d(), block.div_ceil(BLOCK));
         let moved = std::sync::atomic::AtomicBool::new(self.drift.is_none());
-        let lower = self.lower.chunks_mut(blocks * self.tiles * EIGHTS);
+        let lower = self.lower.chunks_mut(blocks * self.tiles * SIXTEENS);
         let tasks = Parts::new(new.chunks_mut(blocks * BLOCK).zip(lower));
         let (placed, squares, drift) = (&self.placed[..], &self.squares[..], self.drift.as_deref());
+        let unit = self.unit;
         ctl.for_each(tasks.len(), &|slot, task| {
             let (new, lower) = tasks.take(task);
             let (first, n) = (task * blocks * BLOCK, new.len());
@@ -121,6 +130,7 @@ impl Bounds {
                 x: &x[first * d..][..n * d],
                 placed: &placed[first * d..][..(n.next_multiple_of(BLOCK) + PLACES - BLOCK) * d],
                 squares: &squares[first..][..n.next_multiple_of(BLOCK)],
+                unit,
                 drift,
                 lower,
                 old: &old[first..][..n],
@@ -135,22 +145,38 @@ impl Bounds {
     }
 }
 
+/// The median distance, as placed, of some points from their codewords.
+fn typical<T: Real>(x: &[T], codebook: &[T], d: usize, frame: &Frame) -> f32 {
+    let points = x.chunks_exact(d);
+    let step = points.len().div_ceil(32);
+    let mut found = [(0.0, 0)];
+    let far = points.step_by(step).map(|x| {
+        scalar::nearest(x, codebook, 0..(codebook.len() / d) as u32, &mut found);
+        frame.apart(x, &codebook[found[0].1 as usize * d..][..d]) as f32
+    });
+    let mut far: Vec<f32> = far.collect();
+    let middle = far.len() / 2;
+    *far.select_nth_unstable_by(middle, f32::total_cmp).1
+}
+
 /// A task of a pass.
 struct Pass<'a, T> {
     codebook: &'a [T],
     x: &'a [T],
     placed: &'a [f32],
     squares: &'a [f32],
-    drift: Option<&'a [f32]>,
-    lower: &'a mut [[f32; 8]],
+    unit: f32,
+    drift: Option<&'a [u16]>,
+    lower: &'a mut [[u16; 16]],
     old: &'a [u32],
     new: &'a mut [u32],
 }
 
 /// What is known of the points of a block.
 struct Block {
-    /// The least score so far.
+    /// The least score so far, and its T.
     best: [f32; PLACES],
+    limit: [f32; PLACES],
     /// That of the tiles which do not have it.
     other: [f32; PLACES],
     /// The tile that has it.
@@ -160,8 +186,13 @@ struct Block {
 }
 
 impl Block {
-    const NEW: Block =
-        Block { best: [0.0; PLACES], other: [f32::INFINITY; PLACES], tile: [0; PLACES], near: [0; PLACES] };
+    const NEW: Block = Block {
+        best: [0.0; PLACES],
+        limit: [f32::NEG_INFINITY; PLACES],
+        other: [f32::INFINITY; PLACES],
+        tile: [0; PLACES],
+        near: [0; PLACES],
+    };
 }
 
 fn pass<T: Real>(tree: &Tree, a: &mut Pass<T>, s: &mut Scratch, isa: Isa) {
@@ -197,6 +228,17 @@ const BITS: [[u8; 8]; 256] = {
         byte += 1;
     }
     bits
+};
+
+/// The first places of a block's eights, in each byte.
+const FIRSTS: [u64; BLOCK / 8] = {
+    let mut firsts = [0; BLOCK / 8];
+    let mut e = 0;
+    while e < firsts.len() {
+        firsts[e] = 8 * e as u64 * 0x0101_0101_0101_0101;
+        e += 1;
+    }
+    firsts
 };
 
 impl Tree {
@@ -246,7 +288,7 @@ impl Tree {
     fn first_block<V: Eight, T: Real, const D: usize>(&self, v: V, a: &mut Pass<T>, first: usize, s: &mut Scratch) {
         let d = if D > 0 { D } else { self.d() };
         let mut b = Block::NEW;
-        let lower = &mut a.lower[first / BLOCK * self.tile_count() * EIGHTS..][..self.tile_count() * EIGHTS];
+        let lower = &mut a.lower[first / BLOCK * self.tile_count() * SIXTEENS..][..self.tile_count() * SIXTEENS];
         for at in (0..BLOCK).step_by(POINTS) {
             turn::<D>(&a.placed[(first + at) * d..][..POINTS * d], d, &mut s.points);
             let squares = a.squares[first + at..][..POINTS].as_chunks::<8>().0;
@@ -254,10 +296,15 @@ impl Tree {
             for tile in 0..self.tile_count() {
                 let (halves, rows) = self.tile(tile);
                 let lows = v.take_tile(&s.points, tile, halves, rows, &mut least);
-                let lower = &mut lower[tile * EIGHTS + at / 8..][..VECTORS];
+                let lower = lower[tile * SIXTEENS..][..SIXTEENS].as_flattened_mut();
                 for p in 0..VECTORS {
-                    v.store(self.bounds(v, v.load(&squares[p]), v.load(&lows.0[p])), &mut lower[p]);
+                    let bounds = self.bounds(v, v.load(&squares[p]), v.load(&lows.0[p]));
+                    v.fixed(v.mul(bounds, v.splat(a.unit)), 0, &mut lower[at + 8 * p..][..8]);
                 }
+            }
+            for p in 0..VECTORS {
+                let limit = self.limits(v, v.load(&squares[p]), v.load(&least.scores.0[p]));
+                v.store(limit, &mut b.limit.as_chunks_mut().0[at / 8 + p]);
             }
             for p in 0..POINTS {
                 let (best, other, tile) = least.of(p);
@@ -267,19 +314,20 @@ impl Tree {
         self.decide::<V, T, D>(v, a, &b, first, s);
     }
 
-    /// Scans for each point the tile of its codeword, then those that may hold a nearer one.
+    /// Scans for each point the tile of its codeword, whose bound is left as it is, then those
+    /// that may hold a nearer one.
     #[inline(always)]
     fn next_block<V: Eight, T: Real, const D: usize>(
         &self,
         v: V,
         a: &mut Pass<T>,
-        drift: &[f32],
+        drift: &[u16],
         first: usize,
         s: &mut Scratch,
     ) {
         let d = if D > 0 { D } else { self.d() };
         let count = BLOCK.min(a.new.len() - first);
-        let lower = &mut a.lower[first / BLOCK * self.tile_count() * EIGHTS..][..self.tile_count() * EIGHTS];
+        let lower = &mut a.lower[first / BLOCK * self.tile_count() * SIXTEENS..][..self.tile_count() * SIXTEENS];
         let placed = &a.placed[first * d..][..PLACES * d];
         let mut squares = [0.0; PLACES];
         squares[..BLOCK].copy_from_slice(&a.squares[first..][..BLOCK]);
@@ -288,9 +336,9 @@ impl Tree {
             *tile = self.tile_of(code) as u8;
         }
         let own = b.tile;
-        let (mut bounds, mut limits) = ([0.0; PLACES], [f32::NEG_INFINITY; PLACES]);
-        let mut reach = [f32::NEG_INFINITY; PLACES];
-        for e in 0..count.div_ceil(8) {
+        let owns = own.map(u16::from);
+        let mut reach = [0; PLACES];
+        for e in 0..BLOCK / 8 {
             let mut scores = [v.splat(0.0); 8];
             for p in 0..8 {
                 let at = 8 * e + p;
@@ -299,28 +347,30 @@ impl Tree {
             let (least, square) = (v.leasts(scores), v.load(&squares.as_chunks().0[e]));
             let limit = self.limits(v, square, least);
             let far = v.sqrt(v.max(v.add(v.add(limit, limit), square), v.splat(0.0)));
-            v.store(limit, &mut limits.as_chunks_mut().0[e]);
+            v.store(limit, &mut b.limit.as_chunks_mut().0[e]);
             v.store(least, &mut b.best.as_chunks_mut().0[e]);
-            v.store(self.bounds(v, square, least), &mut bounds.as_chunks_mut().0[e]);
-            v.store(v.mul(far, v.splat(UP)), &mut reach.as_chunks_mut().0[e]);
+            v.fixed(v.mul(v.mul(far, v.splat(UP)), v.splat(a.unit)), 1, &mut reach[8 * e..8 * (e + 1)]);
             for p in 0..8 {
-                b.near[8 * e + p] = v.le(scores[p], v.splat(limits[8 * e + p])) as u8;
-                // Not to be listed.
-                lower[usize::from(own[8 * e + p]) * EIGHTS + e][p] = f32::INFINITY;
+                b.near[8 * e + p] = v.le(scores[p], v.splat(b.limit[8 * e + p])) as u8;
             }
         }
-        reach[count..].fill(f32::NEG_INFINITY);
         let mut list = [0; PLACES + 8];
+        let mut whole = [0xffff; BLOCK / 16];
+        for (e, whole) in whole.iter_mut().enumerate() {
+            *whole >>= 16 - count.saturating_sub(16 * e).min(16);
+        }
         for (tile, &drift) in drift.iter().enumerate() {
-            let lower = &mut lower[tile * EIGHTS..][..EIGHTS];
+            let lower = &mut lower[tile * SIXTEENS..][..SIXTEENS];
             let mut len = 0;
-            for e in 0..BLOCK / 8 {
-                let off = v.sub(v.load(&lower[e]), v.splat(drift));
-                let mask = v.le(off, v.load(&reach.as_chunks().0[e]));
-                // Appends without a branch.
-                let eight = u64::from_le_bytes(BITS[mask as usize & 255]) + 8 * e as u64 * 0x0101_0101_0101_0101;
-                list[len..len + 8].copy_from_slice(&eight.to_le_bytes());
-                len += mask.count_ones() as usize;
+            let points = lower[..BLOCK / 16].iter().zip(reach.as_chunks().0).zip(owns.as_chunks().0);
+            for (e, ((lower, reach), own)) in points.enumerate() {
+                let mask = v.within(lower, drift, reach, own, tile as u16) & whole[e];
+                for (half, mask) in [mask & 255, mask >> 8].into_iter().enumerate() {
+                    // Appends without a branch. What is masked is below 256 anyway: nothing is checked.
+                    let eight = u64::from_le_bytes(BITS[mask as usize & 255]).wrapping_add(FIRSTS[2 * e + half]);
+                    list[len & 255..(len & 255) + 8].copy_from_slice(&eight.to_le_bytes());
+                    len = len.wrapping_add(mask.count_ones() as usize);
+                }
             }
             list[len..len + 8].fill(BLOCK as u8);
             let lower = lower.as_flattened_mut();
@@ -334,7 +384,7 @@ impl Tree {
                     for p in 0..4 {
                         let at = usize::from(at[4 * half + p]);
                         x[p] = &placed[at * d..][..d];
-                        (square[4 * half + p], limit[4 * half + p]) = (squares[at], limits[at]);
+                        (square[4 * half + p], limit[4 * half + p]) = (squares[at], b.limit[at]);
                     }
                     for j in 0..d {
                         let row = v.load(&rows[j]);
@@ -345,8 +395,8 @@ impl Tree {
                 }
                 let least = v.leasts(scores);
                 let bound = self.bounds(v, v.load(&square), least);
-                let mut new = [0.0; 8];
-                v.store(v.mul(v.add(bound, v.splat(drift)), v.splat(DOWN)), &mut new);
+                let mut new = [0; 8];
+                v.fixed(v.mul(bound, v.splat(a.unit)), drift, &mut new);
                 for p in 0..8 {
                     lower[usize::from(at[p])] = new[p];
                 }
@@ -362,16 +412,10 @@ impl Tree {
                         b.other[at] = b.other[at].min(low.max(best));
                         if low < best {
                             (b.best[at], b.tile[at], b.near[at]) = (low, tile as u8, 0);
-                            limits[at] = low + (self.kappa * (squares[at] + low.abs()) + self.tiny);
+                            b.limit[at] = low + (self.kappa * (squares[at] + low.abs()) + self.tiny);
                         }
                     }
                 }
-            }
-        }
-        for e in 0..BLOCK / 8 {
-            for p in 0..8 {
-                let tile = usize::from(own[8 * e + p]);
-                lower[tile * EIGHTS + e][p] = (bounds[8 * e + p] + drift[tile]) * DOWN;
             }
         }
         self.decide::<V, T, D>(v, a, &b, first, s);
@@ -390,8 +434,8 @@ impl Tree {
         let d = if D > 0 { D } else { self.d() };
         let count = BLOCK.min(a.new.len() - first);
         for p in 0..count {
-            let (x, square, tile) = (&a.placed[(first + p) * d..][..d], a.squares[first + p], usize::from(b.tile[p]));
-            let limit = b.best[p] + (self.kappa * (square + b.best[p].abs()) + self.tiny);
+            let (x, tile) = (&a.placed[(first + p) * d..][..d], usize::from(b.tile[p]));
+            let limit = b.limit[p];
             let mut near = u32::from(b.near[p]);
             if near == 0 {
                 near = v.le(self.scores::<V, D>(v, x, tile), v.splat(limit));
@@ -417,11 +461,11 @@ impl Tree {
         let (d, i) = (self.d(), first + p);
         let mut q = Query::new(&a.placed[i * d..][..d], a.squares[i]);
         q.found(self, best);
-        let reach = q.reach.max(0.0).sqrt() * UP;
-        let lower = &a.lower[first / BLOCK * self.tile_count() * EIGHTS..][..self.tile_count() * EIGHTS];
+        let reach = ((q.reach.max(0.0).sqrt() * UP * a.unit) as u16).saturating_add(1);
+        let lower = &a.lower[first / BLOCK * self.tile_count() * SIXTEENS..][..self.tile_count() * SIXTEENS];
         s.kept.clear();
-        for (tile, lower) in lower.chunks_exact(EIGHTS).enumerate() {
-            if lower[p / 8][p % 8] - a.drift.map_or(0.0, |drift| drift[tile]) <= reach {
+        for (tile, lower) in lower.chunks_exact(SIXTEENS).enumerate() {
+            if lower[p / 16][p % 16].saturating_sub(a.drift.map_or(0, |drift| drift[tile])) <= reach {
                 self.scan::<V, D>(v, &mut q, tile, s);
             }
         }

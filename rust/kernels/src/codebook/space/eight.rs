@@ -30,6 +30,10 @@ pub(super) trait Eight: Copy {
     /// Lane i: the least lane of vector i.
     fn leasts(self, a: [Self::F; 8]) -> Self::F;
     fn sqrt(self, a: Self::F) -> Self::F;
+    /// `a`, at least 0, rounded down, and `b`, or 65,535 where that is less.
+    fn fixed(self, a: Self::F, b: u16, out: &mut [u16]);
+    /// Bit i: `a[i]` less `b`, or 0, is at most `c[i]`, and `d[i]` is not `e`.
+    fn within(self, a: &[u16; 16], b: u16, c: &[u16; 16], d: &[u16; 16], e: u16) -> u32;
 
     /// Takes a tile, its `|c|²/2` and -c', into the least scores of points, which are
     /// dimension by dimension. The least scores in this tile.
@@ -128,6 +132,14 @@ impl Eight for Portable {
     fn sqrt(self, a: [f32; 8]) -> [f32; 8] {
         a.map(f32::sqrt)
     }
+    #[inline(always)]
+    fn fixed(self, a: [f32; 8], b: u16, out: &mut [u16]) {
+        out.iter_mut().zip(a).for_each(|(out, a)| *out = (a as u16).saturating_add(b));
+    }
+    #[inline(always)]
+    fn within(self, a: &[u16; 16], b: u16, c: &[u16; 16], d: &[u16; 16], e: u16) -> u32 {
+        (0..16).fold(0, |mask, i| mask | u32::from(a[i].saturating_sub(b) <= c[i] && d[i] != e) << i)
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -199,6 +211,25 @@ mod x86 {
                 _mm256_min_ps(_mm256_permute2f128_ps::<0x20>(low, high), _mm256_permute2f128_ps::<0x31>(low, high))
             }
             sqrt(a: __m256) -> __m256 { _mm256_sqrt_ps(a) }
+            fixed(a: __m256, b: u16, out: &mut [u16]) {
+                assert!(out.len() == 8);
+                // Below 2^31 by the first minimum.
+                let a = _mm256_cvttps_epi32(_mm256_min_ps(a, _mm256_set1_ps(65_535.0)));
+                let sum = _mm256_add_epi32(a, _mm256_set1_epi32(b.into()));
+                let words = _mm_packus_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256::<1>(sum));
+                _mm_storeu_si128(out.as_mut_ptr().cast(), words);
+            }
+            within(a: &[u16; 16], b: u16, c: &[u16; 16], d: &[u16; 16], e: u16) -> u32 {
+                let a = _mm256_loadu_si256(a.as_ptr().cast());
+                let c = _mm256_loadu_si256(c.as_ptr().cast());
+                let over = _mm256_subs_epu16(_mm256_subs_epu16(a, _mm256_set1_epi16(b as i16)), c);
+                let d = _mm256_loadu_si256(d.as_ptr().cast());
+                // `over` is not 0 there either.
+                let over = _mm256_or_si256(over, _mm256_cmpeq_epi16(d, _mm256_set1_epi16(e as i16)));
+                let within = _mm256_cmpeq_epi16(over, _mm256_setzero_si256());
+                let bytes = _mm_packs_epi16(_mm256_castsi256_si128(within), _mm256_extracti128_si256::<1>(within));
+                _mm_movemask_epi8(bytes) as u32
+            }
         }
 
         #[inline(always)]

@@ -402,10 +402,10 @@ fn lloyd<T: Real>(
         };
         (codes, next) = (next, codes);
         guessed = true;
-        sum_up(x, d, k, share, o.weight, &codes, &mut sums, &mut counts, ctl)?;
+        sum_up(x, d, k, share, o.weight, &codes, &mut sums, &mut counts, isa, ctl)?;
         let filled = fill_empty(x, d, &codebook, o.weight, &mut codes, &counts[..k]);
         if filled {
-            sum_up(x, d, k, share, o.weight, &codes, &mut sums, &mut counts, ctl)?;
+            sum_up(x, d, k, share, o.weight, &codes, &mut sums, &mut counts, isa, ctl)?;
         }
         before.copy_from_slice(&codebook);
         let mut shift = 0.0;
@@ -477,6 +477,7 @@ fn sum_up<T: Real>(
     codes: &[u32],
     sums: &mut [f64],
     counts: &mut [f64],
+    isa: Isa,
     ctl: &Ctl,
 ) -> Result<()> {
     let tasks = Parts::new(sums.chunks_mut(k * d).zip(counts.chunks_mut(k)));
@@ -487,13 +488,12 @@ fn sum_up<T: Real>(
         let range = (task * share).min(codes.len())..((task + 1) * share).min(codes.len());
         let x = &x[range.start * d..range.end * d];
         let (codes, weight) = (&codes[range.clone()], weight.map(|weight| &weight[range]));
-        match d {
-            2 => sum_points::<T, 2>(x, d, weight, codes, sums, counts),
-            4 => sum_points::<T, 4>(x, d, weight, codes, sums, counts),
-            8 => sum_points::<T, 8>(x, d, weight, codes, sums, counts),
-            16 => sum_points::<T, 16>(x, d, weight, codes, sums, counts),
-            _ => sum_points::<T, 0>(x, d, weight, codes, sums, counts),
+        #[cfg(target_arch = "x86_64")]
+        if isa.has_avx2() {
+            // SAFETY: an Isa exists only where the CPU has it.
+            return unsafe { sum_points_avx2(x, d, weight, codes, sums, counts) };
         }
+        sum_points(x, d, weight, codes, sums, counts);
     })?;
     for (all, width) in [(sums, k * d), (counts, k)] {
         let (first, others) = all.split_at_mut(width);
@@ -506,9 +506,35 @@ fn sum_up<T: Real>(
     Ok(())
 }
 
-/// [`sum_up`] of some points, of `D` dimensions if not 0.
+/// [`sum_points`], with wider vectors.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn sum_points_avx2<T: Real>(
+    x: &[T],
+    d: usize,
+    weight: Option<&[f64]>,
+    codes: &[u32],
+    sums: &mut [f64],
+    counts: &mut [f64],
+) {
+    sum_points(x, d, weight, codes, sums, counts);
+}
+
+/// [`sum_up`] of some points.
 #[inline(always)]
-fn sum_points<T: Real, const D: usize>(
+fn sum_points<T: Real>(x: &[T], d: usize, weight: Option<&[f64]>, codes: &[u32], sums: &mut [f64], counts: &mut [f64]) {
+    match d {
+        2 => sum_points_of::<T, 2>(x, d, weight, codes, sums, counts),
+        4 => sum_points_of::<T, 4>(x, d, weight, codes, sums, counts),
+        8 => sum_points_of::<T, 8>(x, d, weight, codes, sums, counts),
+        16 => sum_points_of::<T, 16>(x, d, weight, codes, sums, counts),
+        _ => sum_points_of::<T, 0>(x, d, weight, codes, sums, counts),
+    }
+}
+
+/// [`sum_points`] of `D` dimensions, if not 0.
+#[inline(always)]
+fn sum_points_of<T: Real, const D: usize>(
     x: &[T],
     d: usize,
     weight: Option<&[f64]>,
@@ -522,6 +548,13 @@ fn sum_points<T: Real, const D: usize>(
         counts[code as usize] += w;
         let sums = &mut sums[code as usize * d..][..d];
         if weight.is_none() {
+            // Arrays, so that they are added as vectors.
+            if let (Ok(x), Ok(sums)) = (<&[T; D]>::try_from(x), <&mut [f64; D]>::try_from(&mut *sums)) {
+                for j in 0..D {
+                    sums[j] += x[j].wide();
+                }
+                continue;
+            }
             for j in 0..d {
                 sums[j] += x[j].wide();
             }
