@@ -24,7 +24,9 @@ use crate::par::Parts;
 use crate::{Ctl, Isa};
 
 /// Tiles that bounds are kept for, which a byte numbers: with more, boxes around tiles are faster, and smaller.
-const MOST: usize = 64;
+const MOST: usize = 256;
+/// Bytes that bounds may take.
+const ROOM: usize = 1 << 29;
 /// Points of a block: whole scans.
 const BLOCK: usize = 10 * POINTS;
 /// Places of a block, so that each byte is one; lists are filled up with the last ones.
@@ -57,7 +59,8 @@ impl Bounds {
     pub(super) fn new<T: Real>(x: &[T], codebook: &[T], d: usize, frame: &Frame, ctl: &Ctl) -> Result<Option<Bounds>> {
         let (n, tiles) = (x.len() / d, (codebook.len() / d).div_ceil(8));
         let tree = Tree::new(codebook, d, frame)?;
-        let size = n.div_ceil(BLOCK).checked_mul(tiles * SIXTEENS).filter(|_| tiles <= MOST && tree.sound());
+        let size = n.div_ceil(BLOCK).checked_mul(tiles * SIXTEENS);
+        let size = size.filter(|size| tiles <= MOST && *size <= ROOM / size_of::<[u16; 16]>() && tree.sound());
         let Some(size) = size else { return Ok(None) };
         // Who has no memory for them goes on without.
         let Ok(lower) = try_zeroed(size) else { return Ok(None) };

@@ -144,7 +144,7 @@ fn a_tile_is_taken_by_its_definition() {
 
 #[test]
 fn bounds_change_no_iteration() {
-    for (d, k) in [(1, 5), (2, 16), (3, 33), (8, 65), (8, 200), (2, 520)] {
+    for (d, k) in [(1, 5), (2, 16), (3, 33), (8, 65), (8, 200), (2, 520), (3, 700)] {
         // Sums of multiples of 2^-10 are exact in any order. The last block is not a whole one.
         let x = some(6007 * d, 7, 1.0 / 1024.0);
         let start = x[..k * d].to_vec();
@@ -159,7 +159,7 @@ fn bounds_change_no_iteration() {
 #[test]
 fn the_same_bytes_on_any_threads_and_instruction_set() {
     let weight: Vec<f64> = some(30_000, 9, 0.0).into_iter().map(|w| w.max(0.0)).collect();
-    for (d, k) in [(2, 40), (8, 64), (8, 700), (5, 9)] {
+    for (d, k) in [(2, 40), (8, 64), (8, 700), (2, 2100), (5, 9)] {
         let x = narrow(&some(30_000 * d, 8, 0.0));
         for init in [Init::PlusPlus, Init::Random] {
             for weight in [None, Some(&weight[..])] {
