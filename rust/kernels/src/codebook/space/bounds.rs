@@ -151,7 +151,8 @@ impl Bounds {
 /// The median distance, as placed, of some points from their codewords.
 fn typical<T: Real>(x: &[T], codebook: &[T], d: usize, frame: &Frame) -> f32 {
     let points = x.chunks_exact(d);
-    let step = points.len().div_ceil(32);
+    let some = (super::TASK / codebook.len()).clamp(1, 32);
+    let step = points.len().div_ceil(some);
     let mut found = [(0.0, 0)];
     let far = points.step_by(step).map(|x| {
         scalar::nearest(x, codebook, 0..(codebook.len() / d) as u32, &mut found);

@@ -2,9 +2,10 @@
 //! codewords, look-up.
 //!
 //! `scalar.rs` defines which codeword is nearest, in float64; `tree.rs` rules
-//! out in float32 what cannot be, so that the definition is asked about one
-//! codeword or two. Hence every result is the same bytes on every instruction
-//! set and any number of threads.
+//! out in float32 what cannot be, by boxes or by scans of all (`scan.rs`), so that
+//! the definition is asked about one codeword or two. `bounds.rs` remembers from one
+//! iteration of k-means to the next what was ruled out. Hence every result is the
+//! same bytes on every instruction set and any number of threads.
 
 mod bounds;
 mod eight;
