@@ -493,6 +493,7 @@ fn sum_up<T: Real>(
             // SAFETY: an Isa exists only where the CPU has it.
             return unsafe { sum_points_avx2(x, d, weight, codes, sums, counts) };
         }
+        let _ = isa;
         sum_points(x, d, weight, codes, sums, counts);
     })?;
     for (all, width) in [(sums, k * d), (counts, k)] {
