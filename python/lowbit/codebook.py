@@ -182,7 +182,7 @@ def kmeans(
 
     Up to 2,048 codewords, what an iteration ruled out for a point is remembered
     for the next: 0.27 bytes for each codeword of a point, where that is at most
-    512 MiB in all. Beside it, and the result, there are 4 bytes a value.
+    512 MiB in all. Beside that and the result it takes 4 bytes a value and 8 a point.
 
     Parameters
     ----------
