@@ -453,6 +453,7 @@ impl Tree {
     }
 
     /// Asks the definition about the codewords within the bounds.
+    #[inline(always)]
     fn settle<V: Eight, T: Real, const D: usize>(
         &self,
         v: V,

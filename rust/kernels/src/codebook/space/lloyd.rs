@@ -488,13 +488,7 @@ fn sum_up<T: Real>(
         let range = (task * share).min(codes.len())..((task + 1) * share).min(codes.len());
         let x = &x[range.start * d..range.end * d];
         let (codes, weight) = (&codes[range.clone()], weight.map(|weight| &weight[range]));
-        #[cfg(target_arch = "x86_64")]
-        if isa.has_avx2() {
-            // SAFETY: an Isa exists only where the CPU has it.
-            return unsafe { sum_points_avx2(x, d, weight, codes, sums, counts) };
-        }
-        let _ = isa;
-        sum_points(x, d, weight, codes, sums, counts);
+        sum_points(x, d, weight, codes, sums, counts, isa);
     })?;
     for (all, width) in [(sums, k * d), (counts, k)] {
         let (first, others) = all.split_at_mut(width);
@@ -507,10 +501,40 @@ fn sum_up<T: Real>(
     Ok(())
 }
 
-/// [`sum_points`], with wider vectors.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn sum_points_avx2<T: Real>(
+/// [`sum_up`] of some points.
+fn sum_points<T: Real>(
+    x: &[T],
+    d: usize,
+    weight: Option<&[f64]>,
+    codes: &[u32],
+    sums: &mut [f64],
+    counts: &mut [f64],
+    isa: Isa,
+) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx2")]
+        fn avx2<T: Real>(
+            x: &[T],
+            d: usize,
+            weight: Option<&[f64]>,
+            codes: &[u32],
+            sums: &mut [f64],
+            counts: &mut [f64],
+        ) {
+            sum_points_any(x, d, weight, codes, sums, counts);
+        }
+        if isa.has_avx2() {
+            // SAFETY: an Isa exists only where the CPU has it.
+            return unsafe { avx2(x, d, weight, codes, sums, counts) };
+        }
+    }
+    let _ = isa;
+    sum_points_any(x, d, weight, codes, sums, counts);
+}
+
+#[inline(always)]
+fn sum_points_any<T: Real>(
     x: &[T],
     d: usize,
     weight: Option<&[f64]>,
@@ -518,12 +542,6 @@ fn sum_points_avx2<T: Real>(
     sums: &mut [f64],
     counts: &mut [f64],
 ) {
-    sum_points(x, d, weight, codes, sums, counts);
-}
-
-/// [`sum_up`] of some points.
-#[inline(always)]
-fn sum_points<T: Real>(x: &[T], d: usize, weight: Option<&[f64]>, codes: &[u32], sums: &mut [f64], counts: &mut [f64]) {
     match d {
         2 => sum_points_of::<T, 2>(x, d, weight, codes, sums, counts),
         4 => sum_points_of::<T, 4>(x, d, weight, codes, sums, counts),
