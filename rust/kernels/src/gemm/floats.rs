@@ -17,7 +17,7 @@ use crate::lanes::{Lanes, on_isa};
 const SPAN: usize = 64;
 /// Rows of a tile: with two vectors of columns, 12 sums.
 const MR: usize = 6;
-/// Columns that [`one`] sums at a time: enough vectors that no sum waits for its last term.
+/// Columns that [`add_from_registers`] sums at a time: enough vectors that no sum waits for its last term.
 const COLUMNS: usize = 32;
 /// Floats of scratch.
 pub(super) const SCRATCH: usize = SPAN * PANEL;
@@ -152,6 +152,34 @@ fn term<L: Lanes, const R: usize>(l: L, x: &[f32; R], w: &[f32], sums: &mut [[L:
     }
 }
 
+/// A call with the [`Values`] of a panel's group.
+macro_rules! with_values {
+    ($l:ident, $panel:ident, $group:ident, |$values:ident| $call:expr) => {{
+        let nbits = $panel.groups.nbits();
+        macro_rules! call {
+            ($of:expr) => {{
+                let $values = &$of;
+                $call
+            }};
+        }
+        match $panel.codebook {
+            Some(Codebook::Floats(entries)) if entries.len() == 1 << nbits && nbits <= 4 => {
+                call!(Picked { table: $l.table(entries) })
+            }
+            Some(Codebook::Floats(entries)) => {
+                let tables = Entries::new($panel, $group, entries);
+                match nbits {
+                    2 => call!(LookedUp::<2>(tables)),
+                    3 => call!(LookedUp::<3>(tables)),
+                    4 => call!(LookedUp::<4>(tables)),
+                    _ => call!(LookedUp::<8>(tables)),
+                }
+            }
+            _ => call!(Numbers::new($panel, $group)),
+        }
+    }};
+}
+
 /// One row times a panel, with nothing written in between.
 #[inline(always)]
 fn one<L: Lanes>(l: L, x: &[f32], panel: &GroupPanel, out: &mut [f32; PANEL]) {
@@ -164,19 +192,7 @@ fn one<L: Lanes>(l: L, x: &[f32], panel: &GroupPanel, out: &mut [f32; PANEL]) {
             Some(Codebook::Floats(entries)) if entries.len() == 16 && panel.groups.nbits() == 4 => {
                 add_from_registers(l, x, panel, span, &l.table(entries), &mut sums);
             }
-            Some(Codebook::Floats(entries)) if entries.len() == 1 << panel.groups.nbits() && entries.len() <= 16 => {
-                add_products(l, x, panel, span, &Picked { table: l.table(entries) }, &mut sums);
-            }
-            Some(Codebook::Floats(entries)) => {
-                let tables = Entries::new(panel, group, entries);
-                match panel.groups.nbits() {
-                    2 => add_products(l, x, panel, span, &LookedUp::<2>(tables), &mut sums),
-                    3 => add_products(l, x, panel, span, &LookedUp::<3>(tables), &mut sums),
-                    4 => add_products(l, x, panel, span, &LookedUp::<4>(tables), &mut sums),
-                    _ => add_products(l, x, panel, span, &LookedUp::<8>(tables), &mut sums),
-                }
-            }
-            _ => add_products(l, x, panel, span, &Numbers::new(panel, group), &mut sums),
+            _ => with_values!(l, panel, group, |values| add_products(l, x, panel, span, values, &mut sums)),
         }
         let sums = sums.chunks_exact(L::N).zip(by.chunks_exact(L::N));
         for ((sums, by), out) in sums.zip(out.chunks_exact_mut(L::N)) {
@@ -254,21 +270,7 @@ fn add_from_registers<L: Lanes>(
 #[inline(always)]
 fn unpack<L: Lanes>(l: L, panel: &GroupPanel, depth: Range<usize>, to: &mut [f32]) {
     let group = depth.start / panel.groups.group_size();
-    match panel.codebook {
-        Some(Codebook::Floats(entries)) if entries.len() == 1 << panel.groups.nbits() && entries.len() <= 16 => {
-            unpacked(l, panel, depth, to, &Picked { table: l.table(entries) });
-        }
-        Some(Codebook::Floats(entries)) => {
-            let tables = Entries::new(panel, group, entries);
-            match panel.groups.nbits() {
-                2 => unpacked(l, panel, depth, to, &LookedUp::<2>(tables)),
-                3 => unpacked(l, panel, depth, to, &LookedUp::<3>(tables)),
-                4 => unpacked(l, panel, depth, to, &LookedUp::<4>(tables)),
-                _ => unpacked(l, panel, depth, to, &LookedUp::<8>(tables)),
-            }
-        }
-        _ => unpacked(l, panel, depth, to, &Numbers::new(panel, group)),
-    }
+    with_values!(l, panel, group, |values| unpacked(l, panel, depth, to, values));
 }
 
 /// What codes stand for. Not closures: those would be compiled without the instruction set.

@@ -267,7 +267,7 @@ impl Tree {
         }
     }
 
-    /// `score + κ (X² + |score|)`: T.
+    /// T of some points, as [`Tree::limit`].
     #[inline(always)]
     fn limits<V: Eight>(&self, v: V, squares: V::F, scores: V::F) -> V::F {
         v.add(scores, self.offs(v, squares, scores))
@@ -416,7 +416,7 @@ impl Tree {
                         b.other[at] = b.other[at].min(low.max(best));
                         if low < best {
                             (b.best[at], b.tile[at], b.near[at]) = (low, tile as u8, 0);
-                            b.limit[at] = low + (self.kappa * (squares[at] + low.abs()) + self.tiny);
+                            b.limit[at] = self.limit(squares[at], low);
                         }
                     }
                 }

@@ -488,7 +488,7 @@ fn sum_up<T: Real>(
         let range = (task * share).min(codes.len())..((task + 1) * share).min(codes.len());
         let x = &x[range.start * d..range.end * d];
         let (codes, weight) = (&codes[range.clone()], weight.map(|weight| &weight[range]));
-        sum_points(x, d, weight, codes, sums, counts, isa);
+        sum_points(&mut Points { x, d, weight, codes, sums, counts }, isa);
     })?;
     for (all, width) in [(sums, k * d), (counts, k)] {
         let (first, others) = all.split_at_mut(width);
@@ -501,81 +501,56 @@ fn sum_up<T: Real>(
     Ok(())
 }
 
-/// [`sum_up`] of some points.
-fn sum_points<T: Real>(
-    x: &[T],
+/// Some points, and where they are summed.
+struct Points<'a, T> {
+    x: &'a [T],
     d: usize,
-    weight: Option<&[f64]>,
-    codes: &[u32],
-    sums: &mut [f64],
-    counts: &mut [f64],
-    isa: Isa,
-) {
+    weight: Option<&'a [f64]>,
+    codes: &'a [u32],
+    sums: &'a mut [f64],
+    counts: &'a mut [f64],
+}
+
+fn sum_points<T: Real>(a: &mut Points<T>, isa: Isa) {
     #[cfg(target_arch = "x86_64")]
     {
         #[target_feature(enable = "avx2")]
-        fn avx2<T: Real>(
-            x: &[T],
-            d: usize,
-            weight: Option<&[f64]>,
-            codes: &[u32],
-            sums: &mut [f64],
-            counts: &mut [f64],
-        ) {
-            sum_points_any(x, d, weight, codes, sums, counts);
+        fn avx2<T: Real>(a: &mut Points<T>) {
+            sum_points_any(a);
         }
         if isa.has_avx2() {
             // SAFETY: an Isa exists only where the CPU has it.
-            return unsafe { avx2(x, d, weight, codes, sums, counts) };
+            return unsafe { avx2(a) };
         }
     }
     let _ = isa;
-    sum_points_any(x, d, weight, codes, sums, counts);
+    sum_points_any(a);
 }
 
 #[inline(always)]
-fn sum_points_any<T: Real>(
-    x: &[T],
-    d: usize,
-    weight: Option<&[f64]>,
-    codes: &[u32],
-    sums: &mut [f64],
-    counts: &mut [f64],
-) {
-    match d {
-        2 => sum_points_of::<T, 2>(x, d, weight, codes, sums, counts),
-        4 => sum_points_of::<T, 4>(x, d, weight, codes, sums, counts),
-        8 => sum_points_of::<T, 8>(x, d, weight, codes, sums, counts),
-        16 => sum_points_of::<T, 16>(x, d, weight, codes, sums, counts),
-        _ => sum_points_of::<T, 0>(x, d, weight, codes, sums, counts),
+fn sum_points_any<T: Real>(a: &mut Points<T>) {
+    match a.d {
+        2 => sum_points_of::<T, 2>(a),
+        4 => sum_points_of::<T, 4>(a),
+        8 => sum_points_of::<T, 8>(a),
+        16 => sum_points_of::<T, 16>(a),
+        _ => sum_points_of::<T, 0>(a),
     }
 }
 
 /// [`sum_points`] of `D` dimensions, if not 0.
 #[inline(always)]
-fn sum_points_of<T: Real, const D: usize>(
-    x: &[T],
-    d: usize,
-    weight: Option<&[f64]>,
-    codes: &[u32],
-    sums: &mut [f64],
-    counts: &mut [f64],
-) {
-    let d = if D > 0 { D } else { d };
-    for (i, (x, &code)) in x.chunks_exact(d).zip(codes).enumerate() {
-        let w = weight.map_or(1.0, |weight| weight[i]);
-        counts[code as usize] += w;
-        let sums = &mut sums[code as usize * d..][..d];
-        if weight.is_none() {
-            // Arrays, so that they are added as vectors.
-            if let (Ok(x), Ok(sums)) = (<&[T; D]>::try_from(x), <&mut [f64; D]>::try_from(&mut *sums)) {
-                for j in 0..D {
-                    sums[j] += x[j].wide();
-                }
-                continue;
-            }
-            for j in 0..d {
-                sums[j] += x[j].wide();
+fn sum_points_of<T: Real, const D: usize>(a: &mut Points<T>) {
+    let d = if D > 0 { D } else { a.d };
+    for (i, (x, &code)) in a.x.chunks_exact(d).zip(a.codes).enumerate() {
+        // Times 1 nothing is rounded.
+        let w = a.weight.map_or(1.0, |weight| weight[i]);
+        a.counts[code as usize] += w;
+        let sums = &mut a.sums[code as usize * d..][..d];
+        // Arrays, so that they are added as vectors.
+        if let (Ok(x), Ok(sums)) = (<&[T; D]>::try_from(x), <&mut [f64; D]>::try_from(&mut *sums)) {
+            for j in 0..D {
+                sums[j] += w * x[j].wide();
             }
         } else {
             for j in 0..d {

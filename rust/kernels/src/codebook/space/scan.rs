@@ -54,7 +54,7 @@ pub(super) fn turn<const D: usize>(points: &[f32], d: usize, to: &mut [Points]) 
 
 /// The least scores of points that [`turn`] made.
 #[inline(always)]
-pub(super) fn scan<V: Eight, const D: usize>(v: V, tree: &Tree, points: &[Points]) -> Least {
+pub(super) fn scan<V: Eight>(v: V, tree: &Tree, points: &[Points]) -> Least {
     let mut least = Least::none();
     for tile in 0..tree.tile_count() {
         let (halves, rows) = tree.tile(tile);

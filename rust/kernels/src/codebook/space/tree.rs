@@ -151,7 +151,7 @@ impl<'a> Query<'a> {
     #[inline(always)]
     pub(super) fn found(&mut self, tree: &Tree, score: f32) {
         self.best = score;
-        self.limit = score + (tree.kappa * (self.square + score.abs()) + tree.tiny);
+        self.limit = tree.limit(self.square, score);
         self.reach = 2.0 * self.limit + self.square;
     }
 }
@@ -226,6 +226,12 @@ impl Tree {
             tree.levels.push(boxes);
         }
         Ok(tree)
+    }
+
+    /// T of a point of this X², from its least score.
+    #[inline(always)]
+    pub(super) fn limit(&self, square: f32, score: f32) -> f32 {
+        score + (self.kappa * (square + score.abs()) + self.tiny)
     }
 
     pub(super) fn d(&self) -> usize {
@@ -441,7 +447,7 @@ impl Tree {
     ) {
         let d = if D > 0 { D } else { self.d };
         turn::<D>(&a.placed[points.start * d..points.end * d], d, &mut s.points);
-        let least = scan::<V, D>(v, self, &s.points);
+        let least = scan(v, self, &s.points);
         for i in points.clone() {
             if !self.covers(a.squares[i]) {
                 self.ask_all(a, i);
