@@ -11,6 +11,7 @@
 //! | [`gemm`] | integer matrix products, linear layers with fused epilogues |
 //! | [`codebook`] | k-means |
 //! | [`levels`] | levels by formula and by search; numbers to codes and back |
+//! | [`conv`] | integer convolutions, pooling, and what else a network does to codes |
 //!
 //! In a family, `scalar.rs` is the definition and the files named after an
 //! instruction set equal it, bit for bit. Every function takes an [`Isa`], so
@@ -30,6 +31,7 @@
 
 pub mod affine;
 pub mod codebook;
+pub mod conv;
 mod error;
 pub mod gemm;
 mod isa;

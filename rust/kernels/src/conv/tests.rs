@@ -1,0 +1,273 @@
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::error::Error;
+
+/// The same bytes on every run.
+fn bytes(count: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(2).wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let next = |_| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as u8
+    };
+    (0..count).map(next).collect()
+}
+
+fn cases() -> u32 {
+    std::env::var("LOWBIT_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(400)
+}
+
+/// A convolution's sums by the book: every tap of every window, without a word of the kernels' code.
+fn by_the_book(shape: &Shape, x: &[u8], input: Kind, w: &[u8], weight: Kind, bias: &[i32]) -> Vec<i32> {
+    let [oh, ow, filters] = shape.output().unwrap();
+    let [h, width, channels] = shape.input.map(|n| n as isize);
+    let depth = channels / shape.groups as isize;
+    let mut sums = Vec::new();
+    for (oy, ox, f) in
+        (0..oh).flat_map(|y| (0..ow).map(move |x| (y, x))).flat_map(|(y, x)| (0..filters).map(move |f| (y, x, f)))
+    {
+        let group = (f / (filters / shape.groups)) as isize;
+        let mut sum = i64::from(bias[f]);
+        for (i, j) in (0..shape.kernel[0]).flat_map(|i| (0..shape.kernel[1]).map(move |j| (i, j))) {
+            let y = (oy * shape.stride[0] + i * shape.dilation[0]) as isize - shape.padding[0][0] as isize;
+            let x0 = (ox * shape.stride[1] + j * shape.dilation[1]) as isize - shape.padding[1][0] as isize;
+            if y < 0 || y >= h || x0 < 0 || x0 >= width {
+                continue;
+            }
+            for c in 0..depth {
+                let a = input.value(x[((y * width + x0) * channels + group * depth + c) as usize]);
+                let at = ((f * shape.kernel[0] + i) * shape.kernel[1] + j) as isize * depth + c;
+                sum += i64::from(a) * i64::from(weight.value(w[at as usize]));
+            }
+        }
+        sums.push(i32::try_from(sum).unwrap());
+    }
+    sums
+}
+
+fn kinds() -> impl Strategy<Value = Kind> {
+    prop_oneof![
+        (-128..=127i32).prop_map(|zero_point| Kind { signed: true, zero_point }),
+        (0..=255i32).prop_map(|zero_point| Kind { signed: false, zero_point }),
+        Just(Kind { signed: true, zero_point: 0 }),
+        Just(Kind { signed: true, zero_point: -128 }),
+    ]
+}
+
+prop_compose! {
+    fn shapes()(
+        depthwise in prop::bool::weighted(0.3),
+        groups in prop_oneof![4 => Just(1usize), 1 => 2..4usize],
+        depth in prop_oneof![3 => 1..9usize, 1 => 9..40usize],
+        channels in 1..70usize,
+        per_group in prop_oneof![3 => 1..20usize, 1 => 20..70usize],
+        kernel in prop::array::uniform2(1..5usize),
+        stride in prop::array::uniform2(1..4usize),
+        dilation in prop::array::uniform2(prop_oneof![3 => Just(1usize), 1 => 2..4usize]),
+        padding in prop::array::uniform2(prop::array::uniform2(0..4usize)),
+        more in prop::array::uniform2(0..15usize),
+        padded in prop::bool::ANY,
+    ) -> Shape {
+        let (groups, depth, per_group) = if depthwise { (channels, 1, 1) } else { (groups, depth, per_group) };
+        let padding = if padded { padding } else { [[0; 2]; 2] };
+        let size = |axis: usize| {
+            let reach = (kernel[axis] - 1) * dilation[axis] + 1;
+            reach.saturating_sub(padding[axis].iter().sum()).max(1) + more[axis]
+        };
+        Shape {
+            input: [size(0), size(1), groups * depth], filters: groups * per_group,
+            kernel, stride, dilation, padding, groups,
+        }
+    }
+}
+
+fn rules(filters: usize, seed: u64) -> Vec<Rule> {
+    let noise = bytes(filters, seed);
+    let scale = |n: u8| 0.3 / f32::from(n).mul_add(40.0, 80.0);
+    vec![
+        Rule::Float32(noise.iter().map(|&n| scale(n)).collect()),
+        Rule::FixedPoint(noise.iter().map(|&n| ((1 << 30) + (i32::from(n) << 21), i32::from(n % 24) - 20)).collect()),
+        Rule::PowerOfTwo(noise.iter().map(|&n| i32::from(n % 24) - 20).collect()),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: cases(), ..ProptestConfig::default() })]
+
+    /// Sums, floats and codes, with and without an addition, on every instruction set.
+    #[test]
+    fn convolutions_equal_the_definition(
+        shape in shapes(), input in kinds(), weight in kinds(), seed in any::<u64>(), which in 0..3usize,
+    ) {
+        let [oh, ow, filters] = shape.output().unwrap();
+        let count = oh * ow * filters;
+        let x = bytes(shape.input.iter().product(), seed);
+        let w = bytes(filters * shape.kernel[0] * shape.kernel[1] * shape.depth(), seed ^ 1);
+        let other = bytes(count, seed ^ 2);
+        let bias: Vec<i32> = bytes(filters, seed ^ 3).iter().map(|&b| (i32::from(b) - 128) * 30).collect();
+        let sums = by_the_book(&shape, &x, input, &w, weight, &bias);
+        let rule = rules(filters, seed)[which].clone();
+        let add = AddCodes::new([0.25, 0.75, 0.5], [3, -5, 7], (-128, 120), true).unwrap();
+        for &isa in Isa::available() {
+            let made = |to: To| {
+                let finish = Finish { bias: bias.clone(), to };
+                Conv2d::new(shape.clone(), Weight { codes: &w, kind: weight }, input, finish, isa).unwrap()
+            };
+            let name = isa.name();
+            let conv = made(To::Sums);
+            // Exactly what was asked for: the sanitizers see a read beyond it.
+            let mut scratch = vec![0x5555i16; conv.scratch_len()];
+            let mut out = vec![0; count];
+            conv.run(&x, Out::Sums(&mut out), &mut scratch).unwrap();
+            prop_assert!(out == sums, "{} sums {:?}", name, shape);
+
+            let multiplier: Vec<f32> = bytes(filters, seed).iter().map(|&b| f32::from(b) * 0.001).collect();
+            let mut floats = vec![0.0; count];
+            made(To::Floats(multiplier.clone())).run(&x, Out::Floats(&mut floats), &mut scratch).unwrap();
+            let expected: Vec<f32> = sums.iter().enumerate().map(|(i, &s)| s as f32 * multiplier[i % filters]).collect();
+            prop_assert!(floats == expected, "{} floats {:?}", name, shape);
+
+            for add in [None, Some(add)] {
+                let requantize = Requantize { rule: rule.clone(), zero_point: -3, qmin: -128, qmax: 101, add };
+                let mut codes = vec![0; count];
+                let others = add.map(|_| &other[..]);
+                made(To::Codes(requantize.clone())).run(&x, Out::Codes(&mut codes, others), &mut scratch).unwrap();
+                let expected: Vec<u8> = sums.iter().enumerate()
+                    .map(|(i, &s)| requantize.code(s, i % filters, others.map(|o| o[i]))).collect();
+                prop_assert!(codes == expected, "{} codes {:?} {:?}", name, shape, requantize);
+            }
+        }
+    }
+
+    /// The rounding rules at the ends of what sums can be, where a convolution seldom gets.
+    #[test]
+    fn rules_hold_for_any_sum(sums in prop::collection::vec(any::<i32>(), 1..40), seed in any::<u64>(), which in 0..3usize) {
+        let filters = sums.len();
+        let rule = rules(filters, seed)[which].clone();
+        let requantize = Requantize { rule, zero_point: 5, qmin: 0, qmax: 255, add: None };
+        let half = i32::MAX / 2;
+        let bias: Vec<i32> = sums.iter().map(|&s| s.clamp(-half, half)).collect();
+        let shape = Shape {
+            input: [1, 1, 1], filters, kernel: [1, 1], stride: [1, 1], dilation: [1, 1], padding: [[0; 2]; 2], groups: 1,
+        };
+        let kind = Kind { signed: true, zero_point: 0 };
+        for &isa in Isa::available() {
+            let finish = Finish { bias: bias.clone(), to: To::Codes(requantize.clone()) };
+            let weight = Weight { codes: &vec![0; filters], kind };
+            let conv = Conv2d::new(shape.clone(), weight, kind, finish, isa).unwrap();
+            let (mut scratch, mut codes) = (vec![0; conv.scratch_len()], vec![0; filters]);
+            conv.run(&[1], Out::Codes(&mut codes, None), &mut scratch).unwrap();
+            let expected: Vec<u8> = bias.iter().enumerate().map(|(i, &s)| requantize.code(s, i, None)).collect();
+            prop_assert_eq!(codes, expected, "{}", isa.name());
+        }
+    }
+
+    #[test]
+    fn pools_equal_their_definition(
+        input in (1..20usize, 1..20usize, 1..80usize), kernel in prop::array::uniform2(1..6usize),
+        stride in prop::array::uniform2(1..4usize), pad in prop::array::uniform2(prop::array::uniform2(0..5usize)),
+        kind in kinds(), seed in any::<u64>(),
+    ) {
+        let input = [input.0, input.1, input.2];
+        let kernel = [kernel[0].min(input[0]), kernel[1].min(input[1])];
+        let padding = [0, 1].map(|axis| pad[axis].map(|p| p.min(kernel[axis] - 1)));
+        let window = Window { input, kernel, stride, padding };
+        let size = window.output().unwrap();
+        let x = bytes(input.iter().product(), seed);
+        let bounds = if kind.signed { (-100, 90) } else { (3, 250) };
+        let (mut means, mut maxima) = (Vec::new(), Vec::new());
+        for at in 0..size.iter().product() {
+            let (y, column, c) = (at / size[2] / size[1], at / size[2] % size[1], at % size[2]);
+            let mut seen = Vec::new();
+            for (i, j) in (0..kernel[0]).flat_map(|i| (0..kernel[1]).map(move |j| (i, j))) {
+                let row = (y * stride[0] + i) as isize - padding[0][0] as isize;
+                let col = (column * stride[1] + j) as isize - padding[1][0] as isize;
+                if (0..input[0] as isize).contains(&row) && (0..input[1] as isize).contains(&col) {
+                    seen.push(kind.code(x[(row as usize * input[1] + col as usize) * input[2] + c]));
+                }
+            }
+            let mean = f64::from(seen.iter().sum::<i32>()) / seen.len() as f64;
+            means.push((mean.round() as i32).clamp(bounds.0, bounds.1) as u8);
+            maxima.push((*seen.iter().max().unwrap()).clamp(bounds.0, bounds.1) as u8);
+        }
+        for &isa in Isa::available() {
+            let mut out = vec![0; means.len()];
+            average_pool(&x, &window, kind, bounds, &mut out, isa).unwrap();
+            prop_assert!(out == means, "{} means {:?}", isa.name(), window);
+            max_pool(&x, &window, kind, bounds, &mut out, isa).unwrap();
+            prop_assert!(out == maxima, "{} maxima {:?}", isa.name(), window);
+        }
+    }
+
+    #[test]
+    fn additions_and_quantizing_equal_their_definition(
+        count in 0..100usize, kind in kinds(), other in kinds(), seed in any::<u64>(), scales in prop::array::uniform3(0.01f32..1.0),
+    ) {
+        let (a, b) = (bytes(count, seed), bytes(count, seed ^ 1));
+        let codes = AddCodes::new(scales, [kind.zero_point, other.zero_point, 3], (-128, 127), other.signed).unwrap();
+        let how = Add { codes, signed: kind.signed };
+        let expected: Vec<u8> = a.iter().zip(&b).map(|(&a, &b)| codes.of(kind.code(a), other.code(b)) as u8).collect();
+        let floats: Vec<f32> = a.iter().zip(&b).map(|(&a, &b)| (f32::from(a) - 128.0) * (f32::from(b) - 100.0) * 0.01).collect();
+        let floats: Vec<f32> = floats.into_iter().chain([f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 3e38]).collect();
+        let mut scalar = vec![0; floats.len()];
+        quantize(&floats, scales[0], kind, &mut scalar, Isa::Scalar).unwrap();
+        for &isa in Isa::available() {
+            let mut out = vec![0; count];
+            add(&a, &b, &how, &mut out, isa).unwrap();
+            prop_assert_eq!(&out, &expected, "{}", isa.name());
+            let mut out = vec![0; floats.len()];
+            quantize(&floats, scales[0], kind, &mut out, isa).unwrap();
+            prop_assert_eq!(&out, &scalar, "{}", isa.name());
+        }
+    }
+}
+
+#[test]
+fn every_instruction_set_ran() {
+    // The tests above loop over these; a path that is not among them ran no case.
+    let ran: BTreeMap<_, _> = Isa::available().iter().map(|isa| (isa.name(), cases())).collect();
+    println!("conv: cases of each property by instruction set: {ran:?}");
+}
+
+fn plain(input: [usize; 3], filters: usize, kernel: usize) -> Shape {
+    Shape { input, filters, kernel: [kernel; 2], stride: [1; 2], dilation: [1; 2], padding: [[0; 2]; 2], groups: 1 }
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let kind = Kind { signed: true, zero_point: 0 };
+    let sums = |filters: usize| Finish { bias: vec![0; filters], to: To::Sums };
+    let made = |shape: Shape, codes: &[u8], finish| {
+        Conv2d::new(shape, Weight { codes, kind }, kind, finish, Isa::best()).map(|_| ())
+    };
+    let refused = |result: Result<()>, word: &str| match result {
+        Err(Error::Value(text)) => assert!(text.contains(word), "{text}"),
+        other => panic!("{other:?}"),
+    };
+    refused(made(plain([2, 2, 1], 1, 3), &[0; 9], sums(1)), "padding");
+    refused(made(plain([4, 4, 1], 1, 3), &[0; 8], sums(1)), "weight");
+    refused(made(plain([4, 4, 1], 1, 3), &[0; 9], sums(2)), "bias");
+    refused(made(plain([4, 4, 0], 1, 3), &[], sums(1)), "channel");
+    refused(made(plain([4, 0, 1], 1, 3), &[0; 9], sums(1)), "at least 1");
+    refused(made(Shape { groups: 2, ..plain([4, 4, 3], 2, 1) }, &[0; 6], sums(2)), "groups");
+    refused(made(plain([usize::MAX / 2, 4, 3], 2, 1), &[0; 6], sums(2)), "padding");
+    refused(made(plain([1 << 31, 1 << 31, 1 << 31], 2, 1), &[0; 6], sums(2)), "overflows");
+    refused(made(plain([1, 1, 40_000], 1, 1), &[0; 40_000], sums(1)), "products");
+    let huge = Finish { bias: vec![i32::MAX], to: To::Sums };
+    refused(made(plain([1, 1, 1], 1, 1), &[1], huge), "bias");
+    let nan = Finish { bias: vec![0], to: To::Floats(vec![f32::NAN]) };
+    refused(made(plain([1, 1, 1], 1, 1), &[1], nan), "finite");
+    let conv =
+        Conv2d::new(plain([4, 4, 2], 3, 3), Weight { codes: &[1; 54], kind }, kind, sums(3), Isa::best()).unwrap();
+    let mut scratch = vec![0; conv.scratch_len()];
+    refused(conv.run(&[0; 31], Out::Sums(&mut [0; 12]), &mut scratch), "x");
+    refused(conv.run(&[0; 32], Out::Sums(&mut [0; 11]), &mut scratch), "out");
+    refused(conv.run(&[0; 32], Out::Floats(&mut [0.0; 12]), &mut scratch), "out");
+    if let Some(short) = conv.scratch_len().checked_sub(1) {
+        refused(conv.run(&[0; 32], Out::Sums(&mut [0; 12]), &mut scratch[..short]), "scratch");
+    }
+}
