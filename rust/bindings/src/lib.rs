@@ -6,6 +6,7 @@ mod affine;
 mod call;
 mod codebook;
 mod gemm;
+mod integer;
 mod levels;
 mod packing;
 mod system;
@@ -38,5 +39,6 @@ fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     gemm::register(m)?;
     codebook::register(m)?;
     levels::register(m)?;
+    integer::register(m)?;
     system::register(m)
 }

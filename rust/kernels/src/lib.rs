@@ -43,5 +43,5 @@ mod par;
 pub use error::{Error, Result};
 pub use isa::Isa;
 pub use par::{
-    Ctl, adopt_openmp, default_threads, prepare_for_forks, set_default_threads, threading, threads_were_refused,
+    Ctl, Parts, adopt_openmp, default_threads, prepare_for_forks, set_default_threads, threading, threads_were_refused,
 };

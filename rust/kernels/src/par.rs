@@ -46,19 +46,25 @@ impl<'a> Ctl<'a> {
     }
 
     /// Threads that this call may use.
-    pub(crate) fn threads(&self) -> usize {
+    pub fn threads(&self) -> usize {
         self.threads
     }
 
     /// Asks, on the calling thread alone, whether to go on: for long loops that are no tasks.
-    pub(crate) fn check(&self) -> Result<()> {
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`].
+    pub fn check(&self) -> Result<()> {
         if (self.stop)() { Err(Error::Interrupted) } else { Ok(()) }
     }
 
     /// Runs `body(slot, task)` for every task in `0..tasks`. `slot` is less
     /// than `self.threads()` and belongs to one thread at a time: scratch
     /// memory is indexed by it. Tasks are handed out in ascending order.
-    pub(crate) fn for_each(&self, tasks: usize, body: &(dyn Fn(usize, usize) + Sync)) -> Result<()> {
+    ///
+    /// # Errors
+    /// [`Error::Interrupted`].
+    pub fn for_each(&self, tasks: usize, body: &(dyn Fn(usize, usize) + Sync)) -> Result<()> {
         let workers = self.threads.min(tasks);
         if workers <= 1 {
             for task in 0..tasks {
@@ -123,19 +129,25 @@ impl Run<'_> {
 }
 
 /// Disjoint pieces of work, each taken by the one thread that runs its task.
-pub(crate) struct Parts<T>(Vec<Mutex<Option<T>>>);
+pub struct Parts<T>(Vec<Mutex<Option<T>>>);
 
 impl<T> Parts<T> {
-    pub(crate) fn new(parts: impl IntoIterator<Item = T>) -> Self {
+    /// One for each task.
+    pub fn new(parts: impl IntoIterator<Item = T>) -> Self {
         Parts(parts.into_iter().map(|p| Mutex::new(Some(p))).collect())
     }
 
-    pub(crate) fn len(&self) -> usize {
+    /// How many there are.
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// The piece of this task. A task runs once, so the piece is there.
-    pub(crate) fn take(&self, task: usize) -> T {
+    /// The piece of this task.
+    ///
+    /// # Panics
+    /// If it was taken already: a task runs once.
+    pub fn take(&self, task: usize) -> T {
         self.0[task].lock().unwrap_or_else(PoisonError::into_inner).take().expect("a task runs once")
     }
 }

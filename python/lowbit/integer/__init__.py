@@ -1,0 +1,48 @@
+"""Integer networks: a graph that is data only, its readers, and what runs it.
+
+``from_tflite`` reads a file and `lowbit.torch.to_integer` a PyTorch model;
+``graph.plan()`` makes a graph ready to run.
+"""
+
+from lowbit.integer.graph import (
+    Add,
+    AveragePool2d,
+    Constant,
+    Conv2d,
+    Dequantize,
+    FullyConnected,
+    Graph,
+    MaxPool2d,
+    Operation,
+    Pad,
+    Quantize,
+    Reshape,
+    Slice,
+    Softmax,
+    Table,
+    Tensor,
+)
+from lowbit.integer.network import Network, Timed
+from lowbit.integer.tflite import from_tflite
+
+__all__ = [
+    "Add",
+    "AveragePool2d",
+    "Constant",
+    "Conv2d",
+    "Dequantize",
+    "FullyConnected",
+    "Graph",
+    "MaxPool2d",
+    "Network",
+    "Operation",
+    "Pad",
+    "Quantize",
+    "Reshape",
+    "Slice",
+    "Softmax",
+    "Table",
+    "Tensor",
+    "Timed",
+    "from_tflite",
+]

@@ -1,0 +1,122 @@
+"""A graph made ready for one instruction set, and run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lowbit import _core
+from lowbit._check import as_array
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+    from lowbit.integer.graph import Graph
+
+__all__ = ["Network", "Timed"]
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A step of a network and the time that one sample took in it."""
+
+    kind: str
+    #: The tensor that it writes.
+    output: str
+    #: Products of one sample.
+    products: int
+    seconds: float
+
+
+class Network:
+    """An integer network that runs: weights in the order that an instruction set reads, a place for every tensor.
+
+    Made by :meth:`Graph.plan`. It is never saved; the graph is. Additions are
+    done by the layer before them where nothing else reads what that writes.
+
+    Parameters
+    ----------
+    graph : Graph
+    isa : str, optional
+        The instruction set to run on, one of `lowbit.available_isas`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lowbit.integer import Constant, FullyConnected, Graph, Tensor
+    >>> x = Tensor("x", (2,), "int8", scale=0.5)
+    >>> y = Tensor("y", (1,), "int8", scale=1.0)
+    >>> w = Constant("w", np.array([[3, 4]], np.int8), np.array([0.5], np.float32))
+    >>> layer = FullyConnected("x", "w", None, "y")
+    >>> network = Graph({"x": x, "y": y}, {"w": w}, (layer,), ("x",), ("y",)).plan()
+    >>> network(np.array([[10, 20], [1, 2]], np.int8))
+    array([[28],
+           [ 3]], dtype=int8)
+    """
+
+    def __init__(self, graph: Graph, *, isa: str | None = None) -> None:
+        self.graph = graph
+        constants = [np.ascontiguousarray(array) for array in graph.arrays()]
+        self._core = _core.Network(graph.to_json(), constants, isa)
+        self._inputs = [(name, np.dtype(graph.tensors[name].dtype)) for name in graph.inputs]
+        # The one array of most networks goes to the core as it is.
+        self._dtype = self._inputs[0][1] if len(self._inputs) == 1 else None
+
+    def __call__(self, *inputs: ArrayLike, threads: int | None = None) -> Any:
+        """Runs a batch.
+
+        Parameters
+        ----------
+        *inputs : array_like, shape (n, *shape)
+            One for each of the graph's inputs, of its dtype.
+        threads : int, optional
+            At most so many, among which the samples are shared out;
+            `lowbit.get_num_threads` by default.
+
+        Returns
+        -------
+        ndarray of shape (n, *shape), or a tuple of them
+            The graph's output or outputs. The same bits on every instruction
+            set and any number of threads.
+
+        Raises
+        ------
+        TypeError
+            Another dtype or another number of inputs.
+        ValueError
+            Another shape, or NaN or infinity where numbers become codes.
+        """
+        if len(inputs) != 1 or type(inputs[0]) is not np.ndarray or inputs[0].dtype is not self._dtype:
+            inputs = tuple(self._arrays(inputs))
+        elif not inputs[0].flags.c_contiguous:
+            inputs = (np.ascontiguousarray(inputs[0]),)
+        outputs = self._core.run(inputs, threads)
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    def _arrays(self, inputs: tuple[ArrayLike, ...]) -> list[NDArray[Any]]:
+        if len(inputs) != len(self._inputs):
+            raise TypeError(f"expected {len(self._inputs)} inputs, got {len(inputs)}")
+        pairs = zip(self._inputs, inputs, strict=True)
+        return [as_array(name, x, (dtype.name,)) for (name, dtype), x in pairs]
+
+    def profile(self, *inputs: ArrayLike, rounds: int = 20) -> list[Timed]:
+        """The time of each step for the first sample of a batch: the least of ``rounds``."""
+        first = [x[:1] for x in self._arrays(inputs)]
+        return [Timed(kind, output, n, ns * 1e-9) for kind, output, n, ns in self._core.profile(first, rounds)]
+
+    @property
+    def memory(self) -> tuple[int, int]:
+        """Bytes of tensors and scratch memory for each thread that works at a time, and of weights."""
+        return self._core.memory
+
+    @property
+    def isa(self) -> str:
+        """The instruction set that it was made for."""
+        return self._core.isa
+
+    def __repr__(self) -> str:
+        tensors, weights = self.memory
+        steps = len(self.graph.operations)
+        return f"Network({steps} operations, {tensors:,} bytes of tensors, {weights:,} of weights, {self.isa})"

@@ -1,0 +1,344 @@
+//! A plan that runs.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use lowbit_kernels::conv::{self, Out};
+use lowbit_kernels::{Ctl, Error, Isa, Parts, Result};
+
+use crate::bail;
+use crate::check::AXES;
+use crate::graph::{Graph, Tensor};
+use crate::memory::ALIGN;
+use crate::plan::{Pad, Plan, Slice, Source, Step, Work};
+
+/// A network made ready for one instruction set.
+///
+/// Any number of threads may call [`run`](Self::run) at a time.
+#[derive(Debug)]
+pub struct Network {
+    plan: Plan,
+    isa: Isa,
+    /// Blocks of memory that no call is using: one for each thread that has worked at a time.
+    blocks: Mutex<Vec<Vec<u8>>>,
+}
+
+/// A step and the time that it took.
+#[derive(Debug, Clone)]
+pub struct Timed {
+    /// What kind of operation.
+    pub kind: &'static str,
+    /// The tensor that it writes.
+    pub output: String,
+    /// Products of one sample.
+    pub products: usize,
+    /// The time of one sample.
+    pub time: Duration,
+}
+
+impl Network {
+    /// Plans a graph with its constants' bytes, in the graph's order.
+    ///
+    /// # Errors
+    /// [`Error::Value`] naming what does not fit, [`Error::Memory`].
+    pub fn new(graph: &Graph, constants: &[&[u8]], isa: Isa) -> Result<Network> {
+        let plan = Plan::new(graph, constants, isa)?;
+        Ok(Network { plan, isa, blocks: Mutex::new(Vec::new()) })
+    }
+
+    /// The tensors that it takes.
+    pub fn inputs(&self) -> &[Tensor] {
+        &self.plan.inputs
+    }
+
+    /// The tensors that it gives.
+    pub fn outputs(&self) -> impl Iterator<Item = &Tensor> {
+        self.plan.outputs.iter().map(|(tensor, _)| tensor)
+    }
+
+    /// Products of one sample.
+    pub fn products(&self) -> usize {
+        self.plan.steps.iter().map(|step| step.products).sum()
+    }
+
+    /// The instruction set that it was planned for.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// Bytes of tensors and scratch memory for each thread that works at a time, and of weights.
+    pub fn memory(&self) -> (usize, usize) {
+        (self.plan.memory + ALIGN, self.plan.weights)
+    }
+
+    /// Runs `n` samples: the bytes of each input and output, one sample after the other. Samples are
+    /// shared out to threads; on one thread, no call but the first allocates.
+    ///
+    /// # Errors
+    /// [`Error::Value`] where a length does not fit, [`Error::Memory`], [`Error::Interrupted`].
+    pub fn run(&self, n: usize, inputs: &[&[u8]], outputs: &mut [&mut [u8]], ctl: &Ctl) -> Result<()> {
+        check_lengths("inputs", n, self.inputs(), inputs.iter().map(|x| x.len()))?;
+        check_lengths("outputs", n, self.outputs(), outputs.iter().map(|y| y.len()))?;
+        let threads = ctl.threads().min(n);
+        if threads <= 1 {
+            let mut block = self.block()?;
+            let mut result = Ok(());
+            for sample in 0..n {
+                result = self.sample(&mut block, sample, n, inputs, sample, outputs, None);
+                if result.is_err() {
+                    break;
+                }
+                if let Err(stopped) = ctl.check() {
+                    result = Err(stopped);
+                    break;
+                }
+            }
+            self.give_back(block);
+            return result;
+        }
+        // Some shares for each thread, so that one that is slow delays the others little.
+        let share = n.div_ceil(4 * threads);
+        let mut rest: Vec<&mut [u8]> = outputs.iter_mut().map(|y| &mut y[..]).collect();
+        let mut shares = Vec::new();
+        for first in (0..n).step_by(share) {
+            let count = share.min(n - first);
+            let mut own = Vec::with_capacity(rest.len());
+            for (y, tensor) in rest.iter_mut().zip(self.outputs()) {
+                let (head, tail) = std::mem::take(y).split_at_mut(count * bytes(tensor));
+                own.push(head);
+                *y = tail;
+            }
+            shares.push((first, count, own));
+        }
+        let shares = Parts::new(shares);
+        let failed = Mutex::new(None);
+        ctl.for_each(shares.len(), &|_, task| {
+            let (first, count, mut own) = shares.take(task);
+            let mut work = || -> Result<()> {
+                let mut block = self.block()?;
+                for sample in 0..count {
+                    self.sample(&mut block, first + sample, n, inputs, sample, &mut own, None)?;
+                }
+                self.give_back(block);
+                Ok(())
+            };
+            if let Err(error) = work() {
+                *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            }
+        })?;
+        match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+
+    /// The time of each step for one sample, the least of `rounds`.
+    ///
+    /// # Errors
+    /// As of [`run`](Self::run).
+    pub fn profile(&self, inputs: &[&[u8]], rounds: usize) -> Result<Vec<Timed>> {
+        check_lengths("inputs", 1, self.inputs(), inputs.iter().map(|x| x.len()))?;
+        let steps = self.plan.steps.iter();
+        let mut timed: Vec<_> = steps
+            .map(|step| {
+                let (kind, output, products) = (step.kind, step.output.clone(), step.products);
+                Timed { kind, output, products, time: Duration::MAX }
+            })
+            .collect();
+        let mut own: Vec<_> = self.outputs().map(|tensor| vec![0; bytes(tensor)]).collect();
+        let mut outputs: Vec<_> = own.iter_mut().map(|y| &mut y[..]).collect();
+        let mut block = self.block()?;
+        for _ in 0..rounds.max(1) {
+            let mut took = |step: usize, time| timed[step].time = timed[step].time.min(time);
+            self.sample(&mut block, 0, 1, inputs, 0, &mut outputs, Some(&mut took))?;
+        }
+        self.give_back(block);
+        Ok(timed)
+    }
+
+    /// A block that no other call is using.
+    fn block(&self) -> Result<Vec<u8>> {
+        if let Some(block) = self.blocks.lock().unwrap_or_else(PoisonError::into_inner).pop() {
+            return Ok(block);
+        }
+        let len = self.plan.memory + ALIGN;
+        let mut block = Vec::new();
+        block.try_reserve_exact(len).map_err(|_| Error::Memory(len))?;
+        block.resize(len, 0);
+        Ok(block)
+    }
+
+    fn give_back(&self, block: Vec<u8>) {
+        self.blocks.lock().unwrap_or_else(PoisonError::into_inner).push(block);
+    }
+
+    /// One sample: number `sample` of the inputs, number `to` of the outputs.
+    fn sample(
+        &self,
+        block: &mut [u8],
+        sample: usize,
+        n: usize,
+        inputs: &[&[u8]],
+        to: usize,
+        outputs: &mut [&mut [u8]],
+        mut took: Option<&mut dyn FnMut(usize, Duration)>,
+    ) -> Result<()> {
+        let skip = block.as_ptr().align_offset(ALIGN).min(ALIGN);
+        let block = &mut block[skip..];
+        let input = |i: usize| {
+            let len = inputs[i].len() / n;
+            &inputs[i][sample * len..][..len]
+        };
+        for (at, step) in self.plan.steps.iter().enumerate() {
+            let start = took.as_ref().map(|_| Instant::now());
+            self.step(step, block, &input)?;
+            if let (Some(took), Some(start)) = (&mut took, start) {
+                took(at, start.elapsed());
+            }
+        }
+        for ((tensor, source), y) in self.plan.outputs.iter().zip(outputs) {
+            let len = bytes(tensor);
+            y[to * len..][..len].copy_from_slice(match source {
+                Source::Input(i) => input(*i),
+                Source::Memory(place) => &block[place.clone()],
+            });
+        }
+        Ok(())
+    }
+
+    fn step<'a>(&self, step: &Step, block: &mut [u8], input: &dyn Fn(usize) -> &'a [u8]) -> Result<()> {
+        let place = |source: Option<&Source>| match source {
+            Some(Source::Memory(place)) => place.clone(),
+            _ => 0..0,
+        };
+        let (of_a, of_b) = (place(Some(&step.a)), place(step.b.as_ref()));
+        // What is added to itself is there once.
+        let twice = step.b.as_ref() == Some(&step.a);
+        let of_b = if twice { 0..0 } else { of_b };
+        let places = [of_a, of_b, step.out.clone(), step.scratch.clone()];
+        let Ok([a, b, out, scratch]) = block.get_disjoint_mut(places) else {
+            bail!("a plan's tensors lie apart");
+        };
+        let a: &[u8] = if let Source::Input(i) = step.a { input(i) } else { a };
+        let b: &[u8] = match step.b {
+            _ if twice => a,
+            Some(Source::Input(i)) => input(i),
+            _ => b,
+        };
+        match &step.work {
+            Work::Layer(conv, dtype) => {
+                let scratch = cast_mut::<i16>(scratch)?;
+                let out = match dtype {
+                    crate::Dtype::Int32 => Out::Sums(cast_mut(out)?),
+                    crate::Dtype::Float32 => Out::Floats(cast_mut(out)?),
+                    _ => Out::Codes(out, step.b.is_some().then_some(b)),
+                };
+                conv.run(a, out, scratch)
+            }
+            Work::Add(how) => conv::add(a, b, how, out, self.isa),
+            Work::AveragePool(window, kind, bounds) => conv::average_pool(a, window, *kind, *bounds, out, self.isa),
+            Work::MaxPool(window, kind, bounds) => conv::max_pool(a, window, *kind, *bounds, out, self.isa),
+            Work::Softmax(softmax, row) => {
+                a.chunks_exact(*row).zip(out.chunks_exact_mut(*row)).try_for_each(|(a, out)| softmax.run(a, out))
+            }
+            Work::Table(table, signed) => conv::look_up(a, table, *signed, out),
+            Work::Pad(pad) => {
+                pad.run(a, out);
+                Ok(())
+            }
+            Work::Slice(slice) => {
+                slice.run(a, out);
+                Ok(())
+            }
+            Work::Quantize(scale, kind) => conv::quantize(cast(a)?, *scale, *kind, out, self.isa),
+            Work::Dequantize(scale, kind) => conv::dequantize(a, *scale, *kind, cast_mut(out)?),
+        }
+    }
+}
+
+impl Pad {
+    fn run(&self, x: &[u8], out: &mut [u8]) {
+        out.fill(self.zero);
+        let row = self.input.last().copied().unwrap_or(1);
+        let mut index = [0; AXES];
+        for x in x.chunks_exact(row) {
+            let at = offset(&self.output, &index, &self.before, None);
+            out[at..at + row].copy_from_slice(x);
+            advance(&mut index, &self.input);
+        }
+    }
+}
+
+impl Slice {
+    fn run(&self, x: &[u8], out: &mut [u8]) {
+        let element = self.element;
+        let row = self.output.last().copied().unwrap_or(1);
+        let step = self.step.last().copied().unwrap_or(1) * element;
+        let mut index = [0; AXES];
+        for out in out.chunks_exact_mut(row * element) {
+            let from = offset(&self.input, &index, &self.begin, Some(&self.step)) * element;
+            if step == element {
+                out.copy_from_slice(&x[from..from + row * element]);
+            } else {
+                for (i, out) in out.chunks_exact_mut(element).enumerate() {
+                    out.copy_from_slice(&x[from + i * step..][..element]);
+                }
+            }
+            advance(&mut index, &self.output);
+        }
+    }
+}
+
+/// Where in an array of this shape `index * step + begin` is.
+fn offset(shape: &[usize], index: &[usize], begin: &[usize], step: Option<&[usize]>) -> usize {
+    (0..shape.len()).fold(0, |at, axis| at * shape[axis] + index[axis] * step.map_or(1, |s| s[axis]) + begin[axis])
+}
+
+/// To the next row of an array of this shape.
+fn advance(index: &mut [usize], shape: &[usize]) {
+    for axis in (0..shape.len().saturating_sub(1)).rev() {
+        index[axis] += 1;
+        if index[axis] < shape[axis] {
+            return;
+        }
+        index[axis] = 0;
+    }
+}
+
+fn bytes(tensor: &Tensor) -> usize {
+    tensor.len() * tensor.dtype.size()
+}
+
+fn check_lengths<'a>(
+    what: &str,
+    n: usize,
+    tensors: impl IntoIterator<Item = &'a Tensor>,
+    lengths: impl ExactSizeIterator<Item = usize>,
+) -> Result<()> {
+    let got = lengths.len();
+    let mut tensors = tensors.into_iter();
+    let mut count = 0;
+    for (tensor, len) in tensors.by_ref().zip(lengths) {
+        count += 1;
+        match bytes(tensor).checked_mul(n) {
+            Some(expected) if expected == len => {}
+            _ => bail!("{what}: expected {n} times {} bytes of {}, got {len}", bytes(tensor), tensor.name),
+        }
+    }
+    if count != got || tensors.next().is_some() {
+        bail!("{what}: expected one for each tensor, got {got}");
+    }
+    Ok(())
+}
+
+fn cast<T: bytemuck::Pod>(bytes: &[u8]) -> Result<&[T]> {
+    bytemuck::try_cast_slice(bytes).map_err(unaligned)
+}
+
+fn cast_mut<T: bytemuck::Pod>(bytes: &mut [u8]) -> Result<&mut [T]> {
+    bytemuck::try_cast_slice_mut(bytes).map_err(unaligned)
+}
+
+fn unaligned(error: bytemuck::PodCastError) -> Error {
+    Error::Value(format!("expected aligned memory: {error}"))
+}
