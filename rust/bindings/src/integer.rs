@@ -73,8 +73,7 @@ impl Network {
         let named = graph.constants.iter().zip(&arrays);
         let bytes: Vec<&[u8]> = named.map(|(c, array)| array.bytes(&c.name)).collect::<PyResult<_>>()?;
         let work = bytes.iter().map(|b| b.len()).sum();
-        let network =
-            call::run(py, work, Threads::default(), |_| lowbit_runtime::Network::new(&graph, &bytes, isa))?;
+        let network = call::run(py, work, Threads::default(), |_| lowbit_runtime::Network::new(&graph, &bytes, isa))?;
         let products = network.products();
         Ok(Network { network, products })
     }

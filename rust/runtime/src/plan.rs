@@ -194,13 +194,7 @@ fn add_codes(a: &Tensor, b: &Tensor, out: &Tensor, bounds: (i32, i32)) -> Result
     AddCodes::new(scales, [a, b, out].map(|tensor| tensor.zero_point), bounds, b.dtype == Dtype::Int8)
 }
 
-fn work(
-    names: &Names,
-    operation: &Operation,
-    constants: &[&[u8]],
-    add: Option<AddCodes>,
-    isa: Isa,
-) -> Result<Work> {
+fn work(names: &Names, operation: &Operation, constants: &[&[u8]], add: Option<AddCodes>, isa: Isa) -> Result<Work> {
     let out = names.tensor(operation.output())?;
     let input = names.tensor(operation.inputs()[0])?;
     Ok(match operation {

@@ -7,8 +7,6 @@ use crate::error::try_zeroed;
 
 /// Bytes that a band should take: with a panel of weights it then fits L1.
 const BYTES: usize = 20 << 10;
-/// Channels that a depthwise band has: it is filled for so many at a time.
-pub(super) const DEPTHWISE: usize = 16;
 /// Fewer pixels than this do not repay reading the weights.
 const PIXELS: usize = 24;
 /// Elements behind a band that products may read; their weights are 0.
@@ -37,29 +35,14 @@ pub(super) struct Band {
 }
 
 impl Band {
-    pub(super) fn new(shape: &Shape, out: [usize; 3], isa: crate::Isa) -> Result<Band> {
+    pub(super) fn new(shape: &Shape, out: [usize; 3]) -> Result<Band> {
         let Shape { kernel: [kh, kw], dilation, padding, .. } = *shape;
         let single = [kh, kw] == [1, 1] && padding == [[0; 2]; 2];
         let (stride, pick) = if single { ([1, 1], shape.stride) } else { (shape.stride, [1, 1]) };
-        let channels = if shape.is_depthwise() { DEPTHWISE } else { shape.input[2] };
+        let channels = shape.input[2];
         let reach = (kw - 1) * dilation[1] + 1;
         let pitch = ((out[1] - 1) * stride[1] + reach) * channels;
         let height = |rows: usize| (rows - 1) * stride[0] + (kh - 1) * dilation[0] + 1;
-        if isa == crate::Isa::Scalar {
-            let (starts, runs) = (Vec::new(), Vec::new());
-            return Ok(Band {
-                rows: 0,
-                pitch,
-                channels,
-                starts,
-                runs,
-                reach: 0,
-                pairs: 0,
-                stride,
-                pick,
-                input_rows: 0,
-            });
-        }
         let fitting = (1..=out[0]).take_while(|&rows| height(rows) * pitch * 2 <= BYTES).last().unwrap_or(1);
         let rows = fitting.max(PIXELS.div_ceil(out[1])).min(out[0]);
         let rows = out[0].div_ceil(out[0].div_ceil(rows));
@@ -69,8 +52,8 @@ impl Band {
             *start = (row * stride[0] * pitch + column * stride[1] * channels) as u32;
         }
         let mut runs = Vec::new();
-        let depth = if shape.is_depthwise() { channels } else { shape.depth() };
-        let together = depth == channels && dilation[1] == 1 && !shape.is_depthwise();
+        let depth = shape.depth();
+        let together = depth == channels && dilation[1] == 1;
         for row in (0..kh).map(|i| i * dilation[0] * pitch) {
             if together {
                 runs.push((row, kw * depth));
@@ -85,22 +68,21 @@ impl Band {
 
     /// Elements of scratch memory.
     pub(super) fn len(&self) -> usize {
-        if self.input_rows == 0 { 0 } else { self.input_rows * self.pitch + BEHIND }
+        self.input_rows * self.pitch + BEHIND
     }
 
     pub(super) fn bytes(&self) -> usize {
         size_of_val(&self.starts[..])
     }
 
-    /// Widens what output rows from `first` on see, of the channels from `channel` on. `widen` writes
-    /// values of codes, the zero point taken off.
+    /// Widens what output rows from `first` on see. `widen` writes values of codes, the zero point
+    /// taken off.
     #[inline(always)]
     pub(super) fn fill(
         &self,
         shape: &Shape,
         first: usize,
         rows: usize,
-        channel: usize,
         x: &[u8],
         scratch: &mut [i16],
         widen: impl Fn(&[u8], &mut [i16]),
@@ -110,7 +92,6 @@ impl Band {
         let last = self.input_rows - (self.rows - rows) * self.stride[0];
         let left = padding[1][0].min(pixels);
         let inside = width.div_ceil(self.pick[1]).min(pixels - left);
-        let count = self.channels.min(channels - channel);
         for (i, to) in scratch.chunks_exact_mut(self.pitch).take(last).enumerate() {
             let row = ((first * self.stride[0] + i) * self.pick[0]).wrapping_sub(padding[0][0]);
             if row >= height {
@@ -120,25 +101,15 @@ impl Band {
             to[..left * self.channels].fill(0);
             to[(left + inside) * self.channels..].fill(0);
             let to = &mut to[left * self.channels..][..inside * self.channels];
-            let x = &x[row * width * channels + channel..];
-            if count == channels && self.pick[1] == 1 {
-                if self.channels == channels {
-                    widen(&x[..inside * channels], to);
-                    continue;
-                }
-                to.fill(0);
+            let x = &x[row * width * channels..][..width * channels];
+            if self.pick[1] == 1 {
+                widen(&x[..inside * channels], to);
+                continue;
             }
-            for (pixel, to) in to.chunks_exact_mut(self.channels).enumerate() {
-                widen(&x[pixel * self.pick[1] * channels..][..count], &mut to[..count]);
+            for (x, to) in x.chunks(self.pick[1] * channels).zip(to.chunks_exact_mut(channels)) {
+                widen(&x[..channels], to);
             }
         }
-    }
-}
-
-impl Shape {
-    /// One filter for each channel.
-    pub(super) fn is_depthwise(&self) -> bool {
-        self.groups > 1 && self.groups == self.input[2] && self.filters == self.groups
     }
 }
 

@@ -1,6 +1,8 @@
 //! Weights in the order that an instruction set reads them.
 
 use super::band::Band;
+use super::depthwise::Depthwise;
+use super::vector::Vector;
 use super::{Shape, Weight};
 use crate::Isa;
 use crate::error::{Result, try_zeroed};
@@ -15,16 +17,19 @@ pub(super) enum Filter {
     Plain(Vec<i16>),
     /// In panels of filters.
     Tiled(Tiled),
-    /// In blocks of channels.
+    /// In vectors of channels.
     Depthwise(Depthwise),
+    /// For the one window that there is.
+    Vector(Vector),
 }
 
-/// Panels of 16 filters (32 where there is one pixel): for each pair of
+/// Panels of 16 filters: for each pair of
 /// elements that a window has, two weights of each filter.
 #[derive(Debug)]
 pub(super) struct Tiled {
+    pub band: Band,
     pub panels: Vec<Panel>,
-    pub weights: Aligned,
+    pub weights: Aligned<i16>,
 }
 
 /// Some filters of one group.
@@ -41,53 +46,37 @@ pub(super) struct Panel {
     pub channel: usize,
 }
 
-/// Blocks of 16 channels: for each pair of taps, two weights of each channel, as `vpunpcklwd` and
-/// `vpunpckhwd` bring the channels together.
+/// Weights that begin on a cache line.
 #[derive(Debug)]
-pub(super) struct Depthwise {
-    /// Where in a window each tap is, an even number of them.
-    pub taps: Vec<usize>,
-    pub weights: Aligned,
+pub(super) struct Aligned<T> {
+    all: Vec<T>,
+    skip: usize,
 }
 
-/// Words or bytes that begin on a cache line.
-#[derive(Debug)]
-pub(super) enum Aligned {
-    Words(Vec<i16>, usize),
-    /// For one pixel, where reading weights is what costs.
-    Bytes(Vec<i8>, usize),
-}
-
-impl Aligned {
-    fn words(len: usize) -> Result<Aligned> {
-        let words = try_zeroed::<i16>(len + LINE / 2)?;
-        let skip = words.as_ptr().align_offset(LINE).min(LINE / 2);
-        Ok(Aligned::Words(words, skip))
+impl<T: Copy + Default> Aligned<T> {
+    /// So many zeros.
+    pub(super) fn new(len: usize) -> Result<Aligned<T>> {
+        let all = try_zeroed::<T>(len + LINE / size_of::<T>())?;
+        let skip = all.as_ptr().align_offset(LINE).min(LINE / size_of::<T>());
+        Ok(Aligned { all, skip })
     }
 
-    fn bytes(len: usize) -> Result<Aligned> {
-        let bytes = try_zeroed::<i8>(len + LINE)?;
-        let skip = bytes.as_ptr().align_offset(LINE).min(LINE);
-        Ok(Aligned::Bytes(bytes, skip))
+    pub(super) fn set(&mut self, at: usize, value: T) {
+        self.all[self.skip + at] = value;
     }
 
-    fn set(&mut self, at: usize, value: i16) {
-        match self {
-            Aligned::Words(words, skip) => words[*skip + at] = value,
-            Aligned::Bytes(bytes, skip) => bytes[*skip + at] = value as i8,
-        }
+    pub(super) fn at(&self, at: usize, len: usize) -> &[T] {
+        &self.all[self.skip + at..][..len]
     }
 
-    fn size(&self) -> usize {
-        match self {
-            Aligned::Words(words, _) => size_of_val(&words[..]),
-            Aligned::Bytes(bytes, _) => bytes.len(),
-        }
+    /// Bytes that they take.
+    pub(super) fn size(&self) -> usize {
+        size_of_val(&self.all[..])
     }
 }
 
 impl Filter {
-    pub(super) fn new(shape: &Shape, weight: Weight, band: &Band, isa: Isa) -> Result<Filter> {
+    pub(super) fn new(shape: &Shape, out: [usize; 3], weight: Weight, isa: Isa) -> Result<Filter> {
         let value = |at: usize| weight.kind.value(weight.codes[at]) as i16;
         if isa == Isa::Scalar {
             let mut plain = try_zeroed(weight.codes.len())?;
@@ -95,24 +84,26 @@ impl Filter {
             return Ok(Filter::Plain(plain));
         }
         if shape.is_depthwise() {
-            return Filter::depthwise(shape, band, value);
+            return Ok(Filter::Depthwise(Depthwise::new(shape, out, weight)?));
         }
-        let single = band.starts.len() == 1 && (0..weight.codes.len()).all(|at| i8::try_from(value(at)).is_ok());
-        let (widest, per_group, depth) = (if single { 4 } else { 2 }, shape.filters / shape.groups, shape.depth());
+        if let Some(vector) = Vector::new(shape, out, weight)? {
+            return Ok(Filter::Vector(vector));
+        }
+        let band = Band::new(shape, out)?;
+        let (per_group, depth) = (shape.filters / shape.groups, shape.depth());
         // A run of an odd number of elements ends in a pair whose second weight is 0.
         let mut panels = Vec::new();
         let mut len = 0;
         for group in 0..shape.groups {
-            for first in (0..per_group).step_by(8 * widest) {
-                let count = (per_group - first).min(8 * widest);
-                // One, two or four vectors.
-                let vectors = count.div_ceil(8).next_power_of_two();
+            for first in (0..per_group).step_by(16) {
+                let count = (per_group - first).min(16);
+                let vectors = count.div_ceil(8);
                 let filter = group * per_group + first;
                 panels.push(Panel { filter, count, vectors, at: len, channel: group * depth });
                 len += band.pairs * vectors * 16;
             }
         }
-        let mut weights = if single { Aligned::bytes(len)? } else { Aligned::words(len)? };
+        let mut weights = Aligned::new(len)?;
         for panel in &panels {
             let mut to = panel.at;
             // Runs are in the order of the taps, so their weights lie one after the other.
@@ -130,34 +121,25 @@ impl Filter {
                 from += run;
             }
         }
-        Ok(Filter::Tiled(Tiled { panels, weights }))
+        Ok(Filter::Tiled(Tiled { band, panels, weights }))
     }
 
-    fn depthwise(shape: &Shape, band: &Band, value: impl Fn(usize) -> i16) -> Result<Filter> {
-        let (count, channels) = (shape.taps(), shape.input[2]);
-        let mut taps = Vec::new();
-        for (i, j) in (0..shape.kernel[0]).flat_map(|i| (0..shape.kernel[1]).map(move |j| (i, j))) {
-            taps.push(i * shape.dilation[0] * band.pitch + j * shape.dilation[1] * band.channels);
+    /// Elements of scratch memory.
+    pub(super) fn scratch_len(&self) -> usize {
+        match self {
+            Filter::Plain(_) => 0,
+            Filter::Tiled(tiled) => tiled.band.len(),
+            Filter::Depthwise(depthwise) => depthwise.len(),
+            Filter::Vector(vector) => vector.len(),
         }
-        if count % 2 == 1 {
-            taps.push(taps[count - 1]); // its weights are 0
-        }
-        let block = 16 * taps.len();
-        let mut weights = Aligned::words(channels.div_ceil(16) * block)?;
-        for (channel, tap) in (0..channels).flat_map(|c| (0..count).map(move |t| (c, t))) {
-            // Channels 0 to 3 and 8 to 11 of a block come first.
-            let (half, lane) = (channel % 16 / 4 % 2, channel % 16 / 8 * 4 + channel % 4);
-            let at = channel / 16 * block + tap / 2 * 32 + half * 16 + 2 * lane + tap % 2;
-            weights.set(at, value(channel * count + tap));
-        }
-        Ok(Filter::Depthwise(Depthwise { taps, weights }))
     }
 
     pub(super) fn bytes(&self) -> usize {
         match self {
             Filter::Plain(plain) => size_of_val(&plain[..]),
-            Filter::Tiled(tiled) => tiled.weights.size() + size_of_val(&tiled.panels[..]),
-            Filter::Depthwise(depthwise) => depthwise.weights.size() + size_of_val(&depthwise.taps[..]),
+            Filter::Tiled(tiled) => tiled.weights.size() + size_of_val(&tiled.panels[..]) + tiled.band.bytes(),
+            Filter::Depthwise(depthwise) => depthwise.bytes(),
+            Filter::Vector(vector) => vector.weights.size(),
         }
     }
 }

@@ -207,16 +207,19 @@ impl Finish {
         add.as_ref().map_or(Ok(()), AddCodes::check)
     }
 
-    /// Puts zeros behind what is one for each filter: a panel's vectors read so far.
-    pub(super) fn pad(&mut self) {
-        let len = self.bias.len() + 32;
-        self.bias.resize(len, 0);
+    /// Repeats what is one for each filter for `fold` pixels, with zeros behind it: vectors read so far.
+    pub(super) fn pad(&mut self, fold: usize) {
+        fn padded<T: Copy>(of: &mut Vec<T>, fold: usize, zero: T) {
+            *of = of.repeat(fold);
+            of.resize(of.len() + 32, zero);
+        }
+        padded(&mut self.bias, fold, 0);
         match &mut self.to {
             To::Sums => {}
-            To::Floats(multiplier) => multiplier.resize(len, 0.0),
-            To::Codes(Requantize { rule: Rule::Float32(multiplier), .. }) => multiplier.resize(len, 0.0),
-            To::Codes(Requantize { rule: Rule::FixedPoint(all), .. }) => all.resize(len, (0, 0)),
-            To::Codes(Requantize { rule: Rule::PowerOfTwo(shift), .. }) => shift.resize(len, 0),
+            To::Floats(multiplier) => padded(multiplier, fold, 0.0),
+            To::Codes(Requantize { rule: Rule::Float32(multiplier), .. }) => padded(multiplier, fold, 0.0),
+            To::Codes(Requantize { rule: Rule::FixedPoint(all), .. }) => padded(all, fold, (0, 0)),
+            To::Codes(Requantize { rule: Rule::PowerOfTwo(shift), .. }) => padded(shift, fold, 0),
         }
     }
 

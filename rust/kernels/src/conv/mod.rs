@@ -14,6 +14,7 @@
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 mod band;
+mod depthwise;
 mod filter;
 mod finish;
 mod pool;
@@ -21,6 +22,7 @@ mod scalar;
 mod simple;
 #[cfg(test)]
 mod tests;
+mod vector;
 
 pub use finish::{AddCodes, Finish, Requantize, Rule, To};
 pub use pool::{Window, average_pool, max_pool};
@@ -28,8 +30,8 @@ pub use simple::{Add, Softmax, add, dequantize, look_up, quantize};
 
 use crate::error::{bail, checked_product};
 use crate::{Isa, Result};
-use band::Band;
 use filter::Filter;
+use vector::Vector;
 
 /// The sizes of a convolution over one image.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -165,7 +167,6 @@ pub struct Conv2d {
     out: [usize; 3],
     input: Kind,
     finish: Finish,
-    band: Band,
     filter: Filter,
     isa: Isa,
 }
@@ -209,13 +210,21 @@ impl Conv2d {
         }
         input.check("input")?;
         weight.kind.check("weight")?;
-        let mut finish = finish;
         finish.check(shape.filters, taps)?;
-        finish.pad();
         let isa = if isa.has_avx2() { isa.at_most_avx2() } else { Isa::Scalar };
-        let band = Band::new(&shape, out, isa)?;
-        let filter = Filter::new(&shape, weight, &band, isa)?;
-        Ok(Conv2d { shape, out, input, finish, band, filter, isa })
+        let filter = Filter::new(&shape, out, weight, isa)?;
+        let mut finish = finish;
+        // Some multiply codes as they are: what the zero point adds is taken off the bias.
+        let (zero_point, fold) = match &filter {
+            Filter::Depthwise(depthwise) => (input.zero_point, depthwise.fold),
+            Filter::Vector(_) => (Vector::zero_point(input), 1),
+            Filter::Plain(_) | Filter::Tiled(_) => (0, 1),
+        };
+        for (bias, codes) in finish.bias.iter_mut().zip(weight.codes.chunks_exact(taps)) {
+            *bias -= zero_point * codes.iter().map(|&code| weight.kind.value(code)).sum::<i32>();
+        }
+        finish.pad(fold);
+        Ok(Conv2d { shape, out, input, finish, filter, isa })
     }
 
     /// Height, width and channels of the output.
@@ -230,12 +239,12 @@ impl Conv2d {
 
     /// Elements of scratch memory that [`run`](Self::run) wants.
     pub fn scratch_len(&self) -> usize {
-        self.band.len()
+        self.filter.scratch_len()
     }
 
     /// Bytes that the weights take.
     pub fn bytes(&self) -> usize {
-        self.filter.bytes() + self.band.bytes()
+        self.filter.bytes()
     }
 
     /// One image. Allocates nothing.
@@ -260,7 +269,9 @@ impl Conv2d {
             #[cfg(target_arch = "x86_64")]
             Filter::Tiled(tiled) => avx2::run(self, tiled, x, out, scratch),
             #[cfg(target_arch = "x86_64")]
-            Filter::Depthwise(taps) => avx2::run_depthwise(self, taps, x, out, scratch),
+            Filter::Depthwise(depthwise) => avx2::run_depthwise(self, depthwise, x, out, scratch),
+            #[cfg(target_arch = "x86_64")]
+            Filter::Vector(vector) => avx2::run_vector(self, vector, x, out, scratch),
             #[cfg(not(target_arch = "x86_64"))]
             _ => unreachable!("tiled for x86-64 alone"),
         }
