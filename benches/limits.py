@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["Peak", "Skip", "copy", "library", "peak_for", "peaks", "read", "sort"]
+__all__ = ["Peak", "Skip", "copy", "library", "limit", "peak_for", "peaks", "read", "sort"]
 
 CRATE = Path(__file__).parent / "limits"
 
@@ -109,6 +109,16 @@ def peak_for(isa: str) -> Peak:
         if peak.instruction == INT8.get(isa):
             return peak
     raise Skip(f"no register-only loop for {isa}")
+
+
+def limit(isa: str, ops: float) -> tuple[dict[str, Callable[[], None]], int]:
+    """The loop that bounds ``ops`` 8-bit operations, as "limit", on one thread, and how often it
+    does them: so often that its call costs nothing. Empty where this machine has none."""
+    times = max(1, round(1e8 / ops))
+    try:
+        return {"limit": peak_for(isa).work(ops * times)}, times
+    except Skip:
+        return {}, times
 
 
 def peak_for_groups(isa: str) -> tuple[Peak, float]:

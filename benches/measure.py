@@ -51,11 +51,11 @@ class Timing:
         pairs = zip(self.rounds[base], self.rounds[name], strict=True)
         return Spread.of([b / a for b, a in pairs])
 
-    def share(self, name: str, limits: Iterable[str]) -> Spread:
+    def share(self, name: str, limits: Iterable[str], times: int = 1) -> Spread:
         """The share of its limit that ``name`` reaches: in each round the longest
-        of the limits' times by its own."""
+        of the limits' times by its own. ``times``: how often the limits did its work."""
         bounds = zip(*(self.rounds[limit] for limit in limits), strict=True)
-        return Spread.of([max(b) / a for b, a in zip(bounds, self.rounds[name], strict=True)])
+        return Spread.of([max(b) / times / a for b, a in zip(bounds, self.rounds[name], strict=True)])
 
 
 def clock_for(threads: int) -> Callable[[], float]:

@@ -24,7 +24,7 @@ from measure import clock_for, cpu_name, interleave, pin, table
 HERE = Path(__file__).parent
 PACKAGES = (
     *("numpy", "torch", "torchao", "onnxruntime", "openvino", "nncf", "sentence-transformers"),
-    *("bitsandbytes", "hqq", "auto-round-lib"),
+    *("bitsandbytes", "hqq", "auto-round-lib", "ai-edge-litert"),
 )
 KIB = 32, 512, 4096, 16384, 65536
 
@@ -121,6 +121,9 @@ def main() -> None:
     sections.append(run("Products, held to AVX2", "bench_gemm.py", "--avx2", *rounds))
     sections.append(run("Layers below eight bits", "bench_gemm.py", "--shapes", "--groups", *rounds))
     sections.append(run("Layers that look up tables", "bench_gemm.py", "--shapes", "--codebook", *rounds))
+    sections.append(run("Convolutions", "bench_conv.py", *rounds))
+    sections.append(run("Integer networks", "bench_integer.py", *rounds, *quick))
+    sections.append(run("Integer networks, held to AVX2", "bench_integer.py", "--avx2", *rounds, *quick))
     for threads in args.threads:
         counted = ["--threads", str(threads)]
         sections.append(run(f"MiniLM, {threads} thread(s)", "bench_minilm.py", *quick, *counted))

@@ -10,6 +10,7 @@ from pathlib import Path
 import lowbit
 import numpy as np
 import pytest
+from lowbit.integer import Constant, FullyConnected, Graph, Tensor
 
 TEXT = (Path(__file__).parents[1] / "FORMATS.md").read_text(encoding="utf-8")
 
@@ -202,3 +203,18 @@ def test_another_length_is_refused(off):
     data = np.zeros(256 + off, np.uint8)
     with pytest.raises(ValueError, match=f"5 by 2 takes 256 bytes, got {256 + off}"):
         lowbit.TiledMatrix(data, 5, 2)
+
+
+@pytest.mark.parametrize("row", table("Integer networks", "requantize"), ids=lambda row: f"{row[0]} {row[1]}")
+def test_the_examples_of_requantization(row, isa):
+    name, sums, *numbers, codes = row
+    (s_x, s_w, s_y), (zp, qmin, qmax) = map(float, numbers[:3]), map(int, numbers[3:])
+    sums = np.array(sums.split(), np.int32)
+    dtype = "int8" if qmin < 0 else "uint8"
+    x, y = Tensor("x", (1,), "int8", scale=s_x), Tensor("y", sums.shape, dtype, scale=s_y, zero_point=zp)
+    # A sum is its bias where the weight is 0.
+    weight = Constant("w", np.zeros((len(sums), 1), np.int8), np.array([s_w], np.float32))
+    layer = FullyConnected("x", "w", "b", "y", qmin=qmin, qmax=qmax, requantize=name)
+    constants = {"w": weight, "b": Constant("b", sums)}
+    graph = Graph({"x": x, "y": y}, constants, (layer,), ("x",), ("y",))
+    assert graph.plan(isa=isa)(np.ones((1, 1), np.int8))[0].tolist() == [int(code) for code in codes.split()]

@@ -12,13 +12,25 @@ from lowbit.gemm import linear, matmul_int8, mlp, tile_matrix
 from lowbit.levels import boundaries, decode, density_levels, encode, fit_levels, fit_levels_rows
 from lowbit.packing import pack_codes, unpack_codes
 from lowbit.system import available_isas, get_num_threads, isa, set_num_threads, threads
-from lowbit.types import ConvergenceWarning, KMeans, KMeans1D, Levels, PerAxis, PerGroup, PerTensor, QParams, RowCodes
+from lowbit.types import (
+    ConvergenceWarning,
+    FileFormatError,
+    KMeans,
+    KMeans1D,
+    Levels,
+    PerAxis,
+    PerGroup,
+    PerTensor,
+    QParams,
+    RowCodes,
+)
 from lowbit.weights import CodebookWeight, GroupedWeight, QuantizedWeight, TiledMatrix, quantize_weight
 
 __all__ = [
     "Codebook",
     "CodebookWeight",
     "ConvergenceWarning",
+    "FileFormatError",
     "GroupedWeight",
     "Int8",
     "InternalError",

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ConvergenceWarning",
+    "FileFormatError",
     "Granularity",
     "KMeans",
     "KMeans1D",
@@ -22,6 +23,10 @@ __all__ = [
     "QParams",
     "RowCodes",
 ]
+
+
+class FileFormatError(ValueError):
+    """A file that is not what it should be: damaged, of another kind, or of a later version."""
 
 
 class ConvergenceWarning(UserWarning):

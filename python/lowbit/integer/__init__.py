@@ -4,6 +4,7 @@
 ``graph.plan()`` makes a graph ready to run.
 """
 
+from lowbit.integer.file import load, save
 from lowbit.integer.graph import (
     Add,
     AveragePool2d,
@@ -45,4 +46,6 @@ __all__ = [
     "Tensor",
     "Timed",
     "from_tflite",
+    "load",
+    "save",
 ]

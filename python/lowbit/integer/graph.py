@@ -43,6 +43,9 @@ __all__ = [
 
 Pair = tuple[int, int]
 
+#: Characters of a name in tables.
+NAME = 40
+
 #: What a file's graph says of itself; raised when the meaning of a field changes.
 VERSION = 1
 
@@ -293,6 +296,21 @@ class Graph:
 
         return Network(self, isa=isa)
 
+    def __str__(self) -> str:
+        """A table: a row for each operation."""
+        rows = [("operation", "output", "shape", "dtype", "scale", "weight", "bits")]
+        for op in self.operations:
+            out = self.tensors[op.output]  # type: ignore[attr-defined]  # each kind has one
+            scale = "" if out.scale is None else f"{out.scale:.4g}"
+            used = [self.constants[name] for name in op.constants[:1]]
+            weight = "".join(str(c.data.shape) for c in used)
+            bits = "".join(str(c.nbits) for c in used)
+            name = out.name if len(out.name) <= NAME else out.name[: NAME - 1] + "…"
+            rows.append((op.kind, name, str(out.shape), out.dtype, scale, weight, bits))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+        return "\n".join(lines)
+
     def arrays(self) -> Iterator[NDArray[Any]]:
         """The constants' data, in their order."""
         return (c.data for c in self.constants.values())
@@ -301,7 +319,14 @@ class Graph:
 def _described(c: Constant) -> dict[str, Any]:
     scale = None if c.scale is None else [float(s) for s in c.scale]
     shape, dtype = list(c.data.shape), str(c.data.dtype)
-    return {"name": c.name, "shape": shape, "dtype": dtype, "scale": scale, "zero_point": c.zero_point, "nbits": c.nbits}
+    return {
+        "name": c.name,
+        "shape": shape,
+        "dtype": dtype,
+        "scale": scale,
+        "zero_point": c.zero_point,
+        "nbits": c.nbits,
+    }
 
 
 def operation_from(described: Mapping[str, Any]) -> Operation:

@@ -61,8 +61,7 @@ class Network:
         constants = [np.ascontiguousarray(array) for array in graph.arrays()]
         self._core = _core.Network(graph.to_json(), constants, isa)
         self._inputs = [(name, np.dtype(graph.tensors[name].dtype)) for name in graph.inputs]
-        # The one array of most networks goes to the core as it is.
-        self._dtype = self._inputs[0][1] if len(self._inputs) == 1 else None
+        self._outputs = [(np.dtype(graph.tensors[name].dtype), graph.tensors[name].shape) for name in graph.outputs]
 
     def __call__(self, *inputs: ArrayLike, threads: int | None = None) -> Any:
         """Runs a batch.
@@ -86,20 +85,20 @@ class Network:
         TypeError
             Another dtype or another number of inputs.
         ValueError
-            Another shape, or NaN or infinity where numbers become codes.
+            Another shape.
         """
-        if len(inputs) != 1 or type(inputs[0]) is not np.ndarray or inputs[0].dtype is not self._dtype:
-            inputs = tuple(self._arrays(inputs))
-        elif not inputs[0].flags.c_contiguous:
-            inputs = (np.ascontiguousarray(inputs[0]),)
-        outputs = self._core.run(inputs, threads)
+        if (output := self._core.call(inputs, threads)) is not None:
+            return output
+        arrays = self._arrays(inputs)
+        outputs = [np.empty((len(arrays[0]), *shape), dtype) for dtype, shape in self._outputs]
+        self._core.run(arrays, outputs, threads)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
-    def _arrays(self, inputs: tuple[ArrayLike, ...]) -> list[NDArray[Any]]:
+    def _arrays(self, inputs: tuple[ArrayLike, ...]) -> tuple[NDArray[Any], ...]:
         if len(inputs) != len(self._inputs):
             raise TypeError(f"expected {len(self._inputs)} inputs, got {len(inputs)}")
         pairs = zip(self._inputs, inputs, strict=True)
-        return [as_array(name, x, (dtype.name,)) for (name, dtype), x in pairs]
+        return tuple(as_array(name, x, (dtype.name,)) for (name, dtype), x in pairs)
 
     def profile(self, *inputs: ArrayLike, rounds: int = 20) -> list[Timed]:
         """The time of each step for the first sample of a batch: the least of ``rounds``."""

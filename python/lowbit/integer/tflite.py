@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lowbit.integer import graph as g
+from lowbit.types import FileFormatError
 
 if TYPE_CHECKING:
     import os
@@ -92,8 +93,10 @@ def from_tflite(path: str | os.PathLike[str]) -> g.Graph:
         ``tflite`` is not installed.
     OSError
         No such file.
+    FileFormatError
+        No TFLite file, or a malformed one.
     ValueError
-        A malformed file, or a network that cannot be taken: every operator and
+        A network that cannot be taken: every operator and
         tensor in the way, and what would do instead.
     """
     try:
@@ -105,11 +108,11 @@ def from_tflite(path: str | os.PathLike[str]) -> g.Graph:
         raise ValueError(f"path: expected a regular file, got {path}")
     data = path.read_bytes()
     if data[4:8] != b"TFL3":
-        raise ValueError(f"{path}: expected a TFLite file, with 'TFL3' at byte 4, got {data[4:8]!r}")
+        raise FileFormatError(f"{path}: expected a TFLite file, with 'TFL3' at byte 4, got {data[4:8]!r}")
     try:
         model = _Model(tflite, data)
     except (struct.error, TypeError, IndexError, OverflowError, ValueError) as error:
-        raise ValueError(f"{path}: malformed: {error}") from error
+        raise FileFormatError(f"{path}: malformed: {error}") from error
     return _Reader(model, str(path)).graph()
 
 

@@ -14,11 +14,14 @@ except ImportError as error:
 from lowbit.config import Int8, Uniform
 from lowbit.torch.allocate import allocate_bits
 from lowbit.torch.calibrate import calibrate_
+from lowbit.torch.integer import IntegerModel, IntegerReport, to_integer
 from lowbit.torch.modules import QuantEmbedding, QuantLinear
 from lowbit.torch.quantize import LayerReport, Report, dequantize_, quantize_
 
 __all__ = [
     "Int8",
+    "IntegerModel",
+    "IntegerReport",
     "LayerReport",
     "QuantEmbedding",
     "QuantLinear",
@@ -28,6 +31,7 @@ __all__ = [
     "calibrate_",
     "dequantize_",
     "quantize_",
+    "to_integer",
 ]
 
 del _torch

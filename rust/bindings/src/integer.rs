@@ -1,15 +1,58 @@
 //! Integer networks. `lowbit.integer` hands over the graph as JSON and
 //! C-contiguous arrays; everything about them is checked by the runtime.
 
+use bytemuck::{NoUninit, Pod};
 use lowbit_runtime::{Dtype, Graph, Tensor};
-use numpy::{Element, IntoPyArray, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyUntypedArrayMethods};
+use numpy::ndarray::{Dimension, IxDyn};
+use numpy::{
+    Element, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyReadwriteArrayDyn, PyUntypedArray, PyUntypedArrayMethods,
+};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
+use pyo3::types::PyTuple;
 
 use crate::call::{self, Threads};
 
+/// Elements of an output that numpy allocates in a call from Python, where failing is an exception.
+const LARGE: usize = 1 << 24;
+
 /// Products that one elementary operation stands for: what `call::SMALL` counts is slower work.
 const PRODUCTS_PER_OP: usize = 16;
+
+impl Network {
+    fn single<'py, T: Element + NoUninit, U: Element + Pod>(
+        &self,
+        py: Python<'py>,
+        x: &Bound<'py, PyAny>,
+        input: &Tensor,
+        output: &Tensor,
+        threads: Option<usize>,
+    ) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let Ok(x) = x.cast_exact::<PyArrayDyn<T>>() else { return Ok(None) };
+        let Some((&n, shape)) = x.shape().split_first() else { return Ok(None) };
+        if shape != &input.shape[..] || !x.is_c_contiguous() {
+            return Ok(None);
+        }
+        let Ok(x) = x.try_readonly() else { return Ok(None) };
+        let bytes = x.as_slice()?;
+        if output.len().checked_mul(n).is_none_or(|len| len > LARGE) {
+            return Ok(None);
+        }
+        let mut dims = IxDyn::zeros(1 + output.shape.len());
+        dims[0] = n;
+        dims.slice_mut()[1..].copy_from_slice(&output.shape);
+        let y = PyArrayDyn::<U>::zeros(py, dims, false);
+        {
+            let mut y = y.readwrite();
+            let y: &mut [u8] = bytemuck::cast_slice_mut(y.as_slice_mut()?);
+            let work = n.saturating_mul(self.products / PRODUCTS_PER_OP);
+            let threads = Threads { threads, openmp: false };
+            let x: &[u8] = bytemuck::cast_slice(bytes);
+            call::run(py, work, threads, |ctl| self.network.run(n, &[x], &mut [y], ctl))?;
+        }
+        Ok(Some(y.into_any()))
+    }
+}
 
 /// An array that is read.
 enum Array<'py> {
@@ -40,13 +83,17 @@ impl<'py> Array<'py> {
     }
 
     fn bytes(&self, name: &str) -> PyResult<&[u8]> {
-        let bytes = match self {
-            Array::I8(array) => array.as_slice().map(bytemuck::cast_slice),
-            Array::U8(array) => array.as_slice(),
-            Array::I32(array) => array.as_slice().map(bytemuck::cast_slice),
-            Array::F32(array) => array.as_slice().map(bytemuck::cast_slice),
+        // A slice is had of other orders too.
+        let (in_order, bytes) = match self {
+            Array::I8(array) => (array.is_c_contiguous(), array.as_slice().map(bytemuck::cast_slice)),
+            Array::U8(array) => (array.is_c_contiguous(), array.as_slice()),
+            Array::I32(array) => (array.is_c_contiguous(), array.as_slice().map(bytemuck::cast_slice)),
+            Array::F32(array) => (array.is_c_contiguous(), array.as_slice().map(bytemuck::cast_slice)),
         };
-        bytes.map_err(|_| PyValueError::new_err(format!("{name}: expected a C-contiguous array")))
+        match bytes {
+            Ok(bytes) if in_order => Ok(bytes),
+            _ => Err(PyValueError::new_err(format!("{name}: expected a C-contiguous array"))),
+        }
     }
 }
 
@@ -78,36 +125,53 @@ impl Network {
         Ok(Network { network, products })
     }
 
-    /// The outputs of a batch: arrays of shape (n, *shape).
-    #[pyo3(signature = (inputs, threads=None))]
-    fn run<'py>(
+    /// The output of a network of one input and one output, a C-contiguous array of the right dtype
+    /// and shape; None for all else. Small networks take microseconds, and so would checks in Python.
+    fn call<'py>(
         &self,
         py: Python<'py>,
-        inputs: Vec<Bound<'py, PyAny>>,
+        inputs: &Bound<'py, PyTuple>,
         threads: Option<usize>,
-    ) -> PyResult<Vec<Bound<'py, PyAny>>> {
-        let tensors = self.network.inputs();
-        if inputs.len() != tensors.len() {
-            let expected = tensors.len();
-            return Err(PyTypeError::new_err(format!("expected {expected} inputs, got {}", inputs.len())));
+    ) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let ([input], Some(output), 1) = (self.network.inputs(), self.network.outputs().next(), inputs.len()) else {
+            return Ok(None);
+        };
+        if self.network.outputs().count() != 1 {
+            return Ok(None);
         }
+        let x = inputs.get_item(0)?;
+        match (input.dtype, output.dtype) {
+            (Dtype::Int8, Dtype::Int8) => self.single::<i8, i8>(py, &x, input, output, threads),
+            (Dtype::Uint8, Dtype::Uint8) => self.single::<u8, u8>(py, &x, input, output, threads),
+            (Dtype::Float32, Dtype::Float32) => self.single::<f32, f32>(py, &x, input, output, threads),
+            _ => Ok(None),
+        }
+    }
+
+    /// Runs a batch: arrays of shape (n, *shape), of which `outputs` are written.
+    #[pyo3(signature = (inputs, outputs, threads=None))]
+    fn run(
+        &self,
+        py: Python<'_>,
+        inputs: Vec<Bound<'_, PyAny>>,
+        outputs: Vec<Bound<'_, PyAny>>,
+        threads: Option<usize>,
+    ) -> PyResult<()> {
+        let tensors = self.network.inputs();
+        counted("inputs", tensors.len(), inputs.len())?;
+        counted("outputs", self.network.outputs().count(), outputs.len())?;
         let pairs = tensors.iter().zip(&inputs);
         let arrays: Vec<Array> = pairs.map(|(t, array)| Array::of(&t.name, array, t.dtype)).collect::<PyResult<_>>()?;
         let n = arrays.first().and_then(|array| array.shape().first().copied()).unwrap_or(0);
-        for (tensor, array) in tensors.iter().zip(&arrays) {
-            if array.shape().split_first() != Some((&n, &tensor.shape[..])) {
-                let (name, shape, got) = (&tensor.name, &tensor.shape, array.shape());
-                return Err(PyValueError::new_err(format!("{name}: expected the shape (n, *{shape:?}), got {got:?}")));
-            }
-        }
         let named = tensors.iter().zip(&arrays);
+        named.clone().try_for_each(|(tensor, array)| fits(tensor, n, array.shape()))?;
         let bytes: Vec<&[u8]> = named.map(|(t, array)| array.bytes(&t.name)).collect::<PyResult<_>>()?;
-        let mut outputs = self.network.outputs().map(|tensor| Output::new(tensor, n)).collect::<PyResult<Vec<_>>>()?;
-        let mut slices: Vec<&mut [u8]> = outputs.iter_mut().map(Output::bytes).collect();
+        let pairs = self.network.outputs().zip(&outputs);
+        let mut written: Vec<Output> = pairs.map(|(t, array)| Output::of(t, n, array)).collect::<PyResult<_>>()?;
+        let mut slices: Vec<&mut [u8]> = written.iter_mut().map(Output::bytes).collect::<PyResult<_>>()?;
         let work = n.saturating_mul(self.products / PRODUCTS_PER_OP);
         let threads = Threads { threads, openmp: false };
-        call::run(py, work, threads, |ctl| self.network.run(n, &bytes, &mut slices, ctl))?;
-        self.network.outputs().zip(outputs).map(|(tensor, output)| output.into_array(py, tensor, n)).collect()
+        call::run(py, work, threads, |ctl| self.network.run(n, &bytes, &mut slices, ctl))
     }
 
     /// For each step: kind, output, products, and the least nanoseconds of one sample.
@@ -139,55 +203,52 @@ impl Network {
     }
 }
 
-/// An output before it is an array.
-enum Output {
-    I8(Vec<i8>),
-    U8(Vec<u8>),
-    I32(Vec<i32>),
-    F32(Vec<f32>),
+/// An array that is written.
+enum Output<'py> {
+    I8(PyReadwriteArrayDyn<'py, i8>),
+    U8(PyReadwriteArrayDyn<'py, u8>),
+    I32(PyReadwriteArrayDyn<'py, i32>),
+    F32(PyReadwriteArrayDyn<'py, f32>),
 }
 
-impl Output {
-    fn new(tensor: &Tensor, n: usize) -> PyResult<Self> {
-        fn zeroed<T: Clone + Default>(n: Option<usize>) -> PyResult<Vec<T>> {
-            let out_of_memory = |size: usize| call::to_py(lowbit_kernels::Error::Memory(size));
-            let n = n.ok_or_else(|| out_of_memory(usize::MAX))?;
-            let mut all = Vec::new();
-            all.try_reserve_exact(n).map_err(|_| out_of_memory(n.saturating_mul(size_of::<T>())))?;
-            all.resize(n, T::default());
-            Ok(all)
-        }
-        let len = tensor.len().checked_mul(n);
-        Ok(match tensor.dtype {
-            Dtype::Int8 => Output::I8(zeroed(len)?),
-            Dtype::Uint8 => Output::U8(zeroed(len)?),
-            Dtype::Int32 => Output::I32(zeroed(len)?),
-            Dtype::Float32 => Output::F32(zeroed(len)?),
-        })
+impl<'py> Output<'py> {
+    fn of(tensor: &Tensor, n: usize, array: &Bound<'py, PyAny>) -> PyResult<Self> {
+        let name = &tensor.name;
+        let (output, shape) = match tensor.dtype {
+            Dtype::Int8 => call::write(name, array).map(|a| (Output::I8(a), array))?,
+            Dtype::Uint8 => call::write(name, array).map(|a| (Output::U8(a), array))?,
+            Dtype::Int32 => call::write(name, array).map(|a| (Output::I32(a), array))?,
+            Dtype::Float32 => call::write(name, array).map(|a| (Output::F32(a), array))?,
+        };
+        fits(tensor, n, shape.cast::<PyUntypedArray>()?.shape())?;
+        Ok(output)
     }
 
-    fn bytes(&mut self) -> &mut [u8] {
-        match self {
-            Output::I8(all) => bytemuck::cast_slice_mut(all),
-            Output::U8(all) => all,
-            Output::I32(all) => bytemuck::cast_slice_mut(all),
-            Output::F32(all) => bytemuck::cast_slice_mut(all),
+    fn bytes(&mut self) -> PyResult<&mut [u8]> {
+        let (in_order, bytes) = match self {
+            Output::I8(array) => (array.is_c_contiguous(), array.as_slice_mut().map(bytemuck::cast_slice_mut)),
+            Output::U8(array) => (array.is_c_contiguous(), array.as_slice_mut()),
+            Output::I32(array) => (array.is_c_contiguous(), array.as_slice_mut().map(bytemuck::cast_slice_mut)),
+            Output::F32(array) => (array.is_c_contiguous(), array.as_slice_mut().map(bytemuck::cast_slice_mut)),
+        };
+        match bytes {
+            Ok(bytes) if in_order => Ok(bytes),
+            _ => Err(PyValueError::new_err("outputs: expected C-contiguous arrays")),
         }
     }
+}
 
-    fn into_array<'py>(self, py: Python<'py>, tensor: &Tensor, n: usize) -> PyResult<Bound<'py, PyAny>> {
-        fn shaped<'py, T: Element>(py: Python<'py>, all: Vec<T>, shape: Vec<usize>) -> PyResult<Bound<'py, PyAny>> {
-            let array: Bound<'py, PyArrayDyn<T>> = all.into_pyarray(py).reshape(shape)?;
-            Ok(array.into_any())
-        }
-        let shape: Vec<usize> = std::iter::once(n).chain(tensor.shape.iter().copied()).collect();
-        match self {
-            Output::I8(all) => shaped(py, all, shape),
-            Output::U8(all) => shaped(py, all, shape),
-            Output::I32(all) => shaped(py, all, shape),
-            Output::F32(all) => shaped(py, all, shape),
-        }
+fn counted(what: &str, expected: usize, got: usize) -> PyResult<()> {
+    if expected == got { Ok(()) } else { Err(PyTypeError::new_err(format!("{what}: expected {expected}, got {got}"))) }
+}
+
+/// Whether an array holds n samples of a tensor.
+fn fits(tensor: &Tensor, n: usize, shape: &[usize]) -> PyResult<()> {
+    if shape.split_first() == Some((&n, &tensor.shape[..])) {
+        return Ok(());
     }
+    let (name, expected) = (&tensor.name, &tensor.shape);
+    Err(PyValueError::new_err(format!("{name}: expected the shape ({n}, *{expected:?}), got {shape:?}")))
 }
 
 /// Whether a graph fits together.

@@ -213,8 +213,8 @@ fn check_operation(names: &Names, operation: &Operation) -> Result<()> {
                 let input = names.tensor(input)?;
                 input.codes()?;
                 expect_shape(output, &input.shape)?;
+                expect_dtype(input, output.dtype)?;
             }
-            output.codes()?;
             if requantize != "shift20" {
                 bail!("requantize: expected \"shift20\", got {requantize:?}");
             }
@@ -231,6 +231,7 @@ fn check_operation(names: &Names, operation: &Operation) -> Result<()> {
         Operation::Softmax { input, .. } => {
             let input = names.tensor(input)?;
             input.codes()?;
+            expect_dtype(output, input.dtype)?;
             expect_shape(output, &input.shape)?;
             let least = output.kind().range().0;
             if output.codes()? != 1.0 / 256.0 || output.zero_point != least {

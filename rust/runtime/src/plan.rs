@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use lowbit_kernels::conv::{Add, AddCodes, Conv2d, Finish, Kind, Requantize, Rule, Softmax, To, Weight, Window};
+use lowbit_kernels::conv::{AddCodes, Conv2d, Finish, Kind, Requantize, Rule, Softmax, To, Weight, Window};
 use lowbit_kernels::{Isa, Result};
 
 use crate::check::{Names, conv_shape};
@@ -40,7 +40,7 @@ pub(crate) struct Step {
 pub(crate) enum Work {
     /// The output's dtype; and codes to add.
     Layer(Box<Conv2d>, Dtype),
-    Add(Add),
+    Add(AddCodes),
     AveragePool(Window, Kind, (i32, i32)),
     MaxPool(Window, Kind, (i32, i32)),
     /// Of rows of so many codes.
@@ -125,7 +125,7 @@ impl Plan {
 impl Draft {
     fn new(operation: usize, work: Work, a: usize, b: Option<usize>, out: usize) -> Result<Draft> {
         let (scratch, products) = match &work {
-            Work::Layer(conv, _) => (2 * conv.scratch_len(), conv.shape().products()?),
+            Work::Layer(conv, _) => (2 * conv.scratch_len(), conv.products()),
             _ => (0, 0),
         };
         Ok(Draft { operation, work, a, b, out, scratch, products })
@@ -226,7 +226,7 @@ fn work(names: &Names, operation: &Operation, constants: &[&[u8]], add: Option<A
         }
         Operation::Add { a, b, bounds, .. } => {
             let (a, b) = (names.tensor(a)?, names.tensor(b)?);
-            Work::Add(Add { codes: add_codes(a, b, out, out.bounds(bounds))?, signed: a.dtype == Dtype::Int8 })
+            Work::Add(add_codes(a, b, out, out.bounds(bounds))?)
         }
         Operation::AveragePool2d { kernel, stride, padding, bounds, .. } => {
             let window = Window { input: input.image()?, kernel: *kernel, stride: *stride, padding: *padding };

@@ -1,10 +1,10 @@
 //! Depthwise convolutions: a vector is 16 channels of a pixel, or of pixels
 //! side by side where there are fewer channels.
 //!
-//! A band holds pairs of rows: an *entry* is a vector of a row beside the same
-//! of the row that the next tap down sees, 32 elements, so that one instruction
-//! multiplies two taps. Entries are made once and read by every tap of a kernel
-//! row pair. They hold codes as they are, the code of 0 where there is no image;
+//! A band holds pairs of vectors: an *entry* is a vector beside the one that the
+//! next tap down sees (or the next tap right, where the kernel has one row), 32
+//! elements, so that one instruction multiplies two taps. Entries are made once
+//! and read by every window that sees them. They hold codes as they are, the code of 0 where there is no image;
 //! what the zero point adds to all sums is in the bias.
 
 use super::filter::Aligned;
@@ -29,6 +29,8 @@ pub(super) struct Depthwise {
     pub height: usize,
     pub step: usize,
     pub columns: usize,
+    /// Rows and columns from an entry's first vector to its second.
+    pub pair: [usize; 2],
     /// Taps side by side, entries from one to the next, and from one output vector's to the next's.
     pub kernel_width: usize,
     pub tap_step: usize,
@@ -46,27 +48,30 @@ impl Depthwise {
     pub(super) fn new(shape: &Shape, out: [usize; 3], weight: Weight) -> Result<Depthwise> {
         let Shape { input: [_, _, channels], kernel: [kh, kw], stride, dilation, .. } = *shape;
         let fold = shape.fold(out);
-        let pairs = kh.div_ceil(2);
-        let columns = (out[1] - 1) * stride[1] + (kw - 1) * dilation[1] + 1;
+        // A kernel of one row has its taps paired along the row.
+        let along = kh == 1;
+        let (tap_rows, kernel_width) = if along { (1, kw.div_ceil(2)) } else { (kh.div_ceil(2), kw) };
+        let tap_step = if along { 2 * dilation[1] } else { dilation[1] };
+        let columns = (out[1] - 1) * stride[1] + (kernel_width - 1) * tap_step + 1;
         let pitch = columns * ENTRY;
-        let height = |rows: usize| (rows - 1) * stride[0] + 2 * (pairs - 1) * dilation[0] + 1;
-        let step = if pairs == 1 { stride[0] } else { gcd(stride[0], 2 * dilation[0]) };
+        let height = |rows: usize| (rows - 1) * stride[0] + 2 * (tap_rows - 1) * dilation[0] + 1;
+        let step = if tap_rows == 1 { stride[0] } else { gcd(stride[0], 2 * dilation[0]) };
         let size = |rows: usize| height(rows).div_ceil(step) * pitch * size_of::<i16>();
         let rows = (1..=out[0]).take_while(|&rows| size(rows) <= BYTES).last().unwrap_or(1);
         let rows = out[0].div_ceil(out[0].div_ceil(rows));
         let width = out[1] / fold;
         // Only the rows that are read take place.
         let at = |row: usize, column: usize| row / step * pitch + column * ENTRY;
-        let all_taps = (0..pairs).flat_map(|pair| (0..kw).map(move |j| (pair, j)));
-        let taps: Vec<_> = all_taps.clone().map(|(p, j)| at(2 * p * dilation[0], j * dilation[1])).collect();
+        let all_taps = (0..tap_rows).flat_map(|row| (0..kernel_width).map(move |column| (row, column)));
+        let taps: Vec<_> = all_taps.clone().map(|(i, j)| at(2 * i * dilation[0], j * tap_step)).collect();
         let mut weights = Aligned::new((fold * channels).div_ceil(LANES) * taps.len() * ENTRY)?;
-        for (tap, (pair, j)) in all_taps.enumerate() {
+        for (tap, (i, j)) in all_taps.enumerate() {
             for (lane, side) in (0..fold * channels).flat_map(|lane| [(lane, 0), (lane, 1)]) {
-                let row = 2 * pair + side;
-                if row >= kh {
+                let (row, column) = if along { (0, 2 * j + side) } else { (2 * i + side, j) };
+                if row >= kh || column >= kw {
                     continue;
                 }
-                let value = weight.kind.value(weight.codes[(lane % channels * kh + row) * kw + j]) as i16;
+                let value = weight.kind.value(weight.codes[(lane % channels * kh + row) * kw + column]) as i16;
                 let (half, within) = (lane % 16 / 4 % 2, lane % 16 / 8 * 4 + lane % 4);
                 weights.set((lane / LANES * taps.len() + tap) * ENTRY + half * LANES + 2 * within + side, value);
             }
@@ -78,8 +83,9 @@ impl Depthwise {
             height: height(rows),
             step,
             columns,
-            kernel_width: kw,
-            tap_step: dilation[1],
+            pair: if along { [0, dilation[1]] } else { [dilation[0], 0] },
+            kernel_width,
+            tap_step,
             entry_step: fold * stride[1],
             row_step: at(stride[0], 0),
             taps,

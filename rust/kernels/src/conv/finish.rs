@@ -44,7 +44,7 @@ pub struct Requantize {
 pub enum Rule {
     /// `rint(clamp(f32(sum) * multiplier))`, half to even, the clamp before the rounding.
     Float32(Vec<f32>),
-    /// LiteRT's plain kernels: `sum << left` times a multiplier of 31 fractional bits, rounded half
+    /// LiteRT's plain kernels: `sum << left`, saturated, times a multiplier of 31 fractional bits, rounded half
     /// up; then divided by `2^right`, rounded half away from 0. Multiplier and shift (left if positive).
     FixedPoint(Vec<(i32, i32)>),
     /// `floor(sum * 2^shift + 0.5)`.
@@ -69,7 +69,7 @@ pub struct AddCodes {
     pub qmin: i32,
     /// The largest code.
     pub qmax: i32,
-    /// Whether the other tensor's codes are int8.
+    /// Whether codes are int8.
     pub signed: bool,
 }
 
@@ -144,7 +144,8 @@ impl Requantize {
 /// See [`Rule::FixedPoint`].
 fn fixed_point(sum: i32, multiplier: i32, shift: i32) -> i32 {
     let (left, right) = (shift.max(0), (-shift).max(0));
-    let product = i64::from(sum.wrapping_shl(left as u32)) * i64::from(multiplier);
+    let scaled = (i64::from(sum) << left).clamp(i64::from(i32::MIN), i64::from(i32::MAX));
+    let product = scaled * i64::from(multiplier);
     let high = ((product + (1 << 30)) >> 31) as i32;
     let (mask, below) = ((1i64 << right) - 1, i64::from(high < 0));
     (high >> right) + i32::from((i64::from(high) & mask) > (mask >> 1) + below)

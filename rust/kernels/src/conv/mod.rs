@@ -26,7 +26,7 @@ mod vector;
 
 pub use finish::{AddCodes, Finish, Requantize, Rule, To};
 pub use pool::{Window, average_pool, max_pool};
-pub use simple::{Add, Softmax, add, dequantize, look_up, quantize};
+pub use simple::{Softmax, add, dequantize, look_up, quantize};
 
 use crate::error::{bail, checked_product};
 use crate::{Isa, Result};
@@ -80,6 +80,18 @@ impl Shape {
 
     fn padded(&self, axis: usize) -> usize {
         self.input[axis] + self.padding[axis][0] + self.padding[axis][1]
+    }
+
+    /// The same with its columns as its rows where it is one column: a row of the same memory.
+    fn lying(mut self) -> Shape {
+        if self.input[1] == 1 && self.kernel[1] == 1 && self.padding[1] == [0; 2] {
+            self.input.swap(0, 1);
+            for pair in [&mut self.kernel, &mut self.stride, &mut self.dilation] {
+                pair.swap(0, 1);
+            }
+            self.padding.swap(0, 1);
+        }
+        self
     }
 
     /// Channels that a filter sees.
@@ -199,6 +211,7 @@ impl Conv2d {
     /// [`Error::Value`](crate::Error::Value) where something does not fit,
     /// [`Error::Memory`](crate::Error::Memory).
     pub fn new(shape: Shape, weight: Weight, input: Kind, finish: Finish, isa: Isa) -> Result<Conv2d> {
+        let shape = shape.lying();
         let out = shape.output()?;
         let taps = shape.kernel[0] * shape.kernel[1] * shape.depth();
         if weight.codes.len() != shape.filters * taps {
@@ -227,14 +240,9 @@ impl Conv2d {
         Ok(Conv2d { shape, out, input, finish, filter, isa })
     }
 
-    /// Height, width and channels of the output.
-    pub fn output(&self) -> [usize; 3] {
-        self.out
-    }
-
-    /// The sizes it was made for.
-    pub fn shape(&self) -> &Shape {
-        &self.shape
+    /// Products of one image.
+    pub fn products(&self) -> usize {
+        self.shape.products().unwrap_or(usize::MAX)
     }
 
     /// Elements of scratch memory that [`run`](Self::run) wants.

@@ -5,21 +5,12 @@ use super::finish::AddCodes;
 use crate::error::bail;
 use crate::{Isa, Result};
 
-/// The addition of two tensors of codes.
-#[derive(Debug, Clone, Copy)]
-pub struct Add {
-    /// How two codes are added.
-    pub codes: AddCodes,
-    /// Whether the first tensor's are int8; [`AddCodes::signed`] tells it of the second.
-    pub signed: bool,
-}
-
 /// Adds codes.
 ///
 /// # Errors
 /// [`Error::Value`](crate::Error::Value) where the lengths differ.
-pub fn add(a: &[u8], b: &[u8], how: &Add, out: &mut [u8], isa: Isa) -> Result<()> {
-    how.codes.check()?;
+pub fn add(a: &[u8], b: &[u8], how: &AddCodes, out: &mut [u8], isa: Isa) -> Result<()> {
+    how.check()?;
     if a.len() != b.len() || a.len() != out.len() {
         bail!("a, b, out: expected one length, got {}, {} and {}", a.len(), b.len(), out.len());
     }
@@ -30,9 +21,9 @@ pub fn add(a: &[u8], b: &[u8], how: &Add, out: &mut [u8], isa: Isa) -> Result<()
     } else {
         (a, b, out)
     };
-    let code = |signed: bool, x: u8| if signed { i32::from(x as i8) } else { i32::from(x) };
+    let code = |x: u8| if how.signed { i32::from(x as i8) } else { i32::from(x) };
     for ((out, &a), &b) in out.iter_mut().zip(a).zip(b) {
-        *out = how.codes.of(code(how.signed, a), code(how.codes.signed, b)) as u8;
+        *out = how.of(code(a), code(b)) as u8;
     }
     Ok(())
 }
@@ -50,33 +41,42 @@ pub fn look_up(x: &[u8], table: &[u8; 256], signed: bool, out: &mut [u8]) -> Res
     Ok(())
 }
 
-/// `clamp(rint(x * inv_scale) + zero_point)`, `inv_scale = 1 / scale` in float32; NaN becomes the least code.
+/// `clamp(rint(x * inv_scale) + zero_point)`, `inv_scale = 1 / scale` in float32.
 ///
 /// # Errors
-/// [`Error::Value`](crate::Error::Value) where the lengths differ.
+/// [`Error::Value`](crate::Error::Value) where the lengths differ, or a number is not finite.
 pub fn quantize(x: &[f32], scale: f32, kind: Kind, out: &mut [u8], isa: Isa) -> Result<()> {
     if x.len() != out.len() {
         bail!("out: expected {} codes, got {}", x.len(), out.len());
     }
     #[cfg(target_arch = "x86_64")]
-    if isa.has_avx2() {
-        super::avx2::quantize(isa, x, scale, kind, out);
-        return Ok(());
+    let finite = if isa.has_avx2() {
+        super::avx2::quantize(isa, x, scale, kind, out)
+    } else {
+        quantize_all(x, scale, kind, out)
+    };
+    #[cfg(not(target_arch = "x86_64"))]
+    let finite = quantize_all(x, scale, kind, out);
+    if !finite {
+        let at = x.iter().position(|x| !x.is_finite()).unwrap_or(0);
+        bail!("x: expected finite numbers, got {} at flat index {at} of a sample", x[at]);
     }
-    quantize_all(x, scale, kind, out);
     Ok(())
 }
 
+/// Whether all numbers were finite.
 #[inline(always)]
-pub(super) fn quantize_all(x: &[f32], scale: f32, kind: Kind, out: &mut [u8]) {
+pub(super) fn quantize_all(x: &[f32], scale: f32, kind: Kind, out: &mut [u8]) -> bool {
     let (low, high) = kind.range();
     let (low, high) = ((low - kind.zero_point) as f32, (high - kind.zero_point) as f32);
     let (inv_scale, zero_point) = (1.0 / scale, kind.zero_point);
+    let mut finite = true;
     for (out, &x) in out.iter_mut().zip(x) {
-        // `max` first: it takes NaN to `low`.
         let code = (x * inv_scale).max(low).min(high).round_ties_even();
         *out = (code as i32).wrapping_add(zero_point) as u8;
+        finite &= x.abs() < f32::INFINITY;
     }
+    finite
 }
 
 /// `f32(code - zero_point) * scale`.

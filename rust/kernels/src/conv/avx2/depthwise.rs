@@ -80,35 +80,36 @@ fn fill<const SIGNED: bool>(
         Some(row) if row < height => Some(&x[row * length..][..length]),
         _ => None,
     };
-    // The columns whose 16 bytes all lie in the image's row.
+    // The columns of which both vectors' 16 bytes all lie in the image's rows.
+    let across = depthwise.pair[1];
     let inside = match length.checked_sub(lane + LANES) {
-        Some(more) if left < columns => left..(left + more / channels + 1).min(columns),
-        _ => 0..0,
+        Some(more) => left..(left + more / channels + 1).saturating_sub(across).min(columns),
+        None => 0..0,
     };
+    let inside = if inside.is_empty() { 0..0 } else { inside };
     let count = (depthwise.height - (depthwise.rows - rows) * conv.shape.stride[0]).div_ceil(step);
     for (i, entries) in scratch.chunks_exact_mut(columns * ENTRY).take(count).enumerate() {
         let row = first * conv.shape.stride[0] + i * step;
-        let pair = [image_row(row), image_row(row + conv.shape.dilation[0])];
+        let pair = [image_row(row), image_row(row + depthwise.pair[0])];
         let (entries, _) = entries.as_chunks_mut::<ENTRY>();
         for column in (0..inside.start).chain(inside.end..columns) {
-            let at = (column * channels + lane) as isize - (left * channels) as isize;
-            if at <= -(LANES as isize) || at >= length as isize {
-                entries[column] = [conv.input.zero_point as i16; ENTRY];
-                continue;
-            }
-            let [upper, lower] = pair.map(|row| at_border(row.unwrap_or(&[]), at, zero));
+            let at = |column: usize| (column * channels + lane) as isize - (left * channels) as isize;
+            let upper = at_border(pair[0].unwrap_or(&[]), at(column), zero);
+            let lower = at_border(pair[1].unwrap_or(&[]), at(column + across), zero);
             // SAFETY: 16 bytes each.
             unsafe { entry::<SIGNED>(upper.as_ptr(), lower.as_ptr(), &mut entries[column]) };
         }
         let Some(entries) = entries.get_mut(inside.clone()).filter(|entries| !entries.is_empty()) else { continue };
         // A row that is not there is one pixel of zeros, again and again.
         let border = [zero; LANES];
-        let [upper, lower] = pair.map(|row| match row {
-            Some(row) => (row[lane + (inside.start - left) * channels..].as_ptr(), channels),
+        let from = lane + (inside.start - left) * channels;
+        let at = |row: Option<&[u8]>, from: usize| match row {
+            Some(row) => (row[from..].as_ptr(), channels),
             None => (border.as_ptr(), 0),
-        });
+        };
+        let (upper, lower) = (at(pair[0], from), at(pair[1], from + across * channels));
         for (j, to) in entries.iter_mut().enumerate() {
-            // SAFETY: `inside` ends where 16 bytes no longer lie in the row.
+            // SAFETY: `inside` ends where 16 bytes of either no longer lie in the row.
             unsafe {
                 let at = |(row, stride): (*const u8, usize)| row.add(j.wrapping_mul(stride));
                 entry::<SIGNED>(at(upper), at(lower), to);

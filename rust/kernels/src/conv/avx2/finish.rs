@@ -211,7 +211,7 @@ fn fixed_point(sums: __m256i, multiplier: __m256i, shift: __m256i) -> __m256i {
     let zero = _mm256_setzero_si256();
     let left = _mm256_max_epi32(shift, zero);
     let right = _mm256_max_epi32(_mm256_sub_epi32(zero, shift), zero);
-    let sums = _mm256_sllv_epi32(sums, left);
+    let sums = shifted(sums, left);
     let half = _mm256_set1_epi64x(1 << 30);
     // Bits 31 to 62 of the products, of even and of odd lanes.
     let even = _mm256_srli_epi64(_mm256_add_epi64(_mm256_mul_epi32(sums, multiplier), half), 31);
@@ -235,12 +235,17 @@ fn power_of_two(sums: __m256i, shift: __m256i) -> __m256i {
     // One more bit than is kept, and that one rounds.
     let kept = _mm256_srav_epi32(sums, _mm256_sub_epi32(right, ones));
     let down = _mm256_add_epi32(_mm256_srai_epi32(kept, 1), _mm256_and_si256(kept, ones));
-    // What is shifted left and overflows is far beyond any code, on the same side.
-    let up = _mm256_sllv_epi32(sums, shift);
-    let back = _mm256_cmpeq_epi32(_mm256_srav_epi32(up, shift), sums);
+    _mm256_blendv_epi8(shifted(sums, shift), down, _mm256_cmpgt_epi32(right, zero))
+}
+
+/// Shifted left, saturated.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn shifted(sums: __m256i, left: __m256i) -> __m256i {
+    let up = _mm256_sllv_epi32(sums, left);
+    let back = _mm256_cmpeq_epi32(_mm256_srav_epi32(up, left), sums);
     let far = _mm256_xor_si256(_mm256_srai_epi32(sums, 31), _mm256_set1_epi32(i32::MAX));
-    let up = _mm256_blendv_epi8(far, up, back);
-    _mm256_blendv_epi8(up, down, _mm256_cmpgt_epi32(right, zero))
+    _mm256_blendv_epi8(far, up, back)
 }
 
 /// [`AddCodes::of`].
