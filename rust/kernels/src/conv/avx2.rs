@@ -8,18 +8,20 @@ mod depthwise;
 mod finish;
 mod simple;
 mod vector;
+mod winograd;
 
 use std::arch::asm;
 use std::arch::x86_64::*;
 
-use super::band::{self, Band};
-use super::filter::{Panel, Tiled};
+use super::band;
+use super::filter::Tiled;
 use super::{Conv2d, Kind, Out};
 
 pub(super) use depthwise::run as run_depthwise;
 use finish::finish;
 pub(super) use simple::{add, average, maximum, quantize};
 pub(super) use vector::run as run_vector;
+pub(super) use winograd::run as run_winograd;
 
 /// Pixels of a tile.
 const MR: usize = 6;
@@ -35,7 +37,9 @@ struct Pixels<'a> {
     /// The first of the channels.
     channel: usize,
     runs: &'a [(usize, usize)],
-    sums: &'a mut [i32; BLOCK * ROW],
+    /// Elements that a window reaches over.
+    reach: usize,
+    sums: &'a mut [i32],
 }
 
 /// A convolution.
@@ -55,21 +59,15 @@ pub(super) fn run(conv: &Conv2d, tiled: &Tiled, x: &[u8], mut out: Out, scratch:
             for panel in &tiled.panels {
                 for (block, starts) in starts.chunks(BLOCK).enumerate() {
                     let channel = panel.channel;
-                    let pixels = Pixels { elements: scratch, starts, channel, runs: &band.runs, sums: &mut sums };
-                    products_of(pixels, tiled, panel, &conv.finish.bias);
+                    let (runs, reach, sums_of) = (&band.runs, band.reach, &mut sums[..]);
+                    let pixels = Pixels { elements: scratch, starts, channel, runs, reach, sums: sums_of };
+                    let weights = tiled.weights.at(panel.at, band.pairs * panel.vectors * 16);
+                    products_of(pixels, panel.vectors, weights, &conv.finish.bias[panel.filter..]);
                     let pixel = row * width + block * BLOCK;
                     finish(&conv.finish, conv.out[2], &sums, starts.len(), pixel, panel.filter, panel.count, out);
                 }
             }
         }
-    }
-}
-
-impl Pixels<'_> {
-    /// Whether what their windows reach over is there. Their starts ascend.
-    fn reach(&self, band: &Band) -> bool {
-        let furthest = self.starts.last().map_or(0, |&start| start as usize);
-        self.starts.len() <= BLOCK && furthest + self.channel + band.reach <= self.elements.len()
     }
 }
 
@@ -90,14 +88,16 @@ fn widen(kind: Kind, x: &[u8], to: &mut [i16]) {
     band::widen(kind, rest, to_rest);
 }
 
-/// The sums of some pixels and one panel, from `bias` on.
+/// The sums of some pixels and one panel, from `bias` on. Their starts ascend.
 #[target_feature(enable = "avx2")]
 #[inline]
-fn products_of(mut pixels: Pixels, tiled: &Tiled, panel: &Panel, bias: &[i32]) {
-    let (band, vectors) = (&tiled.band, panel.vectors);
-    let bias = &bias[panel.filter..][..8 * vectors];
-    let weights = tiled.weights.at(panel.at, band.pairs * vectors * 16);
-    assert!(pixels.reach(band));
+fn products_of(mut pixels: Pixels, vectors: usize, weights: &[i16], bias: &[i32]) {
+    let bias = &bias[..8 * vectors];
+    let furthest = pixels.starts.last().map_or(0, |&start| start as usize);
+    assert!(furthest + pixels.channel + pixels.reach <= pixels.elements.len());
+    assert!(pixels.starts.len() * ROW <= pixels.sums.len());
+    let pairs = pixels.runs.iter().map(|&(_, len)| len.div_ceil(2)).sum::<usize>();
+    assert!(pairs * vectors * 16 <= weights.len());
     let full = pixels.starts.len() / MR * MR;
     // SAFETY: the slices hold what the products read and write.
     unsafe {
@@ -171,12 +171,56 @@ unsafe fn products<const P: usize, const V: usize>(pixels: &mut Pixels, from: us
     }
 }
 
-/// [`products`] of a full tile, in assembly since compilers keep some sums in memory.
+/// [`products`] of a full tile.
 ///
 /// # Safety
 /// As of `products::<6, 2>`.
 #[target_feature(enable = "avx2")]
 unsafe fn full_tile(pixels: &mut Pixels, from: usize, weights: &[i16], bias: &[i32]) {
+    // SAFETY: the caller's promises.
+    unsafe {
+        let base = std::array::from_fn(|p| {
+            pixels.elements.as_ptr().add(*pixels.starts.get_unchecked(from + p) as usize + pixels.channel)
+        });
+        let bias = bias.as_ptr().cast::<__m256i>();
+        let mut acc = [[_mm256_loadu_si256(bias), _mm256_loadu_si256(bias.add(1))]; MR];
+        let mut weights = weights.as_ptr();
+        for &(offset, len) in pixels.runs {
+            weights = run_of_tile(&mut acc, &base, offset, len.div_ceil(2), weights);
+        }
+        store_tile(&acc, pixels.sums.as_mut_ptr().add(from * ROW));
+    }
+}
+
+/// # Safety
+/// There is room for 6 rows of sums.
+#[target_feature(enable = "avx2")]
+#[inline]
+unsafe fn store_tile(acc: &[[__m256i; 2]; MR], sums: *mut i32) {
+    for p in 0..MR {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let to = sums.add(p * ROW).cast::<__m256i>();
+            _mm256_storeu_si256(to, acc[p][0]);
+            _mm256_storeu_si256(to.add(1), acc[p][1]);
+        }
+    }
+}
+
+/// One run of six pixels and 16 filters, in assembly since compilers keep some sums in memory.
+/// Returns where the next run's weights are.
+///
+/// # Safety
+/// `pairs` pairs from each base and `offset` on are readable, as are 32 weights for each pair.
+#[target_feature(enable = "avx2")]
+#[inline]
+unsafe fn run_of_tile(
+    acc: &mut [[__m256i; 2]; MR],
+    base: &[*const i16; MR],
+    offset: usize,
+    pairs: usize,
+    mut weights: *const i16,
+) -> *const i16 {
     /// Two weights of 16 filters and two elements of six pixels, so many bytes further on.
     macro_rules! pair {
         ($weights:literal, $elements:literal) => {
@@ -217,47 +261,35 @@ unsafe fn full_tile(pixels: &mut Pixels, from: usize, weights: &[i16], bias: &[i
             )
         };
     }
-    let mut weights = weights.as_ptr();
     // SAFETY: the caller's promises; the code reads what they name and writes registers alone.
     unsafe {
-        let base: [_; MR] = std::array::from_fn(|p| {
-            pixels.elements.as_ptr().add(*pixels.starts.get_unchecked(from + p) as usize + pixels.channel)
-        });
-        let bias = bias.as_ptr().cast::<__m256i>();
-        let mut acc = [[_mm256_loadu_si256(bias), _mm256_loadu_si256(bias.add(1))]; MR];
-        for &(offset, len) in pixels.runs {
-            asm!(
-                "sub {end}, 8",
-                "jb 3f",
-                "2:",
-                pair!(0, 0),
-                pair!(64, 4),
-                "add {w}, 128",
-                "add {i}, 8",
-                "sub {end}, 8",
-                "jae 2b",
-                "3:",
-                "test {end}, 4",
-                "jz 4f",
-                pair!(0, 0),
-                "add {w}, 64",
-                "4:",
-                w = inout(reg) weights,
-                i = inout(reg) 2 * offset => _,
-                end = inout(reg) 4 * len.div_ceil(2) => _,
-                a = in(reg) base[0], b = in(reg) base[1], c = in(reg) base[2],
-                d = in(reg) base[3], e = in(reg) base[4], f = in(reg) base[5],
-                inout("ymm0") acc[0][0], inout("ymm1") acc[0][1], inout("ymm2") acc[1][0], inout("ymm3") acc[1][1],
-                inout("ymm4") acc[2][0], inout("ymm5") acc[2][1], inout("ymm6") acc[3][0], inout("ymm7") acc[3][1],
-                inout("ymm8") acc[4][0], inout("ymm9") acc[4][1], inout("ymm10") acc[5][0], inout("ymm11") acc[5][1],
-                out("ymm12") _, out("ymm13") _, out("ymm14") _, out("ymm15") _,
-                options(nostack, readonly),
-            );
-        }
-        for p in 0..MR {
-            let to = pixels.sums.as_mut_ptr().add((from + p) * ROW).cast::<__m256i>();
-            _mm256_storeu_si256(to, acc[p][0]);
-            _mm256_storeu_si256(to.add(1), acc[p][1]);
-        }
+        asm!(
+            "sub {end}, 8",
+            "jb 3f",
+            "2:",
+            pair!(0, 0),
+            pair!(64, 4),
+            "add {w}, 128",
+            "add {i}, 8",
+            "sub {end}, 8",
+            "jae 2b",
+            "3:",
+            "test {end}, 4",
+            "jz 4f",
+            pair!(0, 0),
+            "add {w}, 64",
+            "4:",
+            w = inout(reg) weights,
+            i = inout(reg) 2 * offset => _,
+            end = inout(reg) 4 * pairs => _,
+            a = in(reg) base[0], b = in(reg) base[1], c = in(reg) base[2],
+            d = in(reg) base[3], e = in(reg) base[4], f = in(reg) base[5],
+            inout("ymm0") acc[0][0], inout("ymm1") acc[0][1], inout("ymm2") acc[1][0], inout("ymm3") acc[1][1],
+            inout("ymm4") acc[2][0], inout("ymm5") acc[2][1], inout("ymm6") acc[3][0], inout("ymm7") acc[3][1],
+            inout("ymm8") acc[4][0], inout("ymm9") acc[4][1], inout("ymm10") acc[5][0], inout("ymm11") acc[5][1],
+            out("ymm12") _, out("ymm13") _, out("ymm14") _, out("ymm15") _,
+            options(nostack, readonly),
+        );
     }
+    weights
 }

@@ -35,7 +35,17 @@ pub(super) struct Band {
 }
 
 impl Band {
+    /// Of as many rows as fit.
     pub(super) fn new(shape: &Shape, out: [usize; 3]) -> Result<Band> {
+        let one = Band::of_rows(shape, out, 1)?;
+        let size = |rows: usize| (one.input_rows + (rows - 1) * one.stride[0]) * one.pitch * size_of::<i16>();
+        let fitting = (1..=out[0]).take_while(|&rows| size(rows) <= BYTES).last().unwrap_or(1);
+        let rows = fitting.max(PIXELS.div_ceil(out[1])).min(out[0]);
+        Band::of_rows(shape, out, out[0].div_ceil(out[0].div_ceil(rows)))
+    }
+
+    /// Of so many output rows.
+    pub(super) fn of_rows(shape: &Shape, out: [usize; 3], rows: usize) -> Result<Band> {
         let Shape { kernel: [kh, kw], dilation, padding, .. } = *shape;
         let single = [kh, kw] == [1, 1] && padding == [[0; 2]; 2];
         let (stride, pick) = if single { ([1, 1], shape.stride) } else { (shape.stride, [1, 1]) };
@@ -43,9 +53,6 @@ impl Band {
         let reach = (kw - 1) * dilation[1] + 1;
         let pitch = ((out[1] - 1) * stride[1] + reach) * channels;
         let height = |rows: usize| (rows - 1) * stride[0] + (kh - 1) * dilation[0] + 1;
-        let fitting = (1..=out[0]).take_while(|&rows| height(rows) * pitch * 2 <= BYTES).last().unwrap_or(1);
-        let rows = fitting.max(PIXELS.div_ceil(out[1])).min(out[0]);
-        let rows = out[0].div_ceil(out[0].div_ceil(rows));
         let mut starts = try_zeroed(rows * out[1])?;
         for (pixel, start) in starts.iter_mut().enumerate() {
             let (row, column) = (pixel / out[1], pixel % out[1]);

@@ -3,6 +3,7 @@
 use super::band::Band;
 use super::depthwise::Depthwise;
 use super::vector::Vector;
+use super::winograd::Winograd;
 use super::{Shape, Weight};
 use crate::Isa;
 use crate::error::{Result, try_zeroed};
@@ -21,6 +22,8 @@ pub(super) enum Filter {
     Depthwise(Depthwise),
     /// For the one window that there is.
     Vector(Vector),
+    /// Transformed.
+    Winograd(Winograd),
 }
 
 /// Panels of 16 filters: for each pair of
@@ -89,23 +92,16 @@ impl Filter {
         if let Some(vector) = Vector::new(shape, out, weight)? {
             return Ok(Filter::Vector(vector));
         }
-        let band = Band::new(shape, out)?;
-        let (per_group, depth) = (shape.filters / shape.groups, shape.depth());
-        // A run of an odd number of elements ends in a pair whose second weight is 0.
-        let mut panels = Vec::new();
-        let mut len = 0;
-        for group in 0..shape.groups {
-            for first in (0..per_group).step_by(16) {
-                let count = (per_group - first).min(16);
-                let vectors = count.div_ceil(8);
-                let filter = group * per_group + first;
-                panels.push(Panel { filter, count, vectors, at: len, channel: group * depth });
-                len += band.pairs * vectors * 16;
-            }
+        if let Some(winograd) = Winograd::new(shape, out, weight)? {
+            return Ok(Filter::Winograd(winograd));
         }
+        let band = Band::new(shape, out)?;
+        let depth = shape.depth();
+        let (panels, len) = panels(shape, band.pairs);
         let mut weights = Aligned::new(len)?;
         for panel in &panels {
             let mut to = panel.at;
+            // A run of an odd number of elements ends in a pair whose second weight is 0.
             // Runs are in the order of the taps, so their weights lie one after the other.
             let mut from = 0;
             for &(_, run) in &band.runs {
@@ -131,6 +127,7 @@ impl Filter {
             Filter::Tiled(tiled) => tiled.band.len(),
             Filter::Depthwise(depthwise) => depthwise.len(),
             Filter::Vector(vector) => vector.len(),
+            Filter::Winograd(winograd) => winograd.scratch_len(),
         }
     }
 
@@ -140,8 +137,25 @@ impl Filter {
             Filter::Tiled(tiled) => tiled.weights.size() + size_of_val(&tiled.panels[..]) + tiled.band.bytes(),
             Filter::Depthwise(depthwise) => depthwise.bytes(),
             Filter::Vector(vector) => vector.weights.size(),
+            Filter::Winograd(winograd) => winograd.bytes(),
         }
     }
+}
+
+/// Panels of all filters, each of `pairs` pairs of weights a filter, and the elements of all.
+pub(super) fn panels(shape: &Shape, pairs: usize) -> (Vec<Panel>, usize) {
+    let (per_group, depth) = (shape.filters / shape.groups, shape.depth());
+    let mut panels = Vec::new();
+    let mut len = 0;
+    for group in 0..shape.groups {
+        for first in (0..per_group).step_by(16) {
+            let count = (per_group - first).min(16);
+            let (vectors, filter) = (count.div_ceil(8), group * per_group + first);
+            panels.push(Panel { filter, count, vectors, at: len, channel: group * depth });
+            len += pairs * vectors * 16;
+        }
+    }
+    (panels, len)
 }
 
 impl Shape {

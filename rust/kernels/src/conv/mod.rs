@@ -23,6 +23,7 @@ mod simple;
 #[cfg(test)]
 mod tests;
 mod vector;
+mod winograd;
 
 pub use finish::{AddCodes, Finish, Requantize, Rule, To};
 pub use pool::{Window, average_pool, max_pool};
@@ -231,7 +232,7 @@ impl Conv2d {
         let (zero_point, fold) = match &filter {
             Filter::Depthwise(depthwise) => (input.zero_point, depthwise.fold),
             Filter::Vector(_) => (Vector::zero_point(input), 1),
-            Filter::Plain(_) | Filter::Tiled(_) => (0, 1),
+            Filter::Plain(_) | Filter::Tiled(_) | Filter::Winograd(_) => (0, 1),
         };
         for (bias, codes) in finish.bias.iter_mut().zip(weight.codes.chunks_exact(taps)) {
             *bias -= zero_point * codes.iter().map(|&code| weight.kind.value(code)).sum::<i32>();
@@ -280,6 +281,8 @@ impl Conv2d {
             Filter::Depthwise(depthwise) => avx2::run_depthwise(self, depthwise, x, out, scratch),
             #[cfg(target_arch = "x86_64")]
             Filter::Vector(vector) => avx2::run_vector(self, vector, x, out, scratch),
+            #[cfg(target_arch = "x86_64")]
+            Filter::Winograd(winograd) => avx2::run_winograd(self, winograd, x, out, scratch),
             #[cfg(not(target_arch = "x86_64"))]
             _ => unreachable!("tiled for x86-64 alone"),
         }

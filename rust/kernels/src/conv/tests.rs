@@ -71,9 +71,14 @@ prop_compose! {
         padding in prop::array::uniform2(prop::array::uniform2(0..4usize)),
         more in prop::array::uniform2(0..15usize),
         padded in prop::bool::ANY,
+        square in prop::bool::weighted(0.25),
     ) -> Shape {
         let (groups, depth, per_group) = if depthwise { (channels, 1, 1) } else { (groups, depth, per_group) };
         let padding = if padded { padding } else { [[0; 2]; 2] };
+        // Windows of 3×3, side by side, of enough channels to be transformed.
+        let (kernel, stride, dilation) = if square { ([3; 2], [1; 2], [1; 2]) } else { (kernel, stride, dilation) };
+        let (groups, depth, per_group) =
+            if square && !depthwise { (1, depth + channels / 2, per_group + 7) } else { (groups, depth, per_group) };
         let size = |axis: usize| {
             let reach = (kernel[axis] - 1) * dilation[axis] + 1;
             reach.saturating_sub(padding[axis].iter().sum()).max(1) + more[axis]
