@@ -112,7 +112,7 @@ def planned(source: Source) -> Callable[[np.ndarray], np.ndarray]:
     import torch
     from lowbit.torch import to_integer
 
-    return to_integer(source.model, torch.from_numpy(source.calibration)).graph.plan()
+    return to_integer(source.model, [torch.from_numpy(source.calibration)]).graph.plan()
 
 
 def ours_resnet(source: Source, batch: int) -> Candidate:

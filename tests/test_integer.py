@@ -12,12 +12,14 @@ import stored
 from lowbit.integer import (
     Add,
     AveragePool2d,
+    Concatenate,
     Constant,
     Conv2d,
     Dequantize,
     FullyConnected,
     Graph,
     MaxPool2d,
+    Multiply,
     Network,
     Operation,
     Pad,
@@ -119,7 +121,10 @@ class Random:
 
     def step(self, x: Tensor) -> Tensor:
         return getattr(
-            self, self.pick("conv", "conv", "conv", "depthwise", "residual", "pool", "table", "pad", "slice")
+            self,
+            self.pick(
+                *("conv",) * 3, *("depthwise", "residual", "multiplied", "joined", "pool", "table", "pad", "slice")
+            ),
         )(x)
 
     def convolved(self, x: Tensor, groups: int, filters: int, *, same: bool = False) -> Tensor:
@@ -152,11 +157,31 @@ class Random:
         out = self.tensor(x.shape, x.dtype)
         return self.then(Add(a.name, b.name, out.name, **self.bounds(out.dtype)))
 
+    def multiplied(self, x: Tensor) -> Tensor:
+        y = self.convolved(x, 1, x.shape[2], same=True)
+        if self.size(0, 1):  # by channels
+            kernel = x.shape[:2]
+            y = self.then(AveragePool2d(y.name, self.like(y, shape=(1, 1, x.shape[2])).name, kernel, (1, 1)))
+        out = self.tensor(x.shape, self.pick("int8", "uint8"))
+        return self.then(Multiply(x.name, y.name, out.name, **self.bounds(out.dtype)))
+
+    def joined(self, x: Tensor) -> Tensor:
+        axis = self.size(0, 2)
+        parts = [
+            x,
+            *(self.then(Table(x.name, self.constant(self.codes(256, x.dtype)), self.like(x).name)) for _ in range(2)),
+        ]
+        self.rng.shuffle(parts)
+        out = self.like(x, shape=tuple(n * 3 if i == axis else n for i, n in enumerate(x.shape)))
+        return self.then(Concatenate(tuple(part.name for part in parts), out.name, axis))
+
     def pool(self, x: Tensor) -> Tensor:
         kernel, stride, padding = self.window(x)
         sizes = [(n + sum(p) - k) // s + 1 for n, p, k, s in zip(x.shape, padding, kernel, stride, strict=False)]
         out = self.like(x, shape=(*sizes, x.shape[2]))
         kind = self.pick(AveragePool2d, MaxPool2d)
+        if kind is AveragePool2d and self.size(0, 1):
+            out = self.tensor((*sizes, x.shape[2]), x.dtype)
         return self.then(kind(x.name, out.name, kernel, stride, padding, **self.bounds(x.dtype)))
 
     def table(self, x: Tensor) -> Tensor:

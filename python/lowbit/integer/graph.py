@@ -25,12 +25,14 @@ if TYPE_CHECKING:
 __all__ = [
     "Add",
     "AveragePool2d",
+    "Concatenate",
     "Constant",
     "Conv2d",
     "Dequantize",
     "FullyConnected",
     "Graph",
     "MaxPool2d",
+    "Multiply",
     "Operation",
     "Pad",
     "Quantize",
@@ -160,8 +162,39 @@ class Add(Operation):
 
 
 @dataclass(frozen=True)
+class Multiply(Operation):
+    """The product of two tensors of one shape, or of b's channels with each pixel of a."""
+
+    kind: ClassVar[str] = "multiply"
+    _tensors: ClassVar[tuple[str, ...]] = ("a", "b")
+    a: str
+    b: str
+    output: str
+    qmin: int | None = None
+    qmax: int | None = None
+    requantize: str = "float32"
+
+
+@dataclass(frozen=True)
+class Concatenate(Operation):
+    """Tensors of one scale and zero point one after the other along an axis."""
+
+    kind: ClassVar[str] = "concatenate"
+    parts: tuple[str, ...]
+    output: str
+    axis: int
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The tensors read."""
+        return self.parts
+
+
+@dataclass(frozen=True)
 class AveragePool2d(Operation):
-    """Means of windows. Padding is not counted. Input and output have one scale and zero point."""
+    """Means of windows. Padding is not counted. Where the output has a scale or zero point of its own, FORMATS.md
+    has another rounding.
+    """
 
     kind: ClassVar[str] = "average_pool2d"
     input: str

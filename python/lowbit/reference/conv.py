@@ -313,6 +313,35 @@ def add(
     return np.clip(codes, qmin, qmax).astype(a.dtype)
 
 
+def multiply(
+    a: NDArray[Any],
+    b: NDArray[Any],
+    *,
+    scales: tuple[float, float, float],
+    zero_points: tuple[int, int, int],
+    qmin: int,
+    qmax: int,
+    dtype: DTypeLike,
+) -> NDArray[Any]:
+    """The product of two tensors, with scales and zero points of a, b and the output.
+
+    ``rint(clamp(float32((a - za) * (b - zb)) * m))`` plus the output's zero point;
+    ``m = float32(float32(sa * sb) / sy)``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lowbit.reference.conv import multiply
+    >>> a = np.array([10, -3, 100], np.int8)
+    >>> multiply(a, a, scales=(1, 1, 2), zero_points=(0, 0, 0), qmin=-128, qmax=127, dtype=np.int8)
+    array([ 50,   4, 127], dtype=int8)
+    """
+    za, zb, zero_point = zero_points
+    sa, sb, sy = (np.float32(scale) for scale in scales)
+    products = (a.astype(np.int32) - za) * (b.astype(np.int32) - zb)
+    return _rounded(products.astype(np.float32) * (sa * sb / sy), zero_point, qmin, qmax, dtype)
+
+
 def average_pool2d(
     x: NDArray[Any],
     kernel: Pair,
@@ -321,8 +350,13 @@ def average_pool2d(
     *,
     qmin: int,
     qmax: int,
+    scales: tuple[float, float] = (1.0, 1.0),
+    zero_points: tuple[int, int] = (0, 0),
 ) -> NDArray[Any]:
     """Means of the codes of each window, zero point and all, halves away from the code 0, clamped.
+
+    Where scales or zero points of input and output differ it is ``rint(clamp(float32(sum of
+    code - zero point) * (float32(sx / sy) / float32(count))))`` plus the output's zero point.
 
     Examples
     --------
@@ -336,6 +370,11 @@ def average_pool2d(
     ones = np.pad(np.ones((1, *x.shape[1:3], 1), np.int64), ((0, 0), *padding, (0, 0)))
     sums = sum(seen for _, seen in _windows(wide, kernel, stride))
     counts = sum(seen for _, seen in _windows(ones, kernel, stride))
+    if scales[0] != scales[1] or zero_points[0] != zero_points[1]:
+        ratio = np.float32(scales[0]) / np.float32(scales[1])
+        values = np.asarray(sums - counts * zero_points[0]).astype(np.float32)
+        means = values * (ratio / np.asarray(counts).astype(np.float32))
+        return _rounded(means, zero_points[1], qmin, qmax, x.dtype)
     means = np.sign(sums) * ((np.abs(sums) + counts // 2) // counts)
     return np.clip(means, qmin, qmax).astype(x.dtype)
 

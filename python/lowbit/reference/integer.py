@@ -82,10 +82,24 @@ def _run(graph: g.Graph, op: g.Operation, *inputs: NDArray[Any]) -> NDArray[Any]
             zero_points = a.zero_point, b.zero_point, out.zero_point
             qmin, qmax = _limits(op, out)
             return conv.add(*inputs, scales=scales, zero_points=zero_points, qmin=qmin, qmax=qmax)
-        case g.AveragePool2d() | g.MaxPool2d():
-            pool = conv.average_pool2d if isinstance(op, g.AveragePool2d) else conv.max_pool2d
+        case g.Multiply():
+            if op.requantize != "float32":
+                raise ValueError(f"requantize: expected 'float32', got {op.requantize!r}")
+            b = graph.tensors[op.b]
+            scales = _scale(a), _scale(b), _scale(out)
+            zero_points = a.zero_point, b.zero_point, out.zero_point
+            y = inputs[1].reshape(len(x), *(1,) * (x.ndim - 2), -1) if b.shape != a.shape else inputs[1]
             qmin, qmax = _limits(op, out)
-            return pool(x, op.kernel, op.stride, op.padding, qmin=qmin, qmax=qmax)
+            return conv.multiply(x, y, scales=scales, zero_points=zero_points, qmin=qmin, qmax=qmax, dtype=out.dtype)
+        case g.Concatenate():
+            return np.concatenate(inputs, 1 + op.axis)
+        case g.AveragePool2d():
+            of_both: Any = {"scales": (_scale(a), _scale(out)), "zero_points": (a.zero_point, out.zero_point)}
+            qmin, qmax = _limits(op, out)
+            return conv.average_pool2d(x, op.kernel, op.stride, op.padding, qmin=qmin, qmax=qmax, **of_both)
+        case g.MaxPool2d():
+            qmin, qmax = _limits(op, out)
+            return conv.max_pool2d(x, op.kernel, op.stride, op.padding, qmin=qmin, qmax=qmax)
         case g.Softmax():
             return conv.softmax(x, _scale(a))
         case g.Table():

@@ -220,8 +220,47 @@ fn check_operation(names: &Names, operation: &Operation) -> Result<()> {
             }
             check_bounds(output, bounds)
         }
-        Operation::AveragePool2d { input, kernel, stride, padding, bounds, .. }
-        | Operation::MaxPool2d { input, kernel, stride, padding, bounds, .. } => {
+        Operation::Multiply { a, b, requantize, bounds, .. } => {
+            let (a, b) = (names.tensor(a)?, names.tensor(b)?);
+            let scales = [a.codes()?, b.codes()?, output.codes()?];
+            check_scale("the product of both scales over the output's", scales[0] * scales[1] / scales[2])?;
+            expect_shape(output, &a.shape)?;
+            let channels = a.shape.last().copied().unwrap_or(1);
+            if b.shape != a.shape && (b.len() != channels || b.shape.last() != Some(&channels)) {
+                bail!("{}: expected the shape {:?}, or {channels} channels, got {:?}", b.name, a.shape, b.shape);
+            }
+            if requantize != "float32" {
+                bail!("requantize: expected \"float32\", got {requantize:?}");
+            }
+            check_bounds(output, bounds)
+        }
+        Operation::Concatenate { parts, axis, .. } => {
+            if parts.is_empty() || *axis >= output.shape.len() {
+                bail!("parts, axis: expected at least one, along an axis of {:?}, got {axis}", output.shape);
+            }
+            let mut along = 0usize;
+            for part in parts {
+                let part = names.tensor(part)?;
+                expect_same_codes(part, output)?;
+                let mut expected = output.shape.clone();
+                expected[*axis] = part.shape.get(*axis).copied().unwrap_or(0);
+                along = along.saturating_add(expected[*axis]);
+                expect_shape(part, &expected)?;
+            }
+            if along != output.shape[*axis] {
+                bail!("{}: expected {along} along axis {axis}, got {:?}", output.name, output.shape);
+            }
+            Ok(())
+        }
+        Operation::AveragePool2d { input, kernel, stride, padding, bounds, .. } => {
+            let input = names.tensor(input)?;
+            let window = Window { input: input.image()?, kernel: *kernel, stride: *stride, padding: *padding };
+            expect_shape(output, &window.output()?)?;
+            expect_dtype(input, output.dtype)?;
+            check_scale("the input's scale over the output's", input.codes()? / output.codes()?)?;
+            check_bounds(output, bounds)
+        }
+        Operation::MaxPool2d { input, kernel, stride, padding, bounds, .. } => {
             let input = names.tensor(input)?;
             let window = Window { input: input.image()?, kernel: *kernel, stride: *stride, padding: *padding };
             expect_shape(output, &window.output()?)?;

@@ -123,6 +123,19 @@ pub enum Operation {
         #[serde(flatten)]
         bounds: Bounds,
     },
+    Multiply {
+        a: String,
+        b: String,
+        output: String,
+        requantize: String,
+        #[serde(flatten)]
+        bounds: Bounds,
+    },
+    Concatenate {
+        parts: Vec<String>,
+        output: String,
+        axis: usize,
+    },
     #[serde(rename = "average_pool2d")]
     AveragePool2d {
         input: String,
@@ -184,6 +197,8 @@ impl Operation {
             Operation::Conv2d { .. } => "conv2d",
             Operation::FullyConnected { .. } => "fully_connected",
             Operation::Add { .. } => "add",
+            Operation::Multiply { .. } => "multiply",
+            Operation::Concatenate { .. } => "concatenate",
             Operation::AveragePool2d { .. } => "average_pool2d",
             Operation::MaxPool2d { .. } => "max_pool2d",
             Operation::Softmax { .. } => "softmax",
@@ -199,7 +214,8 @@ impl Operation {
     /// The tensors that it reads.
     pub fn inputs(&self) -> Vec<&str> {
         match self {
-            Operation::Add { a, b, .. } => vec![a, b],
+            Operation::Add { a, b, .. } | Operation::Multiply { a, b, .. } => vec![a, b],
+            Operation::Concatenate { parts, .. } => parts.iter().map(|part| &part[..]).collect(),
             Operation::Conv2d { input, .. }
             | Operation::FullyConnected { input, .. }
             | Operation::AveragePool2d { input, .. }
@@ -220,6 +236,8 @@ impl Operation {
             Operation::Conv2d { output, .. }
             | Operation::FullyConnected { output, .. }
             | Operation::Add { output, .. }
+            | Operation::Multiply { output, .. }
+            | Operation::Concatenate { output, .. }
             | Operation::AveragePool2d { output, .. }
             | Operation::MaxPool2d { output, .. }
             | Operation::Softmax { output, .. }

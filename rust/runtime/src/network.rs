@@ -236,7 +236,13 @@ impl Network {
                 conv.run(a, out, scratch)
             }
             Work::Add(how) => conv::add(a, b, how, out, self.isa),
-            Work::AveragePool(window, kind, bounds) => conv::average_pool(a, window, *kind, *bounds, out, self.isa),
+            Work::Multiply(how) => conv::multiply(a, b, how, out, self.isa),
+            Work::Place(place) => {
+                let rows = out.chunks_exact_mut(place.out_row).zip(a.chunks_exact(place.row));
+                rows.for_each(|(out, a)| out[place.skip..place.skip + place.row].copy_from_slice(a));
+                Ok(())
+            }
+            Work::AveragePool(window, how) => conv::average_pool(a, window, how, out, self.isa),
             Work::MaxPool(window, kind, bounds) => conv::max_pool(a, window, *kind, *bounds, out, self.isa),
             Work::Softmax(softmax, row) => {
                 a.chunks_exact(*row).zip(out.chunks_exact_mut(*row)).try_for_each(|(a, out)| softmax.run(a, out))

@@ -3,7 +3,9 @@
 
 use std::ops::Range;
 
-use lowbit_kernels::conv::{AddCodes, Conv2d, Finish, Kind, Requantize, Rule, Softmax, To, Weight, Window};
+use lowbit_kernels::conv::{
+    AddCodes, Conv2d, Finish, Kind, Means, Multiply, Requantize, Rule, Softmax, To, Weight, Window,
+};
 use lowbit_kernels::{Isa, Result};
 
 use crate::check::{Names, conv_shape};
@@ -41,7 +43,10 @@ pub(crate) enum Work {
     /// The output's dtype; and codes to add.
     Layer(Box<Conv2d>, Dtype),
     Add(AddCodes),
-    AveragePool(Window, Kind, (i32, i32)),
+    Multiply(Multiply),
+    /// One part of a concatenation.
+    Place(Place),
+    AveragePool(Window, Means),
     MaxPool(Window, Kind, (i32, i32)),
     /// Of rows of so many codes.
     Softmax(Box<Softmax>, usize),
@@ -50,6 +55,14 @@ pub(crate) enum Work {
     Slice(Slice),
     Quantize(f32, Kind),
     Dequantize(f32, Kind),
+}
+
+/// Rows of some bytes, each put `skip` bytes into a row of the output.
+#[derive(Debug)]
+pub(crate) struct Place {
+    pub row: usize,
+    pub out_row: usize,
+    pub skip: usize,
 }
 
 /// Sizes in bytes along the last axis.
@@ -115,21 +128,40 @@ impl Plan {
             {
                 continue;
             }
+            if let Operation::Concatenate { parts, axis, .. } = operation {
+                for (part, work) in parts.iter().zip(places_of(&names, parts, *axis, &graph.tensors[out])?) {
+                    drafts.push(Draft::new(at, work, shown[names.index(part)?], None, out));
+                }
+                continue;
+            }
             let work = within(what, work(&names, operation, constants, None, isa))?;
-            drafts.push(Draft::new(at, work, a, b, out)?);
+            drafts.push(Draft::new(at, work, a, b, out));
         }
         finish(graph, &names, drafts, &shown)
     }
 }
 
 impl Draft {
-    fn new(operation: usize, work: Work, a: usize, b: Option<usize>, out: usize) -> Result<Draft> {
+    fn new(operation: usize, work: Work, a: usize, b: Option<usize>, out: usize) -> Draft {
         let (scratch, products) = match &work {
             Work::Layer(conv, _) => (2 * conv.scratch_len(), conv.products()),
             _ => (0, 0),
         };
-        Ok(Draft { operation, work, a, b, out, scratch, products })
+        Draft { operation, work, a, b, out, scratch, products }
     }
+}
+
+/// Where each part of a concatenation goes.
+fn places_of(names: &Names, parts: &[String], axis: usize, out: &Tensor) -> Result<Vec<Work>> {
+    let inner = out.shape[axis + 1..].iter().product::<usize>() * out.dtype.size();
+    let mut skip = 0;
+    let mut works = Vec::with_capacity(parts.len());
+    for part in parts {
+        let row = names.tensor(part)?.shape[axis] * inner;
+        works.push(Work::Place(Place { row, out_row: out.shape[axis] * inner, skip }));
+        skip += row;
+    }
+    Ok(works)
 }
 
 /// Whether the constants' bytes are as many as the graph says.
@@ -184,7 +216,7 @@ fn fuse(
     let (own, other_tensor, output) = (&graph.tensors[own], &graph.tensors[other], names.tensor(output)?);
     let add = add_codes(own, other_tensor, output, output.bounds(bounds))?;
     let work = work(names, written, constants, Some(add), isa)?;
-    drafts[layer] = Draft::new(drafts[layer].operation, work, drafts[layer].a, Some(other), out)?;
+    drafts[layer] = Draft::new(drafts[layer].operation, work, drafts[layer].a, Some(other), out);
     Ok(true)
 }
 
@@ -228,9 +260,19 @@ fn work(names: &Names, operation: &Operation, constants: &[&[u8]], add: Option<A
             let (a, b) = (names.tensor(a)?, names.tensor(b)?);
             Work::Add(add_codes(a, b, out, out.bounds(bounds))?)
         }
+        Operation::Multiply { a, b, bounds, .. } => {
+            let (a, b) = (names.tensor(a)?, names.tensor(b)?);
+            let [of_a, of_b, of_out] = [a, b, out].map(|tensor| tensor.scale.unwrap_or(1.0));
+            let ((qmin, qmax), kinds) = (out.bounds(bounds), [a.kind(), b.kind()]);
+            let multiplier = of_a * of_b / of_out;
+            Work::Multiply(Multiply { kinds, multiplier, zero_point: out.zero_point, qmin, qmax })
+        }
         Operation::AveragePool2d { kernel, stride, padding, bounds, .. } => {
             let window = Window { input: input.image()?, kernel: *kernel, stride: *stride, padding: *padding };
-            Work::AveragePool(window, input.kind(), out.bounds(bounds))
+            let (of_input, of_out) = (input.scale.unwrap_or(1.0), out.scale.unwrap_or(1.0));
+            let same = of_input == of_out && input.zero_point == out.zero_point;
+            let rescale = (!same).then_some((of_input / of_out, out.zero_point));
+            Work::AveragePool(window, Means { kind: input.kind(), bounds: out.bounds(bounds), rescale })
         }
         Operation::MaxPool2d { kernel, stride, padding, bounds, .. } => {
             let window = Window { input: input.image()?, kernel: *kernel, stride: *stride, padding: *padding };
@@ -259,7 +301,7 @@ fn work(names: &Names, operation: &Operation, constants: &[&[u8]], add: Option<A
         }
         Operation::Quantize { .. } => Work::Quantize(out.scale.unwrap_or(1.0), out.kind()),
         Operation::Dequantize { .. } => Work::Dequantize(input.scale.unwrap_or(1.0), input.kind()),
-        Operation::Reshape { .. } => bail!("a reshape is no work"),
+        Operation::Reshape { .. } | Operation::Concatenate { .. } => bail!("no work of its own"),
     })
 }
 
@@ -314,7 +356,9 @@ fn finish(graph: &Graph, names: &Names, drafts: Vec<Draft>, shown: &[usize]) -> 
     let mut lives: Vec<_> = graph.tensors.iter().map(|_| Life { bytes: 0, first: 0, last: 0 }).collect();
     for (at, draft) in drafts.iter().enumerate() {
         let tensor = &graph.tensors[draft.out];
-        lives[draft.out] = Life { bytes: tensor.len() * tensor.dtype.size(), first: at, last: at };
+        // Parts of a concatenation are written one after the other.
+        let first = if lives[draft.out].bytes == 0 { at } else { lives[draft.out].first };
+        lives[draft.out] = Life { bytes: tensor.len() * tensor.dtype.size(), first, last: at };
         for value in [Some(draft.a), draft.b].into_iter().flatten() {
             lives[value].last = at;
         }

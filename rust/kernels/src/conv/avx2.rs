@@ -19,7 +19,7 @@ use super::{Conv2d, Kind, Out};
 
 pub(super) use depthwise::run as run_depthwise;
 use finish::finish;
-pub(super) use simple::{add, average, maximum, quantize};
+pub(super) use simple::{add, average, maximum, multiply, quantize};
 pub(super) use vector::run as run_vector;
 pub(super) use winograd::run as run_winograd;
 

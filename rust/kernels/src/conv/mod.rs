@@ -26,8 +26,8 @@ mod vector;
 mod winograd;
 
 pub use finish::{AddCodes, Finish, Requantize, Rule, To};
-pub use pool::{Window, average_pool, max_pool};
-pub use simple::{Softmax, add, dequantize, look_up, quantize};
+pub use pool::{Means, Window, average_pool, max_pool};
+pub use simple::{Multiply, Softmax, add, dequantize, look_up, multiply, quantize};
 
 use crate::error::{bail, checked_product};
 use crate::{Isa, Result};

@@ -60,18 +60,30 @@ impl Window {
     }
 }
 
-/// The mean of each window's codes, rounded half away from 0, within `bounds`.
+/// How the codes of a window become a mean.
+#[derive(Debug, Clone, Copy)]
+pub struct Means {
+    /// The input's codes.
+    pub kind: Kind,
+    /// The least and the largest code of the output.
+    pub bounds: (i32, i32),
+    /// The input's scale over the output's, and the output's code of 0, where they are not the input's own.
+    pub rescale: Option<(f32, i32)>,
+}
+
+/// The mean of each window's codes, rounded half away from 0, as LiteRT has it; or, with another scale,
+/// `rint(clamp(f32(sum - count * zero_point) * (ratio / f32(count))))`, half to even.
 ///
 /// # Errors
 /// [`Error::Value`](crate::Error::Value) where a length does not fit.
-pub fn average_pool(x: &[u8], window: &Window, kind: Kind, bounds: (i32, i32), out: &mut [u8], isa: Isa) -> Result<()> {
+pub fn average_pool(x: &[u8], window: &Window, how: &Means, out: &mut [u8], isa: Isa) -> Result<()> {
     let size = window.check(x, out)?;
     #[cfg(target_arch = "x86_64")]
     if isa.has_avx2() {
-        super::avx2::average(isa, x, window, size, kind, bounds, out);
+        super::avx2::average(isa, x, window, size, how, out);
         return Ok(());
     }
-    average(x, window, size, kind, bounds, out);
+    average(x, window, size, how, out);
     Ok(())
 }
 
@@ -91,32 +103,28 @@ pub fn max_pool(x: &[u8], window: &Window, kind: Kind, bounds: (i32, i32), out: 
 }
 
 #[inline(always)]
-pub(super) fn average(
-    x: &[u8],
-    window: &Window,
-    size: [usize; 3],
-    kind: Kind,
-    (qmin, qmax): (i32, i32),
-    out: &mut [u8],
-) {
-    each(
-        x,
-        window,
-        size,
-        0,
-        out,
-        |sums, x| {
-            if kind.signed {
-                sums.iter_mut().zip(x).for_each(|(sum, &x)| *sum = sum.wrapping_add(i32::from(x as i8)));
-            } else {
-                sums.iter_mut().zip(x).for_each(|(sum, &x)| *sum = sum.wrapping_add(i32::from(x)));
-            }
-        },
-        |sum, count| {
+pub(super) fn average(x: &[u8], window: &Window, size: [usize; 3], how: &Means, out: &mut [u8]) {
+    let Means { kind, bounds: (qmin, qmax), rescale } = *how;
+    let take = |sums: &mut [i32], x: &[u8]| {
+        if kind.signed {
+            sums.iter_mut().zip(x).for_each(|(sum, &x)| *sum = sum.wrapping_add(i32::from(x as i8)));
+        } else {
+            sums.iter_mut().zip(x).for_each(|(sum, &x)| *sum = sum.wrapping_add(i32::from(x)));
+        }
+    };
+    match rescale {
+        None => each(x, window, size, 0, out, take, |sum, count| {
             let half = if sum > 0 { count / 2 } else { -(count / 2) };
             ((sum + half) / count).clamp(qmin, qmax) as u8
-        },
-    );
+        }),
+        Some((ratio, zero_point)) => {
+            let (low, high) = ((qmin - zero_point) as f32, (qmax - zero_point) as f32);
+            each(x, window, size, 0, out, take, |sum, count| {
+                let mean = (sum - count * kind.zero_point) as f32 * (ratio / count as f32);
+                (mean.clamp(low, high).round_ties_even() as i32).wrapping_add(zero_point) as u8
+            });
+        }
+    }
 }
 
 #[inline(always)]

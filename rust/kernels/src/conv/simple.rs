@@ -28,6 +28,51 @@ pub fn add(a: &[u8], b: &[u8], how: &AddCodes, out: &mut [u8], isa: Isa) -> Resu
     Ok(())
 }
 
+/// The product of two tensors of codes, as XNNPACK has it:
+/// `rint(clamp(f32((a - a_zero_point) * (b - b_zero_point)) * multiplier)) + zero_point`.
+#[derive(Debug, Clone, Copy)]
+pub struct Multiply {
+    /// The first tensor's codes, and the second's.
+    pub kinds: [Kind; 2],
+    /// The product of their scales over the output's.
+    pub multiplier: f32,
+    /// The code of 0.
+    pub zero_point: i32,
+    /// The least code.
+    pub qmin: i32,
+    /// The largest code.
+    pub qmax: i32,
+}
+
+/// Multiplies codes. `b` may be shorter, and is then repeated.
+///
+/// # Errors
+/// [`Error::Value`](crate::Error::Value) where the lengths do not fit.
+pub fn multiply(a: &[u8], b: &[u8], how: &Multiply, out: &mut [u8], isa: Isa) -> Result<()> {
+    if a.len() != out.len() || b.is_empty() || !a.len().is_multiple_of(b.len()) {
+        bail!("a, b, out: expected one length, b's a divisor, got {}, {} and {}", a.len(), b.len(), out.len());
+    }
+    #[cfg(target_arch = "x86_64")]
+    if isa.has_avx2() {
+        super::avx2::multiply(isa, a, b, how, out);
+        return Ok(());
+    }
+    multiply_all(a, b, how, out);
+    Ok(())
+}
+
+#[inline(always)]
+pub(super) fn multiply_all(a: &[u8], b: &[u8], how: &Multiply, out: &mut [u8]) {
+    let Multiply { kinds: [of_a, of_b], multiplier, zero_point, qmin, qmax } = *how;
+    let (low, high) = ((qmin - zero_point) as f32, (qmax - zero_point) as f32);
+    for (a, out) in a.chunks(b.len()).zip(out.chunks_mut(b.len())) {
+        for ((out, &a), &b) in out.iter_mut().zip(a).zip(b) {
+            let product = (of_a.value(a) * of_b.value(b)) as f32 * multiplier;
+            *out = (product.clamp(low, high).round_ties_even() as i32).wrapping_add(zero_point) as u8;
+        }
+    }
+}
+
 /// `table[x]` for uint8, `table[x + 128]` for int8.
 ///
 /// # Errors

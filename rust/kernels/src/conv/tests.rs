@@ -184,7 +184,7 @@ proptest! {
         let size = window.output().unwrap();
         let x = bytes(input.iter().product(), seed);
         let bounds = if kind.signed { (-100, 90) } else { (3, 250) };
-        let (mut means, mut maxima) = (Vec::new(), Vec::new());
+        let (mut means, mut maxima, mut rescaled) = (Vec::new(), Vec::new(), Vec::new());
         for at in 0..size.iter().product() {
             let (y, column, c) = (at / size[2] / size[1], at / size[2] % size[1], at % size[2]);
             let mut seen = Vec::new();
@@ -197,12 +197,17 @@ proptest! {
             }
             let mean = f64::from(seen.iter().sum::<i32>()) / seen.len() as f64;
             means.push((mean.round() as i32).clamp(bounds.0, bounds.1) as u8);
+            let sum = seen.iter().map(|code| code - kind.zero_point).sum::<i32>();
+            let mean = sum as f32 * (0.7 / seen.len() as f32);
+            rescaled.push((mean.round_ties_even() as i32 + 4).clamp(bounds.0, bounds.1) as u8);
             maxima.push((*seen.iter().max().unwrap()).clamp(bounds.0, bounds.1) as u8);
         }
         for &isa in Isa::available() {
             let mut out = vec![0; means.len()];
-            average_pool(&x, &window, kind, bounds, &mut out, isa).unwrap();
+            average_pool(&x, &window, &Means { kind, bounds, rescale: None }, &mut out, isa).unwrap();
             prop_assert!(out == means, "{} means {:?}", isa.name(), window);
+            average_pool(&x, &window, &Means { kind, bounds, rescale: Some((0.7, 4)) }, &mut out, isa).unwrap();
+            prop_assert!(out == rescaled, "{} rescaled means {:?}", isa.name(), window);
             max_pool(&x, &window, kind, bounds, &mut out, isa).unwrap();
             prop_assert!(out == maxima, "{} maxima {:?}", isa.name(), window);
         }
@@ -215,6 +220,12 @@ proptest! {
         let (a, b) = (bytes(count, seed), bytes(count, seed ^ 1));
         let codes = AddCodes::new(scales, [kind.zero_point, other.zero_point, 3], (-128, 127), kind.signed).unwrap();
         let expected: Vec<u8> = a.iter().zip(&b).map(|(&a, &b)| codes.of(kind.code(a), kind.code(b)) as u8).collect();
+        let multiplier = scales[0] * scales[1] / scales[2];
+        let product = Multiply { kinds: [kind, other], multiplier, zero_point: 3, qmin: -100, qmax: 127 };
+        let products: Vec<u8> = a.iter().zip(&b).map(|(&a, &b)| {
+            let product = (kind.value(a) * other.value(b)) as f32 * multiplier;
+            (product.round_ties_even() as i32).saturating_add(3).clamp(-100, 127) as u8
+        }).collect();
         let floats: Vec<f32> = a.iter().zip(&b).map(|(&a, &b)| (f32::from(a) - 128.0) * (f32::from(b) - 100.0) * 0.01).collect();
         let floats: Vec<f32> = floats.into_iter().chain([3e38, -3e38]).collect();
         let mut scalar = vec![0; floats.len()];
@@ -223,6 +234,10 @@ proptest! {
             let mut out = vec![0; count];
             add(&a, &b, &codes, &mut out, isa).unwrap();
             prop_assert_eq!(&out, &expected, "{}", isa.name());
+            if count > 0 {
+                multiply(&a, &b, &product, &mut out, isa).unwrap();
+                prop_assert_eq!(&out, &products, "{}", isa.name());
+            }
             let mut out = vec![0; floats.len()];
             quantize(&floats, scales[0], kind, &mut out, isa).unwrap();
             prop_assert_eq!(&out, &scalar, "{}", isa.name());

@@ -21,7 +21,7 @@ pub(super) const POINTS: usize = 16;
 pub(super) const MOST: usize = 24;
 const LEAST: usize = 18;
 /// Channels that repay the transforms.
-const LEAST_CHANNELS: usize = 24;
+const LEAST_CHANNELS: usize = 16;
 /// Bytes that a block's transformed tiles should take.
 const BYTES: usize = 24 << 10;
 

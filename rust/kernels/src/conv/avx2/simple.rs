@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::super::{AddCodes, Kind, Window, pool, simple};
+use super::super::{AddCodes, Kind, Means, Multiply, Window, pool, simple};
 use super::finish::{added, halves, narrowed};
 use crate::Isa;
 
@@ -25,23 +25,27 @@ pub(in super::super) fn add(isa: Isa, a: &[u8], b: &[u8], how: &AddCodes, out: &
     }
 }
 
-/// [`super::super::pool::average`].
-pub(in super::super) fn average(
-    isa: Isa,
-    x: &[u8],
-    window: &Window,
-    size: [usize; 3],
-    kind: Kind,
-    bounds: (i32, i32),
-    out: &mut [u8],
-) {
+/// [`super::super::simple::multiply_all`].
+pub(in super::super) fn multiply(isa: Isa, a: &[u8], b: &[u8], how: &Multiply, out: &mut [u8]) {
     assert!(isa.has_avx2());
     // SAFETY: an `Isa` that has AVX2 exists only where the CPU has it.
-    return unsafe { avx2(x, window, size, kind, bounds, out) };
+    return unsafe { avx2(a, b, how, out) };
 
     #[target_feature(enable = "avx2")]
-    fn avx2(x: &[u8], window: &Window, size: [usize; 3], kind: Kind, bounds: (i32, i32), out: &mut [u8]) {
-        pool::average(x, window, size, kind, bounds, out);
+    fn avx2(a: &[u8], b: &[u8], how: &Multiply, out: &mut [u8]) {
+        simple::multiply_all(a, b, how, out);
+    }
+}
+
+/// [`super::super::pool::average`].
+pub(in super::super) fn average(isa: Isa, x: &[u8], window: &Window, size: [usize; 3], how: &Means, out: &mut [u8]) {
+    assert!(isa.has_avx2());
+    // SAFETY: an `Isa` that has AVX2 exists only where the CPU has it.
+    return unsafe { avx2(x, window, size, how, out) };
+
+    #[target_feature(enable = "avx2")]
+    fn avx2(x: &[u8], window: &Window, size: [usize; 3], how: &Means, out: &mut [u8]) {
+        pool::average(x, window, size, how, out);
     }
 }
 

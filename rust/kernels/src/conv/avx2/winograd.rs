@@ -60,36 +60,34 @@ impl Block<'_> {
         // The last tile's last row and pixel, and vectors of its channels.
         let last = (2 * self.rows + 1) * row_step + (2 * (self.column + self.columns) + 1) * step;
         assert!(last + self.channels.next_multiple_of(16) <= band.len() && POINTS * point <= tiles.len());
-        let each = (0..self.rows).flat_map(|row| (0..self.columns).map(move |column| (row, column)));
-        for (tile, (row, column)) in each.enumerate() {
-            let from = 2 * row * row_step + 2 * (self.column + column) * step;
+        let columns = [0, step, 2 * step, 3 * step];
+        for tile in 0..self.rows * self.columns {
+            let (row, column) = (tile / self.columns, self.column + tile % self.columns);
+            let (from, to) = (2 * row * row_step + 2 * column * step, tile * pitch);
             for channel in (0..self.channels).step_by(16) {
                 // SAFETY: the assertion above: all tiles' rows and pixels are in the band, and each has
-                // its place for all of its channels.
+                // its place for all of its channels. Pointers that step further are not followed.
                 unsafe {
-                    let at = |i: usize, j: usize| {
-                        _mm256_loadu_si256(band.as_ptr().add(from + i * row_step + j * step + channel).cast())
-                    };
-                    // Rows of Bᵀ d, for each column of d.
+                    let mut row = band.as_ptr().add(from + channel);
+                    let mut d = [[_mm256_setzero_si256(); 4]; 4];
+                    for i in 0..4 {
+                        for j in 0..4 {
+                            d[i][j] = _mm256_loadu_si256(row.add(columns[j]).cast());
+                        }
+                        row = row.wrapping_add(row_step);
+                    }
                     let mut down = [[_mm256_setzero_si256(); 4]; 4];
                     for j in 0..4 {
-                        let (d0, d1, d2, d3) = (at(0, j), at(1, j), at(2, j), at(3, j));
-                        down[0][j] = _mm256_sub_epi16(d0, d2);
-                        down[1][j] = _mm256_add_epi16(d1, d2);
-                        down[2][j] = _mm256_sub_epi16(d2, d1);
-                        down[3][j] = _mm256_sub_epi16(d1, d3);
+                        let column = fourth([d[0][j], d[1][j], d[2][j], d[3][j]]);
+                        for i in 0..4 {
+                            down[i][j] = column[i];
+                        }
                     }
+                    let mut to = tiles.as_mut_ptr().add(to + channel);
                     for i in 0..4 {
-                        let [t0, t1, t2, t3] = down[i];
-                        let across = [
-                            _mm256_sub_epi16(t0, t2),
-                            _mm256_add_epi16(t1, t2),
-                            _mm256_sub_epi16(t2, t1),
-                            _mm256_sub_epi16(t1, t3),
-                        ];
-                        for j in 0..4 {
-                            let to = tiles.as_mut_ptr().add((4 * i + j) * point + tile * pitch + channel);
-                            _mm256_storeu_si256(to.cast(), across[j]);
+                        for across in fourth(down[i]) {
+                            _mm256_storeu_si256(to.cast(), across);
+                            to = to.wrapping_add(point);
                         }
                     }
                 }
@@ -109,24 +107,29 @@ impl Block<'_> {
         let pairs = self.channels.div_ceil(2);
         assert!(2 * pairs <= *pitch && count * pitch <= point && POINTS * point <= tiles.len());
         assert!(count <= MOST && outs[0] * outs[1] <= 4 * MOST);
+        // What lies behind the last tile is that tile again, and not looked at.
+        let starts: [[usize; MR]; MOST / MR] =
+            std::array::from_fn(|tile| std::array::from_fn(|i| (tile * MR + i).min(count - 1) * pitch));
         for panel in panels {
             let weights = weights.at(panel.at, POINTS * pairs * 32);
             let bias = &conv.finish.bias[panel.filter..][..ROW];
             // SAFETY: each tile's elements at each point are in `tiles`, so many weights are, and a row for
-            // each tile at each point, to a multiple of six.
+            // each tile at each point, to a multiple of six. Pointers that step further are not followed.
             unsafe {
-                let mut weights = weights.as_ptr();
-                for at in 0..POINTS {
-                    let tiles = tiles.as_ptr().add(at * point);
+                let (mut tiles, mut weights) = (tiles.as_ptr(), weights.as_ptr());
+                let mut to = points.as_mut_ptr();
+                for _ in 0..POINTS {
                     let mut next = weights;
-                    for from in (0..count).step_by(MR) {
-                        // What lies behind the last tile is that tile again, and not looked at.
-                        let base = std::array::from_fn(|i| tiles.add((from + i).min(count - 1) * pitch));
+                    let mut rows = to;
+                    for starts in &starts[..count.div_ceil(MR)] {
+                        let base = starts.map(|start| tiles.wrapping_add(start));
                         let mut acc = [[_mm256_setzero_si256(); 2]; MR];
                         next = run_of_tile(&mut acc, &base, 0, pairs, weights);
-                        store_tile(&acc, points.as_mut_ptr().add((at * MOST + from) * ROW));
+                        store_tile(&acc, rows);
+                        rows = rows.wrapping_add(MR * ROW);
                     }
                     weights = next;
+                    (tiles, to) = (tiles.wrapping_add(point), to.wrapping_add(MOST * ROW));
                 }
             }
             let each = (0..self.rows).flat_map(|row| (0..self.columns).map(move |column| (2 * row, 2 * column)));
@@ -161,6 +164,13 @@ impl Block<'_> {
             }
         }
     }
+}
+
+/// `Bᵀ d` of four vectors.
+#[target_feature(enable = "avx2")]
+#[inline]
+fn fourth([d0, d1, d2, d3]: [__m256i; 4]) -> [__m256i; 4] {
+    [_mm256_sub_epi16(d0, d2), _mm256_add_epi16(d1, d2), _mm256_sub_epi16(d2, d1), _mm256_sub_epi16(d1, d3)]
 }
 
 /// `Aᵀ m A` of a tile and eight filters, a fourth of it, from `bias` on.
