@@ -27,6 +27,7 @@ from lowbit.integer import (
     Reshape,
     Slice,
     Softmax,
+    Stream,
     Table,
     Tensor,
     load,
@@ -78,7 +79,7 @@ class Random:
         return tensor
 
     def like(self, tensor: Tensor, **changed) -> Tensor:
-        return self.keep(replace(tensor, name=f"t{len(self.tensors)}", **changed))
+        return self.keep(replace(tensor, **{"name": f"t{len(self.tensors)}"} | changed))
 
     def constant(self, data, **how) -> str:
         name = f"c{len(self.constants)}"
@@ -233,7 +234,7 @@ def test_threads_change_nothing(threads):
     assert same(net(x, threads=threads), tuple(np.concatenate(parts) for parts in zip(*one_by_one, strict=True)))
 
 
-def outs(net: Network, x: np.ndarray) -> tuple:
+def outs(net: Network | Stream, x: np.ndarray) -> tuple:
     got = net(x)
     return got if isinstance(got, tuple) else (got,)
 
@@ -325,6 +326,58 @@ def test_inputs_of_any_layout():
     expected = net(x)
     for same_codes in (x[::-1][::-1], np.asfortranarray(x), x.tolist(), np.broadcast_to(x, (1, 8, 2))[0]):
         assert same(net(same_codes), expected)
+
+
+def delayed(seed: int) -> Graph:
+    """A random network to whose image what it was two samples ago is added."""
+    network = Random(seed)
+    x = network.input
+    names = [network.like(x, name=name).name for name in ("a", "b", "sum")]
+    half = network.size(0, 1)
+    first = Add(names[0], x.name, names[2]) if half else Multiply(names[0], x.name, names[2])
+    operations = tuple(
+        replace(op, **{at: names[2] for at in ("input", "a", "b") if getattr(op, at, None) == x.name})
+        if not isinstance(op, Concatenate)
+        else replace(op, parts=tuple(names[2] if part == x.name else part for part in op.parts))
+        for op in network.operations
+    )
+    states = ((names[0], names[1]), (names[1], x.name))
+    return replace(network.graph, tensors=network.tensors, operations=(first, *operations), states=states)
+
+
+@pytest.mark.parametrize("seed", [s for s in range(40) if Random(s).input.dtype != "float32"])
+def test_streams_equal_the_interpreter(seed, isa, ran):
+    try:
+        graph = delayed(seed)
+    except ValueError as error:  # a scale that an addition does not take
+        assert "scales" in str(error)  # noqa: PT017
+        return
+    x = Random(seed).samples(7)
+    expected = run(graph, x)
+    stream = graph.plan(isa=isa).stream()
+    for _ in range(2):
+        parts = [outs(stream, x[i:j]) for i, j in ((0, 1), (1, 1), (1, 5), (5, 7))]
+        assert same(tuple(np.concatenate(part) for part in zip(*parts, strict=True)), expected)
+        stream.reset()
+    with pytest.raises(ValueError, match="stream"):
+        graph.plan(isa=isa)(x)
+    ran(isa)
+
+
+def test_states_that_do_not_fit_are_named():
+    more = {"x": X, "y": Y, "s": replace(X, name="s"), "t": replace(X, name="t", shape=(3,))}
+    for states, words in (
+        ((("q", "x"),), "states: expected the name of a tensor"),
+        ((("x", "x"),), "states: expected tensors that nothing else writes"),
+        ((("s", "t"),), "expected the shape"),
+        ((("s", "y"),), "states"),
+        ((("t", "t"),), None),
+    ):
+        if words:
+            with pytest.raises(ValueError, match=words):
+                small(tensors=more, states=states)
+        else:
+            small(tensors=more, states=states)
 
 
 def test_a_constant_of_another_size_is_refused():

@@ -25,7 +25,8 @@ from lowbit.integer.graph import (
     Table,
     Tensor,
 )
-from lowbit.integer.network import Network, Timed
+from lowbit.integer.network import Network, Stream, Timed
+from lowbit.integer.onnx import to_onnx
 from lowbit.integer.tflite import from_tflite
 
 __all__ = [
@@ -46,10 +47,12 @@ __all__ = [
     "Reshape",
     "Slice",
     "Softmax",
+    "Stream",
     "Table",
     "Tensor",
     "Timed",
     "from_tflite",
     "load",
     "save",
+    "to_onnx",
 ]

@@ -305,6 +305,9 @@ class Graph:
     outputs: tuple[str, ...]
     #: What readers and calibration say of the network, for people.
     notes: Mapping[str, str] = field(default_factory=dict)
+    #: Pairs of tensors: the first is what the sample before wrote to the second, and 0 for the first
+    #: sample. No operation writes it. A network that has states runs as a stream.
+    states: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         _core.check_graph(self.to_json())
@@ -319,6 +322,7 @@ class Graph:
                 "operations": [{"op": op.kind, **asdict(op)} for op in self.operations],
                 "inputs": self.inputs,
                 "outputs": self.outputs,
+                "states": [{"read": read, "write": write} for read, write in self.states],
             },
             allow_nan=False,
         )

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from lowbit.integer.graph import Graph
 
-__all__ = ["Network", "Timed"]
+__all__ = ["Network", "Stream", "Timed"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,25 @@ class Timed:
     #: Products of one sample.
     products: int
     seconds: float
+
+
+class Stream:
+    """A network on samples that follow one another; see :meth:`Network.stream`."""
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        self.reset()
+
+    def reset(self) -> None:
+        """The next sample is the first: states are 0."""
+        self._core = self.network._core.stream()
+
+    def __call__(self, *inputs: ArrayLike) -> Any:
+        """Runs the next n samples: arrays of shape (n, *shape), in order. See `Network.__call__`."""
+        arrays = self.network._arrays(inputs)
+        outputs = self.network._empty(len(arrays[0]))
+        self._core.run(arrays, outputs)
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
 
 class Network:
@@ -90,9 +109,34 @@ class Network:
         if (output := self._core.call(inputs, threads)) is not None:
             return output
         arrays = self._arrays(inputs)
-        outputs = [np.empty((len(arrays[0]), *shape), dtype) for dtype, shape in self._outputs]
+        outputs = self._empty(len(arrays[0]))
         self._core.run(arrays, outputs, threads)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    def stream(self) -> Stream:
+        """Runs the network on samples that follow one another, with what its states keep from each to the next.
+
+        Examples
+        --------
+        A window of the last three codes, of which a new one comes at a time:
+
+        >>> import numpy as np
+        >>> from lowbit.integer import Concatenate, Graph, Slice, Tensor
+        >>> new, old, window = (Tensor(n, (k,), "int8", 1.0) for n, k in (("new", 1), ("old", 2), ("window", 3)))
+        >>> steps = Concatenate(("old", "new"), "window", 0), Slice("window", "kept", (1,), (1,))
+        >>> tensors = {t.name: t for t in (new, old, window, Tensor("kept", (2,), "int8", 1.0))}
+        >>> graph = Graph(tensors, {}, steps, ("new",), ("window",), states=(("old", "kept"),))
+        >>> stream = graph.plan().stream()
+        >>> stream(np.array([[1], [2]], np.int8))
+        array([[0, 0, 1],
+               [0, 1, 2]], dtype=int8)
+        >>> stream(np.array([[3]], np.int8))
+        array([[1, 2, 3]], dtype=int8)
+        """
+        return Stream(self)
+
+    def _empty(self, n: int) -> list[NDArray[Any]]:
+        return [np.empty((n, *shape), dtype) for dtype, shape in self._outputs]
 
     def _arrays(self, inputs: tuple[ArrayLike, ...]) -> tuple[NDArray[Any], ...]:
         if len(inputs) != len(self._inputs):
@@ -116,6 +160,7 @@ class Network:
         return self._core.isa
 
     def __repr__(self) -> str:
+        """What it takes."""
         tensors, weights = self.memory
         steps = len(self.graph.operations)
         return f"Network({steps} operations, {tensors:,} bytes of tensors, {weights:,} of weights, {self.isa})"

@@ -16,7 +16,7 @@ __all__ = ["run"]
 
 
 def run(graph: g.Graph, *inputs: ArrayLike) -> tuple[NDArray[Any], ...]:
-    """The outputs of a batch.
+    """The outputs of a batch, or of a stream's samples from its first on.
 
     Parameters
     ----------
@@ -51,6 +51,7 @@ def run(graph: g.Graph, *inputs: ArrayLike) -> tuple[NDArray[Any], ...]:
     if len(inputs) != len(graph.inputs):
         raise ValueError(f"inputs: expected {len(graph.inputs)}, got {len(inputs)}")
     values: dict[str, NDArray[Any]] = {}
+    n = 0
     for name, given in zip(graph.inputs, inputs, strict=True):
         tensor, x = graph.tensors[name], np.asarray(given)
         n = len(next(iter(values.values()), x)) if x.ndim else 0
@@ -62,6 +63,24 @@ def run(graph: g.Graph, *inputs: ArrayLike) -> tuple[NDArray[Any], ...]:
             at = int(wrong.argmax())
             raise ValueError(f"{name}: expected finite values, got {x.flat[at]} at flat index {at}")
         values[name] = x
+    if not graph.states:
+        return _outputs(graph, values)
+    # Sample after sample, with what the one before left.
+    kept = {}
+    for read, _ in graph.states:
+        tensor = graph.tensors[read]
+        kept[read] = np.full((1, *tensor.shape), tensor.zero_point, tensor.dtype)
+    parts = []
+    for at in range(n):
+        sample = {name: x[at : at + 1] for name, x in values.items()} | kept
+        parts.append(_outputs(graph, sample))
+        kept = {read: sample[write] for read, write in graph.states}
+    empty = tuple(np.empty((0, *graph.tensors[name].shape), graph.tensors[name].dtype) for name in graph.outputs)
+    return tuple(np.concatenate(part) for part in zip(empty, *parts, strict=True))
+
+
+def _outputs(graph: g.Graph, values: dict[str, NDArray[Any]]) -> tuple[NDArray[Any], ...]:
+    """The outputs, and in ``values`` all other tensors."""
     for op in graph.operations:
         values[op.output] = _run(graph, op, *(values[name] for name in op.inputs))  # type: ignore[attr-defined]
     return tuple(values[name] for name in graph.outputs)

@@ -1,7 +1,10 @@
 //! Integer networks. `lowbit.integer` hands over the graph as JSON and
 //! C-contiguous arrays; everything about them is checked by the runtime.
 
+use std::sync::{Mutex, PoisonError};
+
 use bytemuck::{NoUninit, Pod};
+use lowbit_kernels::{Ctl, Result as KernelResult};
 use lowbit_runtime::{Dtype, Graph, Tensor};
 use numpy::ndarray::{Dimension, IxDyn};
 use numpy::{
@@ -20,6 +23,32 @@ const LARGE: usize = 1 << 24;
 const PRODUCTS_PER_OP: usize = 16;
 
 impl Network {
+    /// Calls `run` with what the arrays hold.
+    fn with(
+        &self,
+        py: Python<'_>,
+        inputs: &[Bound<'_, PyAny>],
+        outputs: &[Bound<'_, PyAny>],
+        threads: Option<usize>,
+        run: impl FnOnce(usize, &[&[u8]], &mut [&mut [u8]], &Ctl) -> KernelResult<()> + Send,
+    ) -> PyResult<()> {
+        let tensors = self.network.inputs();
+        counted("inputs", tensors.len(), inputs.len())?;
+        counted("outputs", self.network.outputs().count(), outputs.len())?;
+        let pairs = tensors.iter().zip(inputs);
+        let arrays: Vec<Array> = pairs.map(|(t, array)| Array::of(&t.name, array, t.dtype)).collect::<PyResult<_>>()?;
+        let n = arrays.first().and_then(|array| array.shape().first().copied()).unwrap_or(0);
+        let named = tensors.iter().zip(&arrays);
+        named.clone().try_for_each(|(tensor, array)| fits(tensor, n, array.shape()))?;
+        let bytes: Vec<&[u8]> = named.map(|(t, array)| array.bytes(&t.name)).collect::<PyResult<_>>()?;
+        let pairs = self.network.outputs().zip(outputs);
+        let mut written: Vec<Output> = pairs.map(|(t, array)| Output::of(t, n, array)).collect::<PyResult<_>>()?;
+        let mut slices: Vec<&mut [u8]> = written.iter_mut().map(Output::bytes).collect::<PyResult<_>>()?;
+        let work = n.saturating_mul(self.products / PRODUCTS_PER_OP);
+        let threads = Threads { threads, openmp: false };
+        call::run(py, work, threads, |ctl| run(n, &bytes, &mut slices, ctl))
+    }
+
     fn single<'py, T: Element + NoUninit, U: Element + Pod>(
         &self,
         py: Python<'py>,
@@ -51,6 +80,25 @@ impl Network {
             call::run(py, work, threads, |ctl| self.network.run(n, &[x], &mut [y], ctl))?;
         }
         Ok(Some(y.into_any()))
+    }
+}
+
+/// What lives between the samples of a stream.
+#[pyclass(frozen, module = "lowbit._core")]
+struct Stream {
+    network: Py<Network>,
+    stream: Mutex<lowbit_runtime::Stream>,
+}
+
+#[pymethods]
+impl Stream {
+    /// Runs the next samples: arrays of shape (n, *shape), of which `outputs` are written.
+    fn run(&self, py: Python<'_>, inputs: Vec<Bound<'_, PyAny>>, outputs: Vec<Bound<'_, PyAny>>) -> PyResult<()> {
+        let network = self.network.get();
+        network.with(py, &inputs, &outputs, Some(1), |n, x, y, ctl| {
+            let mut stream = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
+            network.network.advance(&mut stream, n, x, y, ctl)
+        })
     }
 }
 
@@ -157,21 +205,13 @@ impl Network {
         outputs: Vec<Bound<'_, PyAny>>,
         threads: Option<usize>,
     ) -> PyResult<()> {
-        let tensors = self.network.inputs();
-        counted("inputs", tensors.len(), inputs.len())?;
-        counted("outputs", self.network.outputs().count(), outputs.len())?;
-        let pairs = tensors.iter().zip(&inputs);
-        let arrays: Vec<Array> = pairs.map(|(t, array)| Array::of(&t.name, array, t.dtype)).collect::<PyResult<_>>()?;
-        let n = arrays.first().and_then(|array| array.shape().first().copied()).unwrap_or(0);
-        let named = tensors.iter().zip(&arrays);
-        named.clone().try_for_each(|(tensor, array)| fits(tensor, n, array.shape()))?;
-        let bytes: Vec<&[u8]> = named.map(|(t, array)| array.bytes(&t.name)).collect::<PyResult<_>>()?;
-        let pairs = self.network.outputs().zip(&outputs);
-        let mut written: Vec<Output> = pairs.map(|(t, array)| Output::of(t, n, array)).collect::<PyResult<_>>()?;
-        let mut slices: Vec<&mut [u8]> = written.iter_mut().map(Output::bytes).collect::<PyResult<_>>()?;
-        let work = n.saturating_mul(self.products / PRODUCTS_PER_OP);
-        let threads = Threads { threads, openmp: false };
-        call::run(py, work, threads, |ctl| self.network.run(n, &bytes, &mut slices, ctl))
+        self.with(py, &inputs, &outputs, threads, |n, x, y, ctl| self.network.run(n, x, y, ctl))
+    }
+
+    /// A stream: its states are 0.
+    fn stream(slf: &Bound<'_, Self>) -> PyResult<Stream> {
+        let stream = slf.get().network.stream().map_err(call::to_py)?;
+        Ok(Stream { network: slf.clone().unbind(), stream: Mutex::new(stream) })
     }
 
     /// For each step: kind, output, products, and the least nanoseconds of one sample.
@@ -259,5 +299,6 @@ fn check_graph(graph: &str) -> PyResult<()> {
 
 pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_class::<Network>()?;
+    m.add_class::<Stream>()?;
     m.add_function(wrap_pyfunction!(check_graph, m)?)
 }

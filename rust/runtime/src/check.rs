@@ -106,15 +106,26 @@ impl Graph {
                 bail!("inputs: expected names that differ, got {name:?} twice");
             }
         }
+        for state in &self.states {
+            let (read, write) = (names.index(&state.read), names.index(&state.write));
+            let [read, write] = [within(|| "states".into(), read)?, within(|| "states".into(), write)?];
+            if std::mem::replace(&mut written[read], true) {
+                bail!("states: expected tensors that nothing else writes, got {:?}", state.read);
+            }
+            let (read, write) = (&self.tensors[read], &self.tensors[write]);
+            within(|| "states".into(), expect_shape(write, &read.shape))?;
+            within(|| "states".into(), expect_same_codes(write, read))?;
+        }
         for (step, operation) in self.operations.iter().enumerate() {
             let what = || format!("operation {step} ({})", operation.kind());
             within(what, self.check_order(&names, operation, &mut written))?;
             within(what, check_operation(&names, operation))?;
         }
-        for name in &self.outputs {
-            let index = within(|| "outputs".into(), names.index(name))?;
-            if !written[index] {
-                bail!("outputs: expected tensors that an operation writes, got {name:?}");
+        for (what, name) in
+            self.outputs.iter().map(|name| ("outputs", name)).chain(self.states.iter().map(|s| ("states", &s.write)))
+        {
+            if !written[within(|| what.into(), names.index(name))?] {
+                bail!("{what}: expected tensors that an operation writes, got {name:?}");
             }
         }
         if self.inputs.is_empty() || self.outputs.is_empty() {

@@ -251,6 +251,17 @@ impl Operation {
     }
 }
 
+/// What lives from one sample to the next: `read` is what the sample before wrote to `write`, and 0 for
+/// the first.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct State {
+    /// A tensor that no operation writes.
+    pub read: String,
+    /// A tensor of the same shape and codes.
+    pub write: String,
+}
+
 /// An integer network: operations in the order they run.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -266,6 +277,9 @@ pub struct Graph {
     pub inputs: Vec<String>,
     /// Names of tensors.
     pub outputs: Vec<String>,
+    /// What lives from one sample to the next: such a network runs as a stream.
+    #[serde(default)]
+    pub states: Vec<State>,
 }
 
 impl Graph {

@@ -35,8 +35,8 @@ mod memory;
 mod network;
 mod plan;
 
-pub use graph::{Bounds, Constant, Dtype, Graph, Operation, Tensor};
-pub use network::{Network, Timed};
+pub use graph::{Bounds, Constant, Dtype, Graph, Operation, State, Tensor};
+pub use network::{Network, Stream, Timed};
 
 use lowbit_kernels::{Error, Result};
 

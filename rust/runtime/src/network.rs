@@ -23,6 +23,15 @@ pub struct Network {
     blocks: Mutex<Vec<Vec<u8>>>,
 }
 
+/// What lives between the samples of a stream, and the block of memory that it works in.
+#[derive(Debug)]
+pub struct Stream {
+    block: Vec<u8>,
+    /// The states' bytes one after the other: those to be read, and those being written.
+    now: Vec<u8>,
+    next: Vec<u8>,
+}
+
 /// A step and the time that it took.
 #[derive(Debug, Clone)]
 pub struct Timed {
@@ -77,6 +86,9 @@ impl Network {
     /// # Errors
     /// [`Error::Value`] where a length does not fit, [`Error::Memory`], [`Error::Interrupted`].
     pub fn run(&self, n: usize, inputs: &[&[u8]], outputs: &mut [&mut [u8]], ctl: &Ctl) -> Result<()> {
+        if let Some((state, _)) = self.plan.states.first() {
+            bail!("states: expected to run as a stream what keeps {:?} from sample to sample", state.name);
+        }
         check_lengths("inputs", n, self.inputs(), inputs.iter().map(|x| x.len()))?;
         check_lengths("outputs", n, self.outputs(), outputs.iter().map(|y| y.len()))?;
         let threads = ctl.threads().min(n);
@@ -84,7 +96,7 @@ impl Network {
             let mut block = self.block()?;
             let mut result = Ok(());
             for sample in 0..n {
-                result = self.sample(&mut block, sample, n, inputs, sample, outputs, None);
+                result = self.sample(&mut block, sample, n, inputs, sample, outputs, (&[], &mut []), None);
                 if result.is_err() {
                     break;
                 }
@@ -117,7 +129,7 @@ impl Network {
             let mut work = || -> Result<()> {
                 let mut block = self.block()?;
                 for sample in 0..count {
-                    self.sample(&mut block, first + sample, n, inputs, sample, &mut own, None)?;
+                    self.sample(&mut block, first + sample, n, inputs, sample, &mut own, (&[], &mut []), None)?;
                 }
                 self.give_back(block);
                 Ok(())
@@ -130,6 +142,50 @@ impl Network {
             Some(error) => Err(error),
             None => Ok(()),
         }
+    }
+
+    /// A new stream: its states are 0.
+    ///
+    /// # Errors
+    /// [`Error::Memory`].
+    pub fn stream(&self) -> Result<Stream> {
+        let len = self.plan.states.iter().map(|(tensor, _)| bytes(tensor)).sum();
+        let mut stream = Stream { block: self.block()?, now: Vec::new(), next: Vec::new() };
+        for state in [&mut stream.now, &mut stream.next] {
+            state.try_reserve_exact(len).map_err(|_| Error::Memory(len))?;
+            for (tensor, _) in &self.plan.states {
+                let zero = if tensor.dtype.is_code() { tensor.zero_point as u8 } else { 0 };
+                state.resize(state.len() + bytes(tensor), zero);
+            }
+        }
+        Ok(stream)
+    }
+
+    /// Runs the next `n` samples of a stream, one after the other. Allocates nothing.
+    ///
+    /// # Errors
+    /// As of [`run`](Self::run); the stream then stands where it last succeeded.
+    pub fn advance(
+        &self,
+        stream: &mut Stream,
+        n: usize,
+        inputs: &[&[u8]],
+        outputs: &mut [&mut [u8]],
+        ctl: &Ctl,
+    ) -> Result<()> {
+        check_lengths("inputs", n, self.inputs(), inputs.iter().map(|x| x.len()))?;
+        check_lengths("outputs", n, self.outputs(), outputs.iter().map(|y| y.len()))?;
+        let states = self.plan.states.iter().map(|(tensor, _)| bytes(tensor)).sum::<usize>();
+        if stream.now.len() != states || stream.block.len() != self.plan.memory + ALIGN {
+            bail!("stream: expected one of this network");
+        }
+        for sample in 0..n {
+            let Stream { block, now, next } = stream;
+            self.sample(block, sample, n, inputs, sample, outputs, (now, next), None)?;
+            std::mem::swap(&mut stream.now, &mut stream.next);
+            ctl.check()?;
+        }
+        Ok(())
     }
 
     /// The time of each step for one sample, the least of `rounds`.
@@ -147,10 +203,10 @@ impl Network {
             .collect();
         let mut own: Vec<_> = self.outputs().map(|tensor| vec![0; bytes(tensor)]).collect();
         let mut outputs: Vec<_> = own.iter_mut().map(|y| &mut y[..]).collect();
-        let mut block = self.block()?;
+        let Stream { mut block, now, mut next } = self.stream()?;
         for _ in 0..rounds.max(1) {
             let mut took = |step: usize, time| timed[step].time = timed[step].time.min(time);
-            self.sample(&mut block, 0, 1, inputs, 0, &mut outputs, Some(&mut took))?;
+            self.sample(&mut block, 0, 1, inputs, 0, &mut outputs, (&now, &mut next), Some(&mut took))?;
         }
         self.give_back(block);
         Ok(timed)
@@ -172,7 +228,7 @@ impl Network {
         self.blocks.lock().unwrap_or_else(PoisonError::into_inner).push(block);
     }
 
-    /// One sample: number `sample` of the inputs, number `to` of the outputs.
+    /// One sample: number `sample` of the inputs, number `to` of the outputs; the states before and after it.
     fn sample(
         &self,
         block: &mut [u8],
@@ -181,13 +237,21 @@ impl Network {
         inputs: &[&[u8]],
         to: usize,
         outputs: &mut [&mut [u8]],
+        (now, next): (&[u8], &mut [u8]),
         mut took: Option<&mut dyn FnMut(usize, Duration)>,
     ) -> Result<()> {
         let skip = block.as_ptr().align_offset(ALIGN).min(ALIGN);
         let block = &mut block[skip..];
-        let input = |i: usize| {
-            let len = inputs[i].len() / n;
-            &inputs[i][sample * len..][..len]
+        let input = |i: usize| match inputs.get(i) {
+            Some(x) => {
+                let len = x.len() / n;
+                &x[sample * len..][..len]
+            }
+            None => {
+                let (states, i) = (&self.plan.states, i - inputs.len());
+                let first = states[..i].iter().map(|(tensor, _)| bytes(tensor)).sum::<usize>();
+                &now[first..][..bytes(&states[i].0)]
+            }
         };
         for (at, step) in self.plan.steps.iter().enumerate() {
             let start = took.as_ref().map(|_| Instant::now());
@@ -196,12 +260,18 @@ impl Network {
                 took(at, start.elapsed());
             }
         }
+        let of = |source: &Source| match source {
+            Source::Input(i) => input(*i),
+            Source::Memory(place) => &block[place.clone()],
+        };
         for ((tensor, source), y) in self.plan.outputs.iter().zip(outputs) {
             let len = bytes(tensor);
-            y[to * len..][..len].copy_from_slice(match source {
-                Source::Input(i) => input(*i),
-                Source::Memory(place) => &block[place.clone()],
-            });
+            y[to * len..][..len].copy_from_slice(of(source));
+        }
+        let mut first = 0;
+        for (tensor, source) in &self.plan.states {
+            next[first..][..bytes(tensor)].copy_from_slice(of(source));
+            first += bytes(tensor);
         }
         Ok(())
     }

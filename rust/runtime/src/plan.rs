@@ -89,6 +89,8 @@ pub(crate) struct Plan {
     pub steps: Vec<Step>,
     pub inputs: Vec<Tensor>,
     pub outputs: Vec<(Tensor, Source)>,
+    /// What lives from one sample to the next: it is read as further inputs, and comes from here.
+    pub states: Vec<(Tensor, Source)>,
     /// Bytes of the block, and of all weights.
     pub memory: usize,
     pub weights: usize,
@@ -182,7 +184,8 @@ fn check_bytes(graph: &Graph, constants: &[&[u8]]) -> Result<()> {
 fn uses(graph: &Graph, names: &Names) -> Result<Vec<usize>> {
     let mut uses = vec![0; graph.tensors.len()];
     let reads = graph.operations.iter().flat_map(|operation| operation.inputs());
-    for name in reads.chain(graph.outputs.iter().map(|name| &name[..])) {
+    let kept = graph.outputs.iter().chain(graph.states.iter().map(|state| &state.write)).map(|name| &name[..]);
+    for name in reads.chain(kept) {
         uses[names.index(name)?] += 1;
     }
     Ok(uses)
@@ -350,8 +353,10 @@ fn exponent(real: f64) -> Result<i32> {
 /// Gives everything its place.
 fn finish(graph: &Graph, names: &Names, drafts: Vec<Draft>, shown: &[usize]) -> Result<Plan> {
     let index = |name: &String| names.index(name);
-    let inputs = graph.inputs.iter().map(index).collect::<Result<Vec<_>>>()?;
+    let read = graph.inputs.iter().chain(graph.states.iter().map(|state| &state.read));
+    let inputs = read.map(index).collect::<Result<Vec<_>>>()?;
     let outputs = graph.outputs.iter().map(index).collect::<Result<Vec<_>>>()?;
+    let states = graph.states.iter().map(|state| index(&state.write)).collect::<Result<Vec<_>>>()?;
     // What each tensor is: its life, then its scratch memory's for each step.
     let mut lives: Vec<_> = graph.tensors.iter().map(|_| Life { bytes: 0, first: 0, last: 0 }).collect();
     for (at, draft) in drafts.iter().enumerate() {
@@ -363,7 +368,7 @@ fn finish(graph: &Graph, names: &Names, drafts: Vec<Draft>, shown: &[usize]) -> 
             lives[value].last = at;
         }
     }
-    for &output in &outputs {
+    for &output in outputs.iter().chain(&states) {
         lives[shown[output]].last = drafts.len();
     }
     lives.extend(drafts.iter().enumerate().map(|(at, d)| Life { bytes: d.scratch, first: at, last: at }));
@@ -372,7 +377,8 @@ fn finish(graph: &Graph, names: &Names, drafts: Vec<Draft>, shown: &[usize]) -> 
         Some(input) => Source::Input(input),
         None => Source::Memory(places[value].clone()),
     };
-    let outputs = outputs.iter().map(|&output| (graph.tensors[output].clone(), source(shown[output]))).collect();
+    let kept = |kept: &[usize]| kept.iter().map(|&at| (graph.tensors[at].clone(), source(shown[at]))).collect();
+    let (outputs, states) = (kept(&outputs), kept(&states));
     let scratch = graph.tensors.len();
     let mut weights = 0;
     let mut steps = Vec::with_capacity(drafts.len());
@@ -391,6 +397,6 @@ fn finish(graph: &Graph, names: &Names, drafts: Vec<Draft>, shown: &[usize]) -> 
             products: draft.products,
         });
     }
-    let inputs = inputs.iter().map(|&input| graph.tensors[input].clone()).collect();
-    Ok(Plan { steps, inputs, outputs, memory, weights })
+    let inputs = inputs[..graph.inputs.len()].iter().map(|&input| graph.tensors[input].clone()).collect();
+    Ok(Plan { steps, inputs, outputs, states, memory, weights })
 }
