@@ -14,8 +14,8 @@ use crate::Result;
 /// Channels of a vector, and elements of an entry.
 pub(super) const LANES: usize = 16;
 pub(super) const ENTRY: usize = 2 * LANES;
-/// Bytes that a band should take: most of L1.
-const BYTES: usize = 28 << 10;
+/// Bytes that a band should take: rows that two bands share are made twice.
+const BYTES: usize = 48 << 10;
 
 /// Geometry and weights.
 #[derive(Debug)]

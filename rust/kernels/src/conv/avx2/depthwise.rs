@@ -5,7 +5,8 @@
 use std::arch::x86_64::*;
 
 use super::super::depthwise::{Depthwise, ENTRY, LANES};
-use super::super::{Conv2d, Out};
+use super::super::finish::{Finish, Requantize, Rule};
+use super::super::{Conv2d, Out, To};
 use super::finish::finish;
 use super::{BLOCK, MR, ROW};
 
@@ -41,6 +42,15 @@ pub(in super::super) fn run(conv: &Conv2d, depthwise: &Depthwise, x: &[u8], mut 
                         let vectors = (rows * width - first).min(BLOCK);
                         windows.apart(first, &mut sums[..vectors * ROW]);
                         finish(&conv.finish, lanes, &sums, vectors, row * width + first, lane, count, out);
+                    }
+                    continue;
+                }
+                if let (Some(rounding), Out::Codes(codes, _), LANES) =
+                    (Rounding::of(&conv.finish, lane), &mut *out, count)
+                {
+                    for i in 0..rows {
+                        let at = (row + i) * width * lanes + lane;
+                        windows.rounded_row(depthwise.start(i, 0), &rounding, lanes, &mut codes[at..]);
                     }
                     continue;
                 }
@@ -259,6 +269,117 @@ impl<'a> Windows<'a> {
         }
     }
 
+    /// A row of windows to codes, of which each is `stride` after the one before.
+    #[target_feature(enable = "avx2")]
+    fn rounded_row(&self, start: usize, rounding: &Rounding, stride: usize, codes: &mut [u8]) {
+        match (self.depthwise.kernel_width, self.depthwise.entry_step, self.depthwise.tap_step) {
+            (1, 1, _) => self.rounded::<1, 1>(start, rounding, stride, codes),
+            (1, 2, _) => self.rounded::<1, 2>(start, rounding, stride, codes),
+            (3, 1, 1) => self.rounded::<3, 1>(start, rounding, stride, codes),
+            (3, 2, 1) => self.rounded::<3, 2>(start, rounding, stride, codes),
+            (5, 1, 1) => self.rounded::<5, 1>(start, rounding, stride, codes),
+            (5, 2, 1) => self.rounded::<5, 2>(start, rounding, stride, codes),
+            _ => self.rounded::<0, 0>(start, rounding, stride, codes),
+        }
+    }
+
+    /// As [`all`](Self::all), to codes.
+    #[target_feature(enable = "avx2")]
+    fn rounded<const KW: usize, const S: usize>(
+        &self,
+        start: usize,
+        rounding: &Rounding,
+        stride: usize,
+        codes: &mut [u8],
+    ) {
+        let (step, width) = (self.depthwise.entry_step * ENTRY, self.depthwise.width);
+        self.reach(start + (width - 1) * step);
+        assert!((width - 1) * stride + LANES <= codes.len());
+        let mut done = 0;
+        let mut to = codes.as_mut_ptr();
+        // SAFETY: the band reaches as far as the last window's last tap, `codes` to its codes.
+        unsafe {
+            while done + 4 <= width {
+                self.some_rounded::<4, KW, S>(start + done * step, rounding, to, stride);
+                (done, to) = (done + 4, to.wrapping_add(4 * stride));
+            }
+            if done + 2 <= width {
+                self.some_rounded::<2, KW, S>(start + done * step, rounding, to, stride);
+                (done, to) = (done + 2, to.wrapping_add(2 * stride));
+            }
+            if done < width {
+                self.some_rounded::<1, KW, S>(start + done * step, rounding, to, stride);
+            }
+        }
+    }
+
+    /// P windows, rounded in registers.
+    ///
+    /// # Safety
+    /// They are within the band, and from `to` on there is room for 16 codes of each, `stride` apart.
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    unsafe fn some_rounded<const P: usize, const KW: usize, const S: usize>(
+        &self,
+        start: usize,
+        rounding: &Rounding,
+        to: *mut u8,
+        stride: usize,
+    ) {
+        let Depthwise { entry_step, kernel_width, tap_step, ref taps, .. } = *self.depthwise;
+        // SAFETY: the caller's promise, and what `reach` asserts.
+        unsafe {
+            let base = self.band.as_ptr().add(start);
+            let mut acc = [[self.bias(0), self.bias(1)]; P];
+            let mut weights = self.weights.as_ptr().cast::<__m256i>();
+            for tap in taps.iter().step_by(kernel_width) {
+                let row = base.add(*tap).cast::<__m256i>();
+                if KW == 0 {
+                    for k in 0..kernel_width {
+                        let w = [_mm256_loadu_si256(weights.add(2 * k)), _mm256_loadu_si256(weights.add(2 * k + 1))];
+                        for p in 0..P {
+                            let entry = row.add(2 * (p * entry_step + k * tap_step));
+                            for half in 0..2 {
+                                let products = _mm256_madd_epi16(_mm256_loadu_si256(entry.add(half)), w[half]);
+                                acc[p][half] = _mm256_add_epi32(acc[p][half], products);
+                            }
+                        }
+                    }
+                } else {
+                    // A window's neighbour sees what it has loaded.
+                    for half in 0..2 {
+                        let mut w = [_mm256_setzero_si256(); KW];
+                        for k in 0..KW {
+                            w[k] = _mm256_loadu_si256(weights.add(2 * k + half));
+                        }
+                        for p in 0..P {
+                            for k in 0..KW {
+                                let entry = _mm256_loadu_si256(row.add(2 * (p * S + k) + half));
+                                acc[p][half] = _mm256_add_epi32(acc[p][half], _mm256_madd_epi16(entry, w[k]));
+                            }
+                        }
+                    }
+                }
+                weights = weights.add(2 * kernel_width);
+            }
+            let mut words = [_mm256_setzero_si256(); P];
+            for p in 0..P {
+                words[p] = rounding.words(acc[p]);
+            }
+            for p in (0..P - P % 2).step_by(2) {
+                let bytes = _mm256_packus_epi16(words[p], words[p + 1]);
+                let bytes = _mm256_permute4x64_epi64(bytes, 0b11_01_10_00);
+                let to = to.add(p * stride);
+                _mm_storeu_si128(to.cast(), _mm256_castsi256_si128(bytes));
+                _mm_storeu_si128(to.add(stride).cast(), _mm256_extracti128_si256(bytes, 1));
+            }
+            if P % 2 == 1 {
+                let bytes = _mm256_permute4x64_epi64(_mm256_packus_epi16(words[P - 1], words[P - 1]), 0b11_01_10_00);
+                _mm_storeu_si128(to.add((P - 1) * stride).cast(), _mm256_castsi256_si128(bytes));
+            }
+        }
+    }
+
     /// The sums of windows number `first` and on, row after row.
     #[target_feature(enable = "avx2")]
     fn apart(&self, first: usize, sums: &mut [i32]) {
@@ -326,6 +447,48 @@ impl<'a> Windows<'a> {
             unsafe { _mm_loadu_si128(self.bias[at..at + 4].as_ptr().cast()) }
         };
         _mm256_set_m128i(four(8 + 4 * half), four(4 * half))
+    }
+}
+
+/// How the sums of 16 channels become codes, the channels in the order of the accumulators.
+struct Rounding {
+    multiplier: [__m256; 2],
+    high: __m256,
+    zero_point: __m256i,
+    low: __m256i,
+}
+
+impl Rounding {
+    /// None unless sums are scaled in float32 and nothing is added.
+    #[target_feature(enable = "avx2")]
+    fn of(finish: &Finish, lane: usize) -> Option<Rounding> {
+        let To::Codes(Requantize { rule: Rule::Float32(multiplier), zero_point, qmin, qmax, add: None }) = &finish.to
+        else {
+            return None;
+        };
+        let four = |at: usize| {
+            // SAFETY: four numbers.
+            unsafe { _mm_loadu_ps(multiplier[lane + at..lane + at + 4].as_ptr()) }
+        };
+        Some(Rounding {
+            multiplier: [_mm256_set_m128(four(8), four(0)), _mm256_set_m128(four(12), four(4))],
+            high: _mm256_set1_ps((qmax - zero_point) as f32),
+            zero_point: _mm256_set1_epi16(*zero_point as i16),
+            low: _mm256_set1_epi16(*qmin as i16),
+        })
+    }
+
+    /// Codes as words, the channels in order.
+    #[target_feature(enable = "avx2")]
+    #[inline]
+    fn words(&self, sums: [__m256i; 2]) -> __m256i {
+        let [s0, s1] = sums;
+        let r0 = _mm256_min_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(s0), self.multiplier[0]), self.high);
+        let r1 = _mm256_min_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(s1), self.multiplier[1]), self.high);
+        // A number far below all codes becomes the least word, and then the least code.
+        let words = _mm256_packs_epi32(_mm256_cvtps_epi32(r0), _mm256_cvtps_epi32(r1));
+        let words = _mm256_max_epi16(_mm256_adds_epi16(words, self.zero_point), self.low);
+        _mm256_and_si256(words, _mm256_set1_epi16(0xff))
     }
 }
 
