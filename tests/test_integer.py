@@ -252,6 +252,47 @@ def test_stored_networks(name, isa):
     assert same(graph.plan(isa=isa)(x), run(graph, x))
 
 
+#: Network, samples and LiteRT's outputs: files and keys.
+STORED = [
+    (
+        (stored.TINY, "resnet8_int8"),
+        ("cifar10", "test_first5000_jpeg.npz", "x"),
+        "resnet8_litert_out.npz",
+        "jpeg_first5000_int8",
+    ),
+    (
+        (stored.TINY, "dscnn_kws_int8"),
+        (stored.TINY, "kws01_first500.npz", "x"),
+        "kws01_first500.npz",
+        "litert_int8_out",
+    ),
+    (
+        (stored.TINY, "mobilenetv1_vww_int8"),
+        (stored.TINY, "mobilenetv1_vww_golden.npz", "x"),
+        "mobilenetv1_vww_golden.npz",
+        "litert_int8_out",
+    ),
+    *(
+        ((stored.MOBILENET, name), (stored.MOBILENET, f"{name}_golden.npz", "x"), f"{name}_golden.npz", "litert_out")
+        for name in ("mobilenet_v1_0.25_128_quant", "mobilenet_v1_0.5_160_quant")
+    ),
+]
+
+
+@pytest.mark.parametrize(("network", "samples", "file", "key"), STORED, ids=[case[0][1] for case in STORED])
+def test_stored_outputs_of_litert(network, samples, file, key, isa, ran):
+    graph = stored.network(*network)
+    with np.load(stored.find(*samples[:2])) as archive:
+        x = archive[samples[2]]
+    with np.load(stored.find(network[0], file)) as archive:
+        expected = archive[key]
+    if x.dtype != expected.dtype:
+        x = (x ^ 0x80).view(np.int8)
+    n = len(x) if isa != "scalar" else min(len(x), 20)  # the definition takes its time
+    assert same(graph.plan(isa=isa)(x[:n]), expected[:n])
+    ran(isa, n)
+
+
 # ------------------------------------------------------------------ a small network for the rest
 
 X, Y = Tensor("x", (2,), "int8", scale=0.5), Tensor("y", (1,), "int8", scale=1.0)
