@@ -4,6 +4,7 @@
 ``graph.plan()`` makes a graph ready to run.
 """
 
+from lowbit.integer.draw import draw
 from lowbit.integer.file import load, save
 from lowbit.integer.graph import (
     Add,
@@ -51,6 +52,7 @@ __all__ = [
     "Table",
     "Tensor",
     "Timed",
+    "draw",
     "from_tflite",
     "load",
     "save",

@@ -283,6 +283,9 @@ fn check_operation(names: &Names, operation: &Operation) -> Result<()> {
             input.codes()?;
             expect_dtype(output, input.dtype)?;
             expect_shape(output, &input.shape)?;
+            if input.shape.is_empty() {
+                bail!("{}: expected at least one axis, got none", input.name);
+            }
             let least = output.kind().range().0;
             if output.codes()? != 1.0 / 256.0 || output.zero_point != least {
                 bail!("{}: expected the scale 1/256 and the zero point {least}", output.name);
