@@ -8,6 +8,7 @@ from lowbit._core import InternalError, __version__
 from lowbit.affine import choose_qparams, dequantize, quantize, quantize_rows, round_with_feedback
 from lowbit.codebook import assign, kmeans, kmeans_1d, kmeans_1d_rows, lookup
 from lowbit.config import Codebook, Int8, Uniform
+from lowbit.conv import conv2d
 from lowbit.gemm import linear, matmul_int8, mlp, tile_matrix
 from lowbit.levels import boundaries, decode, density_levels, encode, fit_levels, fit_levels_rows
 from lowbit.packing import pack_codes, unpack_codes
@@ -50,6 +51,7 @@ __all__ = [
     "available_isas",
     "boundaries",
     "choose_qparams",
+    "conv2d",
     "decode",
     "density_levels",
     "dequantize",

@@ -276,6 +276,20 @@ def thread_complaints() -> list[str]: ...
 def use_openmp(path: str) -> bool: ...
 def _panic(text: str, work: int) -> None: ...
 
+# conv: stride, dilation, padding, groups
+_Steps: TypeAlias = tuple[tuple[int, int], tuple[int, int], tuple[tuple[int, int], tuple[int, int]], int]
+
+def conv2d_size(x: tuple[int, ...], weight: tuple[int, ...], steps: _Steps) -> list[int]: ...
+def conv2d(
+    x: NDArray[Any],
+    weight: NDArray[Any],
+    bias: NDArray[np.int32],
+    steps: _Steps,
+    zero_points: tuple[int, int],
+    out: NDArray[np.int32],
+    isa: str | None,
+) -> None: ...
+
 # integer: the graph is JSON, constants and inputs are of the dtypes that it says
 class Network:
     def __new__(cls, graph: str, constants: Sequence[NDArray[Any]], isa: str | None = None) -> Network: ...

@@ -6,6 +6,7 @@ accepted and ignored.
 
 from lowbit.reference.affine import choose_qparams, dequantize, quantize, quantize_rows, round_with_feedback
 from lowbit.reference.codebook import assign, kmeans, kmeans_1d, kmeans_1d_rows, lookup
+from lowbit.reference.conv import conv2d
 from lowbit.reference.gemm import (
     CodebookWeight,
     GroupedWeight,
@@ -28,6 +29,7 @@ __all__ = [
     "assign",
     "boundaries",
     "choose_qparams",
+    "conv2d",
     "decode",
     "density_levels",
     "dequantize",

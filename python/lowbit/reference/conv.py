@@ -42,7 +42,7 @@ INT32 = np.iinfo(np.int32)
 def conv2d(
     x: NDArray[Any],
     weight: NDArray[Any],
-    bias: NDArray[np.int32] | None,
+    bias: NDArray[np.int32] | None = None,
     *,
     stride: Pair = (1, 1),
     padding: tuple[Pair, Pair] = NO_PADDING,
@@ -50,6 +50,7 @@ def conv2d(
     groups: int = 1,
     x_zero_point: int = 0,
     weight_zero_point: int = 0,
+    isa: str | None = None,
 ) -> NDArray[np.int32]:
     """Sums of products of codes less their zero points; padding is the real number 0.
 

@@ -5,6 +5,7 @@
 mod affine;
 mod call;
 mod codebook;
+mod conv;
 mod gemm;
 mod integer;
 mod levels;
@@ -39,6 +40,7 @@ fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     gemm::register(m)?;
     codebook::register(m)?;
     levels::register(m)?;
+    conv::register(m)?;
     integer::register(m)?;
     system::register(m)
 }

@@ -9,7 +9,27 @@
 //! A convolution is an implicit GEMM. Some rows of the image are widened to
 //! 16 bits, between their borders of zeros, into a *band* that stays in cache;
 //! the products read it where it lies, one kernel row at a time, since a kernel
-//! row of one pixel is one piece of memory. Nothing is copied per tap.
+//! row of one pixel is one piece of memory. Nothing is copied per tap. Three
+//! forms are done otherwise: 3×3 windows side by side by Winograd's transform
+//! (winograd.rs), exactly; one filter a channel (depthwise.rs); and one window of
+//! the whole image, a matrix times a vector (vector.rs).
+//!
+//! ```
+//! use lowbit_kernels::conv::{Conv2d, Finish, Kind, Shape, To, Weight};
+//! use lowbit_kernels::{Ctl, Isa};
+//!
+//! // Two images of 1×3 pixels with one channel, a kernel of 1×2.
+//! let shape = Shape {
+//!     input: [1, 3, 1], filters: 1, kernel: [1, 2], stride: [1, 1], dilation: [1, 1], padding: [[0; 2]; 2], groups: 1,
+//! };
+//! let kind = Kind { signed: true, zero_point: 0 };
+//! let finish = Finish { bias: vec![100], to: To::Sums };
+//! let conv = Conv2d::new(shape, Weight { codes: &[1, 10], kind }, kind, finish, Isa::best())?;
+//! let mut sums = [0; 4];
+//! conv.sums(2, &[1, 2, 3, 4, 5, 6], &mut sums, &Ctl::new(1))?;
+//! assert_eq!(sums, [121, 132, 154, 165]);
+//! # Ok::<(), lowbit_kernels::Error>(())
+//! ```
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -29,7 +49,10 @@ pub use finish::{AddCodes, Finish, Requantize, Rule, To};
 pub use pool::{Means, Window, average_pool, max_pool};
 pub use simple::{Multiply, Softmax, add, dequantize, look_up, multiply, quantize};
 
-use crate::error::{bail, checked_product};
+use std::sync::{Mutex, PoisonError};
+
+use crate::error::{bail, checked_product, try_zeroed};
+use crate::par::{Ctl, Parts};
 use crate::{Isa, Result};
 use filter::Filter;
 use vector::Vector;
@@ -254,6 +277,31 @@ impl Conv2d {
     /// Bytes that the weights take.
     pub fn bytes(&self) -> usize {
         self.filter.bytes()
+    }
+
+    /// The sums of `n` images, one after the other, shared out to threads.
+    ///
+    /// # Errors
+    /// [`Error::Value`](crate::Error::Value) where a length does not fit, [`Error::Memory`](crate::Error::Memory),
+    /// [`Error::Interrupted`](crate::Error::Interrupted).
+    pub fn sums(&self, n: usize, x: &[u8], out: &mut [i32], ctl: &Ctl) -> Result<()> {
+        let (image, count) = (self.shape.input.iter().product::<usize>(), self.out.iter().product::<usize>());
+        if Some(x.len()) != image.checked_mul(n) || Some(out.len()) != count.checked_mul(n) {
+            bail!("x, out: expected {n} times {image} and {count} elements, got {} and {}", x.len(), out.len());
+        }
+        let mut scratch = Vec::new();
+        for _ in 0..ctl.threads().min(n) {
+            scratch.push(Mutex::new(try_zeroed::<i16>(self.scratch_len())?));
+        }
+        let parts = Parts::new(out.chunks_mut(count));
+        let failed = Mutex::new(None);
+        ctl.for_each(n, &|slot, task| {
+            let mut scratch = scratch[slot].lock().unwrap_or_else(PoisonError::into_inner);
+            if let Err(error) = self.run(&x[task * image..][..image], Out::Sums(parts.take(task)), &mut scratch) {
+                *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            }
+        })?;
+        failed.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
     }
 
     /// One image. Allocates nothing.

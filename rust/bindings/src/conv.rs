@@ -1,0 +1,85 @@
+//! Convolutions of codes. `lowbit.conv` hands over C-contiguous arrays of the
+//! right dtypes; sizes are checked again by the kernel.
+
+use lowbit_kernels::conv::{Conv2d, Finish, Kind, Shape, To, Weight};
+use numpy::{PyReadonlyArrayDyn, PyUntypedArrayMethods};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+
+use crate::call::{self, Threads, read, run, write};
+
+/// Codes of either sign.
+enum Codes<'py> {
+    I8(PyReadonlyArrayDyn<'py, i8>),
+    U8(PyReadonlyArrayDyn<'py, u8>),
+}
+
+impl<'py> Codes<'py> {
+    fn of(name: &str, array: &Bound<'py, PyAny>) -> PyResult<Self> {
+        read(name, array).map(Codes::I8).or_else(|_| read(name, array).map(Codes::U8))
+    }
+
+    fn bytes(&self) -> PyResult<&[u8]> {
+        Ok(match self {
+            Codes::I8(array) => bytemuck::cast_slice(array.as_slice()?),
+            Codes::U8(array) => array.as_slice()?,
+        })
+    }
+
+    fn kind(&self, zero_point: i32) -> Kind {
+        Kind { signed: matches!(self, Codes::I8(_)), zero_point }
+    }
+
+    fn shape(&self) -> PyResult<[usize; 4]> {
+        let shape = match self {
+            Codes::I8(array) => array.shape(),
+            Codes::U8(array) => array.shape(),
+        };
+        shape.try_into().map_err(|_| PyValueError::new_err(format!("expected four axes, got {shape:?}")))
+    }
+}
+
+/// Stride, dilation, padding, groups.
+type Steps = ([usize; 2], [usize; 2], [[usize; 2]; 2], usize);
+
+fn shape_of(x: [usize; 4], weight: [usize; 4], (stride, dilation, padding, groups): Steps) -> Shape {
+    let ([_, rows, columns, channels], [filters, height, width, _]) = (x, weight);
+    Shape { input: [rows, columns, channels], filters, kernel: [height, width], stride, dilation, padding, groups }
+}
+
+/// Height and width of the output.
+#[pyfunction]
+fn conv2d_size(x: [usize; 4], weight: [usize; 4], steps: Steps) -> PyResult<[usize; 2]> {
+    let [height, width, _] = shape_of(x, weight, steps).output().map_err(call::to_py)?;
+    Ok([height, width])
+}
+
+#[pyfunction]
+fn conv2d(
+    x: &Bound<'_, PyAny>,
+    weight: &Bound<'_, PyAny>,
+    bias: &Bound<'_, PyAny>,
+    steps: Steps,
+    zero_points: [i32; 2],
+    out: &Bound<'_, PyAny>,
+    isa: Option<&str>,
+) -> PyResult<()> {
+    let (isa, py) = (call::isa(isa)?, x.py());
+    let (x, weight) = (Codes::of("x", x)?, Codes::of("weight", weight)?);
+    let (bias, mut out) = (read::<i32>("bias", bias)?, write::<i32>("out", out)?);
+    let shape = shape_of(x.shape()?, weight.shape()?, steps);
+    let n = x.shape()?[0];
+    let (input, weight) =
+        (x.kind(zero_points[0]), Weight { codes: weight.bytes()?, kind: weight.kind(zero_points[1]) });
+    let finish = Finish { bias: bias.as_slice()?.to_vec(), to: To::Sums };
+    let (x, out) = (x.bytes()?, out.as_slice_mut()?);
+    let products = shape.products().map_err(call::to_py)?;
+    run(py, products.saturating_mul(n), Threads::default(), |ctl| {
+        Conv2d::new(shape, weight, input, finish, isa)?.sums(n, x, out, ctl)
+    })
+}
+
+pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
+    m.add_function(wrap_pyfunction!(conv2d_size, m)?)?;
+    m.add_function(wrap_pyfunction!(conv2d, m)?)
+}
