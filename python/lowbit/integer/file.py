@@ -35,11 +35,15 @@ def save(graph: g.Graph, path: str | os.PathLike[str]) -> None:
 
     Raises
     ------
+    TypeError
+        No graph: of what `to_integer` made, ``.graph`` is one.
     ValueError
         A constant is named ``__metadata__``, or a code does not fit its ``nbits``.
     """
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save as serialized
 
+    if not isinstance(graph, g.Graph):
+        raise TypeError(f"graph: expected a lowbit.integer.Graph, got {type(graph).__name__}")
     if "__metadata__" in graph.constants:
         raise ValueError("constants: expected another name than '__metadata__', which safetensors files reserve")
     data = {name: _packed(constant) for name, constant in graph.constants.items()}
@@ -47,7 +51,8 @@ def save(graph: g.Graph, path: str | os.PathLike[str]) -> None:
     path = Path(path)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        save_file(data, unfinished, metadata)
+        # Not by safetensors, whose files are for the user alone.
+        unfinished.write_bytes(serialized(data, metadata))
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)

@@ -287,8 +287,12 @@ fn fits(tensor: &Tensor, n: usize, shape: &[usize]) -> PyResult<()> {
     if shape.split_first() == Some((&n, &tensor.shape[..])) {
         return Ok(());
     }
-    let (name, expected) = (&tensor.name, &tensor.shape);
-    Err(PyValueError::new_err(format!("{name}: expected the shape ({n}, *{expected:?}), got {shape:?}")))
+    let tuple = |sizes: &mut dyn Iterator<Item = String>| sizes.collect::<Vec<_>>().join(", ");
+    let expected = tuple(&mut std::iter::once("n".into()).chain(tensor.shape.iter().map(usize::to_string)));
+    let got = tuple(&mut shape.iter().map(usize::to_string));
+    let last = if tensor.shape.len() == 3 { ", channels last" } else { "" };
+    let name = &tensor.name;
+    Err(PyValueError::new_err(format!("{name}: expected the shape ({expected}){last}, got ({got})")))
 }
 
 /// Whether a graph fits together.
