@@ -6,7 +6,7 @@ built module.
 """
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -291,6 +291,7 @@ def conv2d(
 ) -> None: ...
 
 # integer: the graph is JSON, constants and inputs are of the dtypes that it says
+@final
 class Network:
     def __new__(cls, graph: str, constants: Sequence[NDArray[Any]], isa: str | None = None) -> Network: ...
     def call(self, inputs: tuple[Any, ...], threads: int | None) -> NDArray[Any] | None: ...
@@ -304,6 +305,7 @@ class Network:
     @property
     def isa(self) -> str: ...
 
+@final
 class Stream:
     def run(self, inputs: Sequence[NDArray[Any]], outputs: Sequence[NDArray[Any]]) -> None: ...
 

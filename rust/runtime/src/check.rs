@@ -21,7 +21,7 @@ pub(crate) struct Names<'a> {
 
 impl<'a> Names<'a> {
     pub(crate) fn tensor(&self, name: &str) -> Result<&'a Tensor> {
-        Ok(&self.entry(name)?.1)
+        Ok(self.entry(name)?.1)
     }
 
     /// Where in the graph's list a tensor is.
