@@ -341,9 +341,8 @@ class Strange:
 
 
 def test_all_that_onnx_cannot_express_is_listed(tmp_path):
-    scalars = {"s": Tensor("s", (), "int8", 0.5), "p": Tensor("p", (), "int8", 1 / 256, -128)}
-    tensors = {"x": X, "y": Y, "": replace(X, name=""), "old": replace(Y, name="old"), **scalars}
-    graph = Graph(tensors, {}, (POOL, Softmax("s", "p")), ("x", "s"), ("y", "y", "p"), states=(("old", "y"),))
+    tensors = {"x": X, "y": Y, "": replace(X, name=""), "old": replace(Y, name="old")}
+    graph = Graph(tensors, {}, (POOL,), ("x",), ("y", "y"), states=(("old", "y"),))
     # What the check of a graph would not let through.
     object.__setattr__(graph, "operations", (*graph.operations, Strange()))
     with pytest.raises(ValueError, match="graph: ONNX cannot express") as error:
@@ -352,8 +351,7 @@ def test_all_that_onnx_cannot_express_is_listed(tmp_path):
         "tensors: expected names, got ''",
         "outputs: expected names that differ, got 'y' 2 times",
         "states: expected none, got 'old'; make each an input, and what it becomes an output",
-        "operation 1 (softmax): expected an input of at least one axis, got 's' of shape ()",
-        "operation 2 (strange): expected an operation of graph.py, got Strange",
+        "operation 1 (strange): expected an operation of graph.py, got Strange",
     ]
     assert not list(tmp_path.iterdir())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import os
 import pickle
@@ -16,8 +17,9 @@ torch = pytest.importorskip("torch")
 import lowbit  # noqa: E402
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
+from lowbit.models.resnet import ResNet  # noqa: E402
 from lowbit.reference.integer import run  # noqa: E402
-from lowbit.torch import to_integer  # noqa: E402
+from lowbit.torch import allocate_bits, to_integer  # noqa: E402
 from lowbit.torch.histogram import BINS, Histogram  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn import functional  # noqa: E402
@@ -88,6 +90,7 @@ def conv(before: int = 6, after: int = 6, kernel: int = 3, **how) -> nn.Conv2d:
     return nn.Conv2d(before, after, kernel, **{"padding": kernel // 2, **how})
 
 
+torch.manual_seed(0)
 NETWORKS = {
     "conv": nn.Sequential(conv(6, 4)),
     "strides, gaps, no bias": nn.Sequential(conv(6, 4, stride=2, bias=False), nn.ReLU(), conv(4, 5, dilation=2)),
@@ -119,6 +122,34 @@ NETWORKS = {
     "used twice": Of(lambda m, x: m.a(functional.relu(m.a(x))), a=conv()),
     "seen before and after": Of(lambda m, x: (y := m.a(x), functional.relu(y)), a=conv()),
     "in place": Of(lambda m, x: m.b(m.a(x).mul_(0.5).add_(1).relu_()), a=conv(), b=conv()),
+    "join": Of(lambda m, x: m.c(torch.cat([functional.relu(m.a(x)), m.b(x)], 1)), a=conv(), b=conv(6, 3), c=conv(9, 4)),
+    "join rows": Of(lambda m, x: m.c(torch.cat([m.a(x), m.b(x)], 2)), a=conv(), b=conv(), c=conv()),
+    "join columns": Of(lambda m, x: m.c(torch.cat([x, m.a(x)], -1)), a=conv(), c=conv()),
+    "join pools": Of(
+        lambda m, x: m.c(torch.cat([functional.max_pool2d(m.a(x), 2), functional.avg_pool2d(x, 2)], 1)),
+        a=conv(), c=conv(12, 4),
+    ),
+    "join joined": Of(
+        lambda m, x: (y := torch.cat([x, m.a(x)], 1), m.c(torch.cat([torch.cat([m.a(x), m.b(x)], 1), y, y], 1)))[1],
+        a=conv(), b=conv(), c=conv(36, 4),
+    ),
+    "join one with itself": Of(lambda m, x: (y := m.a(x), m.c(torch.cat([y, y, x, x], 1)))[1], a=conv(), c=conv(24, 4)),
+    "join vectors": Of(lambda m, x: m.c(torch.cat([x.mean((2, 3)), m.a(x).flatten(1)], 1)), a=conv(), c=nn.Linear(390, 9)),
+    "dense": Of(
+        lambda m, x: m.c(m.n(torch.cat([x, y := m.a(x), m.b(torch.cat([x, y], 1))], 1)).relu()),
+        a=conv(), b=conv(12), c=conv(18, 4), n=nn.BatchNorm2d(18),
+    ),
+    "gate": Of(
+        lambda m, x: (y := m.a(x), m.c(y * torch.sigmoid(m.b(y.mean((2, 3), keepdim=True)))))[1],
+        a=conv(), b=conv(6, 6, 1), c=conv(),
+    ),
+    "gate of a vector": Of(
+        lambda m, x: functional.relu6(functional.hardsigmoid(m.b(m.a(x).mean((2, 3))))[:, :, None, None] * m.a(x)),
+        a=conv(), b=nn.Linear(6, 6),
+    ),
+    "products": Of(lambda m, x: m.c(functional.relu(m.a(x) * m.b(x))), a=conv(), b=conv(), c=conv()),
+    "products of vectors": Of(lambda m, x: m.a(x.mean((2, 3))) * m.b(x.mean((2, 3))), a=nn.Linear(6, 7), b=nn.Linear(6, 7)),
+    "mean with an activation": nn.Sequential(conv(), nn.AvgPool2d(2), nn.ReLU(), conv()),
     "view": Of(lambda m, x: m.a(functional.adaptive_avg_pool2d(x, 1).view(x.size(0), -1)), a=nn.Linear(6, 5)),
 }  # fmt: skip
 
@@ -154,6 +185,37 @@ def test_activations_and_batchnorms_become_part_of_layers():
     assert kinds(found) == ["Quantize", "Conv2d", "MaxPool2d", "Conv2d", "MaxPool2d", "Dequantize"]
 
 
+def test_means_have_a_scale_of_their_own_and_clamp():
+    found = check(copy.deepcopy(NETWORKS["mean with an activation"]), MAP)
+    assert kinds(found) == ["Quantize", "Conv2d", "AveragePool2d", "Conv2d"]
+    mean = found.graph.operations[2]
+    before, after = (found.graph.tensors[name] for name in (mean.input, mean.output))
+    assert after.scale < before.scale
+    assert after.zero_point == 0
+
+
+def test_parts_get_one_scale_where_they_are_made_and_by_a_table_if_they_are_read_elsewhere():
+    found = check(copy.deepcopy(NETWORKS["join"]), MAP)
+    assert kinds(found) == ["Quantize", "Conv2d", "Conv2d", "Concatenate", "Conv2d"]
+    found = check(copy.deepcopy(NETWORKS["join pools"]), MAP)
+    assert kinds(found) == ["Quantize", "Conv2d", "MaxPool2d", "AveragePool2d", "Concatenate", "Conv2d"]
+    found = check(copy.deepcopy(NETWORKS["join columns"]), MAP)
+    assert kinds(found) == ["Quantize", "Conv2d", "Table", "Concatenate", "Conv2d"]
+    found = check(copy.deepcopy(NETWORKS["join joined"]), MAP)
+    assert kinds(found).count("Concatenate") == 3
+    for op in found.graph.operations:
+        if type(op).__name__ == "Concatenate":
+            tensors = [found.graph.tensors[name] for name in (*op.parts, op.output)]
+            assert len({(tensor.scale, tensor.zero_point) for tensor in tensors}) == 1
+
+
+def test_gates_are_products():
+    found = check(copy.deepcopy(NETWORKS["gate"]), MAP)
+    assert kinds(found) == ["Quantize", "Conv2d", "AveragePool2d", "Conv2d", "Table", "Multiply", "Conv2d"]
+    found = check(copy.deepcopy(NETWORKS["gate of a vector"]), MAP)
+    assert kinds(found)[-2:] == ["Multiply", "Dequantize"]
+
+
 def test_several_inputs_and_outputs():
     model = Of(
         lambda m, x, y: (m.a(x), m.b(y), m.c(torch.relu(m.b(y)))), a=conv(), b=nn.Linear(5, 4), c=nn.Linear(4, 3)
@@ -178,6 +240,13 @@ def test_a_channel_of_almost_no_weight_keeps_its_bias():
         model[0].weight[1] = 0
         model[0].bias[:2] = 3
     check(model, MAP)
+
+
+@pytest.mark.parametrize("factor", [0, 1e-5, 1e-3])
+@pytest.mark.parametrize("scale", [1, 1e-3])
+def test_branches_of_any_size_can_be_added(factor, scale):
+    check(Of(lambda m, x: m.b(torch.relu(scale * x + factor * m.a(x))), a=conv(), b=conv()), MAP)
+    check(Of(lambda m, x: m.b(scale * torch.relu(x) + factor * m.a(x)), a=conv(), b=conv()), MAP)
 
 
 def test_dead_inputs_are_no_obstacle():
@@ -215,6 +284,79 @@ def test_error_feedback_and_biases_lessen_the_error_of_four_bits():
     found = to_integer(model, [torch.randn(64, *MAP)], config=lowbit.Uniform(4))
     first, *_, last = (m.decibels for m in found.report.measures)
     assert last > first + 3
+
+
+def mobile() -> nn.Sequential:
+    """Depthwise convolutions, each followed by one of single pixels."""
+    layers = [conv(6, 8), nn.BatchNorm2d(8), nn.ReLU()]
+    for before, after in ((8, 16), (16, 16), (16, 32)):
+        layers += [conv(before, before, groups=before, bias=False), nn.BatchNorm2d(before), nn.ReLU()]
+        layers += [conv(before, after, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 9))
+
+
+def unbalanced(model: nn.Sequential) -> nn.Sequential:
+    """The same function by channels that differ in size by up to 2^4."""
+    model = copy.deepcopy(model)
+    layers = [i for i, layer in enumerate(model) if isinstance(layer, nn.Conv2d)]
+    with torch.no_grad():
+        for i, j in itertools.pairwise(layers):
+            factor = 2.0 ** torch.randint(0, 5, (model[i].out_channels,))
+            model[i + 1].weight *= factor
+            model[i + 1].bias *= factor
+            model[j].weight /= factor.reshape((-1, 1, 1, 1) if model[j].groups > 1 else (1, -1, 1, 1))
+    return model
+
+
+@pytest.mark.parametrize("config", [lowbit.Int8(), lowbit.Uniform(4)])
+def test_channels_of_very_different_size_cost_nothing(config):
+    model = settled(mobile(), MAP)
+    x, other = torch.randn(64, *MAP), unbalanced(model)
+    with torch.no_grad():
+        assert torch.allclose(model(x), other(x), atol=1e-4)
+    before, after = (to_integer(m, [x], config=config).report.measures for m in (model, other))
+    assert [m.what for m in after][-2:] == ["channels made even", "error feedback"]
+    assert after[-2].decibels > after[-3].decibels + 3
+    assert after[-1].decibels > before[-1].decibels - 1
+
+
+def test_channels_that_would_not_gain_stay_as_they_are():
+    model = nn.Sequential(conv(), nn.ReLU(), conv(), nn.ReLU(), conv(6, 4))
+    found = to_integer(model, [torch.randn(64, *MAP)])
+    assert "channels made even" not in str(found.report)
+    assert found.report.layers[0].error < 0.01
+
+
+def test_allocated_bits_are_rules():
+    # The branch counts little.
+    layers = {"first": conv(), "branch": conv(6, 6, 5), "last": conv(6, 4)}
+    model = Of(lambda m, x: m.last((y := torch.relu(m.first(x))) + 0.01 * m.branch(y)), **layers)
+    data = [torch.randn(64, *MAP)]
+    rules = allocate_bits(model, data, 4, integer=True)
+    found = to_integer(model, data, rules=rules)
+    bits = {layer.name: layer.nbits for layer in found.report.layers}
+    weights = {name: layer.weight.numel() for name, layer in layers.items()}
+    assert sum(bits[name] * count for name, count in weights.items()) <= 4 * sum(weights.values())
+    assert bits["branch"] < 4 < min(bits["first"], bits["last"])
+    uniform = to_integer(model, data, config=lowbit.Uniform(4))
+    assert found.report.measures[-1].decibels > uniform.report.measures[-1].decibels + 6
+
+
+def test_bits_of_a_residual_network():
+    model = settled(ResNet(1), (3, 8, 8))
+    data, told = [torch.randn(16, 3, 8, 8)] * 3, []
+    rules = allocate_bits(model, data, 3, integer=True, progress=lambda *t: told.append(t))
+    found = to_integer(model, data, rules=rules)
+    layers = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    counts = [layer.weight.numel() for layer in layers]
+    assert len(rules) == len(found.report.layers) == len(layers) == len(told) - 1
+    assert sum(x.nbits * n for x, n in zip(found.report.layers, counts, strict=True)) <= 3 * sum(counts)
+    with pytest.raises(ValueError, match=r"budget: expected at least 2\.000 bits"):
+        allocate_bits(model, data, 1, integer=True)
+    with pytest.raises(ValueError, match=r"configs\[0\]: expected no rotation"):
+        allocate_bits(model, data, 4, integer=True, configs=[lowbit.Uniform(4, rotate="hadamard")])
+    with pytest.raises(TypeError, match="integer: expected a bool"):
+        allocate_bits(model, data, 4, integer=1)
 
 
 def test_the_model_stays_as_it_is():
@@ -256,7 +398,7 @@ def test_the_module_can_be_copied_and_pickled():
 
 def test_all_that_cannot_be_taken_is_told_at_once():
     def forward(m, x):
-        y = torch.cat([m.a(x), x], 1)
+        y = m.a(x) - x
         z = m.up(x) * m.a(x)
         return (
             m.norm(x),
@@ -275,7 +417,7 @@ def test_all_that_cannot_be_taken_is_told_at_once():
     assert len(seen) == 1
     text = str(error.value)
     for words in (
-        "(cat): tensors are not joined; add them",
+        "(sub): a difference of two activations",
         "(conv_transpose2d in up): a transposed convolution",
         "(group_norm in norm): its mean and variance are those of each sample; BatchNorm",
         "other values than 0; padding_mode='zeros'",
@@ -288,7 +430,12 @@ def test_all_that_cannot_be_taken_is_told_at_once():
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        (Of(lambda m, x: x * m.a(x), a=conv()), "a product of two activations"),
+        (Of(lambda m, x: x * m.a(x)[:, :1], a=conv()), "a product of .6, 8, 8. and .1, 8, 8.; of one shape, or with"),
+        (Of(lambda m, x: x / m.a(x), a=conv()), "a quotient of two activations; a table of the reciprocal"),
+        (Of(lambda m, x: x @ m.a(x), a=conv()), "a product of matrices that are no parameters"),
+        (Of(lambda m, x: torch.maximum(x, m.a(x)), a=conv()), "a function of two activations; sums and products"),
+        (Of(lambda m, x: torch.cat([x, torch.ones(2, 1, 8, 8)], 1)), "constants among its parts"),
+        (Of(lambda m, x: torch.cat([x, m.a(x)], 0), a=conv()), "no batch as axis 0"),
         (Of(lambda m, x: x - m.a(x), a=conv()), "a difference of two activations"),
         (nn.Sequential(conv(), nn.Flatten()), "a flattened map is an output"),
         (nn.Sequential(conv(), nn.BatchNorm2d(6, track_running_stats=False)), "BatchNorm with running statistics"),
@@ -412,14 +559,16 @@ def resnet20():
     return model, calibration, x, y, expected
 
 
-@pytest.mark.parametrize(("config", "agree"), [(lowbit.Int8(), 0.986), (lowbit.Uniform(4), 0.95)])
-def test_resnet20_decides_as_it_did(resnet20, config, agree):
+@pytest.mark.parametrize(("bits", "agree"), [("8", 0.986), ("4", 0.95), ("4 on average", 0.95)])
+def test_resnet20_decides_as_it_did(resnet20, bits, agree):
     model, calibration, x, y, expected = resnet20
-    found = to_integer(model, calibration.split(50), config=config)
+    data = calibration.split(50)
+    rules = allocate_bits(model, data, 4, integer=True) if bits == "4 on average" else None
+    found = to_integer(model, data, config=lowbit.Uniform(4) if bits == "4" else lowbit.Int8(), rules=rules)
     module = found.as_module()
     got = torch.cat([module(part) for part in x.split(500)])
     assert (got.argmax(1) == expected.argmax(1)).double().mean() >= agree
     drop = ((expected.argmax(1) == y).double().mean() - (got.argmax(1) == y).double().mean()).item()
-    assert drop <= (0.003 if config == lowbit.Int8() else 0.01)
+    assert drop <= (0.003 if bits == "8" else 0.01)
     maps = x[:4].permute(0, 2, 3, 1).contiguous().numpy()
     assert np.array_equal(run(found.graph, maps)[0], got[:4].numpy())

@@ -113,8 +113,6 @@ def _problems(graph: g.Graph) -> Iterator[str]:
     for i, op in enumerate(graph.operations):
         if type(op) not in _WRITERS:
             yield f"operation {i} ({op.kind}): expected an operation of graph.py, got {type(op).__name__}"
-        elif isinstance(op, g.Softmax) and not graph.tensors[op.input].shape:
-            yield f"operation {i} (softmax): expected an input of at least one axis, got {op.input!r} of shape ()"
     if (size := sum(data.nbytes for data in graph.arrays())) >= TOO_LARGE:
         yield f"constants: expected less than {TOO_LARGE:,} bytes, which is all that one file takes, got {size:,}"
 

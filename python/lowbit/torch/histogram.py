@@ -56,6 +56,11 @@ class Histogram:
         bins = torch.floor(x.detach().double().flatten() * 2.0**-self.exponent).long() + BINS // 2
         self.counts += torch.bincount(bins, minlength=BINS).numpy()
 
+    @property
+    def filled(self) -> bool:
+        """Whether it has counted anything but zeros."""
+        return self.low < 0 or self.high > 0
+
     def merge(self, other: Histogram) -> None:
         """Counts what the other one counted."""
         self._widen(other.exponent)

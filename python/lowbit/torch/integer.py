@@ -19,12 +19,14 @@ from lowbit.config import Config, Int8, Uniform
 from lowbit.integer.graph import (
     Add,
     AveragePool2d,
+    Concatenate,
     Constant,
     Conv2d,
     Dequantize,
     FullyConnected,
     Graph,
     MaxPool2d,
+    Multiply,
     Operation,
     Pad,
     Quantize,
@@ -43,6 +45,10 @@ __all__ = ["IntegerLayer", "IntegerModel", "IntegerReport", "Measure", "to_integ
 
 #: At most so many samples are kept, and so many values of each tensor: what corrections are learned from.
 SAMPLES, VALUES = 256, 1 << 24
+#: And of these so many values of all tensors together, where widths are compared.
+TOTAL = 1 << 26
+#: Decibels that rescaled channels must win, for less may be chance.
+WORTH = 0.5
 #: Positions of a layer whose inputs' moments are taken, at most about so many, and values of them at a time.
 POSITIONS, CHUNK = 1 << 16, 1 << 24
 
@@ -75,12 +81,21 @@ class _How:
 class _Quantizer:
     """A network in floats on its way to integers."""
 
-    def __init__(self, steps: list[Step], outputs: list[Step], bits: dict[str, Config]) -> None:
-        self.steps, self.outputs, self.bits = steps, outputs, bits
+    def __init__(self, steps: list[Step], outputs: list[Step]) -> None:
+        self.steps, self.outputs = steps, outputs
+        self.layers = [step for step in steps if step.weight is not None]
+        self.bits: dict[str, Config] = {}
         self.readers = {step: [r for r in steps if step in r.inputs] for step in steps}
         #: Tensors of codes with a scale of their own, which data choose.
         self.free = [s for s in steps if s.kind not in (*MOVES, "softmax") and not self.sums(s)]
-        self.histograms = {step: Histogram() for step in self.free}
+        #: Whose scale a part has: that of all parts together.
+        self.whole: dict[Step, Step] = {}
+        for step in reversed(steps):
+            for part in step.inputs if step.kind == "cat" else ():
+                while part.kind in MOVES:
+                    (part,) = part.inputs
+                self.whole[part] = self.whole.get(step, step)
+        self.histograms = {step: Histogram() for step in self.free if step not in self.whole}
         self._seen = {add: x for add in steps if (x := self._cut(add)) is not None}
         self._dropped = _dropped(steps, outputs)
         self.samples = 0
@@ -122,17 +137,108 @@ class _Quantizer:
                     self.histograms[x].add(values[x].clamp(low - other, high - other))
             except ValueError as error:
                 raise ValueError(f"data: values of {step.layer or step.name}: {error}") from None
-        n = len(batch[0])
+        self.samples += len(batch[0])
+        self.keep(batch)
+
+    def keep(self, batch: Sequence[torch.Tensor]) -> bool:
+        """Keeps as many of a batch's samples as are wanted; whether more are."""
         most = min(SAMPLES, max(1, VALUES // max(math.prod(s.shape) for s in self.steps)))
-        kept = sum(len(inputs[0]) for inputs in self.kept)
-        self.samples += n
-        if kept < most and n:
-            self.kept.append([x[: most - kept].clone() for x in batch])
+        left = most - sum(len(inputs[0]) for inputs in self.kept)
+        if left > 0 and len(batch[0]):
+            self.kept.append([x[:left].clone() for x in batch])
+        return left > len(batch[0])
+
+    def start(self) -> list[torch.Tensor]:
+        """The samples that were kept."""
+        return [torch.cat(parts) for parts in zip(*self.kept, strict=True)]
+
+    def uneven(self) -> dict[Step, torch.Tensor]:
+        """Layers whose channels differ in size where each could have any, and powers of two that make them even.
+
+        That is so where a ReLU or nothing lies between them and the layers that read them (M. Nagel et al.).
+        Channels that one filter sums meet the unevenness of its weights half way.
+        """
+        found = {}
+        for step, values in self.walk(self.start(), lambda step, xs: step.apply(*xs)):
+            readers = self.readers[step]
+            if step.weight is None or step.clamp not in (None, (0.0, math.inf)) or step in self.outputs:
+                continue
+            own = all(x.kind == "conv" and x.how["groups"] == len(step.weight) for x in readers)
+            if not all(x.weight is not None and (own or x.how.get("groups", 1) == 1) for x in readers):
+                continue
+            sizes = _evened(values[step].transpose(0, 1).flatten(1).abs().amax(1))
+            if not own:
+                weights = [x.weight.transpose(0, 1).flatten(1).abs().amax(1) for x in readers]
+                sizes = (sizes / _evened(torch.stack(weights).amax(0))).sqrt()
+            factors = torch.exp2((sizes.log2().mean() - sizes.log2()).round())
+            if bool((factors != 1).any()):
+                found[step] = factors
+        return found
+
+    def rescale(self, factors: Mapping[Step, torch.Tensor]) -> None:
+        """Multiplies the channels of layers, and divides the weights that meet them."""
+        for step, factor in factors.items():
+            step.weight, step.bias = step.weight * _by_output(factor, step.weight), step.bias * factor
+            for x in self.readers[step]:
+                if x.how.get("groups", 1) == 1:
+                    x.weight = x.weight / factor.reshape(-1, *(1,) * (x.weight.ndim - 2))
+                else:
+                    x.weight = x.weight / _by_output(factor.repeat_interleave(len(x.weight) // len(factor)), x.weight)
+        self.histograms = {step: Histogram() if step in factors else h for step, h in self.histograms.items()}
+        for step, values in self.walk(self.start(), lambda step, xs: step.apply(*xs)):
+            if step in factors:
+                self.histograms[step].add(values[step])
+
+    def losses(self, configs: Sequence[Config], tell: Callable[[str], None]) -> dict[str, list[float]]:
+        """By layer, of each config the share of the outputs that is lost if the layer alone is rounded."""
+        samples = max(1, TOTAL // sum(math.prod(step.shape) for step in self.steps))
+        inputs = iter(self.start())
+        exact: dict[Step, torch.Tensor] = {}
+        for step in self.steps:
+            exact[step] = step.apply(*(exact[x] for x in step.inputs)) if step.inputs else next(inputs)[:samples]
+        signal = sum(float(exact[x].double().square().sum()) for x in self.outputs) or 1.0
+        found = {step.layer: [0.0] * len(configs) for step in self.layers}
+        for step in self.layers:
+            tell(step.layer)
+            x = exact[step.inputs[0]]
+            sums = product(step, x, step.weight.float())
+            moments = _moments(step, x, None)
+            for i, config in enumerate(configs):
+                layer = _Rounded(*_round(step, config, moments), step.bias)
+                got = product(step, x, layer.weight)
+                bias = step.bias + (sums - got).transpose(0, 1).flatten(1).double().mean(1)
+                values = {step: step.finish(got, bias)}
+                for later in self.steps[self.steps.index(step) + 1 :]:
+                    if any(y in values for y in later.inputs):
+                        values[later] = later.apply(*(values.get(y, exact[y]) for y in later.inputs))
+                lost = (values[y] - exact[y] for y in self.outputs if y in values)
+                found[step.layer][i] += sum(float(y.double().square().sum()) for y in lost) / signal
+        return found
+
+    def affine(self, method: Method) -> dict[Step, tuple[float, int]]:
+        """Scale and zero point of every tensor with a scale of its own."""
+        found = {step: _affine_of(histogram, method) for step, histogram in self.histograms.items()}
+        # A sum takes scales of 2^-10 to 2^8 times its own.
+        for step in (step for step in self.steps if step.kind == "add"):
+            y, *terms = (self._owner(x) for x in (step, *step.inputs))
+            terms = [x for x in terms if x in found]
+            least = max((found[x][0] for x in terms if self.histograms[x].filled), default=0.0) * 2.0**-7
+            own = found[y][0] if self.histograms[y].filled else 0.0
+            found[y] = (max(own, least) or 1.0, found[y][1])
+            for x in terms:
+                scale = found[x][0] if self.histograms[x].filled else found[y][0]
+                found[x] = (max(scale, found[y][0] * 2.0**-9), found[x][1])
+        return found | {part: found[whole] for part, whole in self.whole.items()}
+
+    def _owner(self, step: Step) -> Step:
+        """The tensor whose scale this one has."""
+        while step.kind in MOVES:
+            (step,) = step.inputs
+        return self.whole.get(step, step)
 
     def rounded(self, how: _How, tell: Callable[[str], None] = lambda name: None) -> _Integers:
         """The network in integers, layer by layer, each fitted to what the layers before it give."""
-        done = _Integers({}, {step: _affine_of(self.histograms[step], how.method) for step in self.free}, [], [])
-        start = [torch.cat(parts) for parts in zip(*self.kept, strict=True)]
+        done = _Integers({}, self.affine(how.method), [], [])
 
         def make(step: Step, pairs: list[Any]) -> Any:
             if not step.inputs:
@@ -141,9 +247,10 @@ class _Quantizer:
                 x, y = (step.apply(*given) for given in zip(*pairs, strict=True))
             else:
                 ((x, y),) = pairs
-                if step.layer in self.bits:
-                    tell(step.layer)
-                codes, scale = _round(step, x, y, self.bits.get(step.layer), how)
+                tell(step.layer)
+                config = self.bits[step.layer]
+                moments = _moments(step, y, x if bits_of(config) < 8 else None) if how.feedback else None
+                codes, scale = _round(step, config, moments)
                 layer = done.layers[step] = _Rounded(codes, scale, step.bias)
                 x, y = product(step, x, step.weight.float()), product(step, y, layer.weight)
                 if how.correct:
@@ -151,7 +258,7 @@ class _Quantizer:
                 x, y = step.finish(x, step.bias), step.finish(y, layer.bias)
             return x, _as_codes(y, *done.affine[step]) if step in done.affine else y
 
-        for step, values in self.walk(start, make):
+        for step, values in self.walk(self.start(), make):
             if step in self.outputs:
                 x, y = values[step]
                 done.exact.append(x.flatten(1))
@@ -188,6 +295,12 @@ def _affine_of(histogram: Histogram, method: Method) -> tuple[float, int]:
     return scale, round(-low / scale)
 
 
+def _evened(sizes: torch.Tensor) -> torch.Tensor:
+    """Sizes of channels without such as hardly count."""
+    largest = float(sizes.max()) or 1.0
+    return sizes.double().clamp_min(largest / 1024)
+
+
 def _as_codes(x: torch.Tensor, scale: float, zero_point: int) -> torch.Tensor:
     """What the codes of these values stand for."""
     return ((x / scale).round_().add_(zero_point).clamp_(0, 255).sub_(zero_point)).mul_(scale)
@@ -198,23 +311,19 @@ def _by_output(scale: Any, weight: torch.Tensor) -> torch.Tensor:
 
 
 def _round(
-    step: Step, x: torch.Tensor, y: torch.Tensor, config: Config | None, how: _How
+    step: Step, config: Config, moments: tuple[torch.Tensor, torch.Tensor | None] | None
 ) -> tuple[torch.Tensor, np.ndarray]:
-    """Codes and scales of a layer that gets ``y`` and is to give what it gave of ``x``."""
-    if step.how.get("mean"):
-        scale = step.weight[:, 0, 0, 0].float().numpy()
-        return torch.ones_like(step.weight), scale
-    nbits = _nbits(config)
+    """Codes and scales of a layer: to nearest, or by `_moments`."""
+    nbits = bits_of(config)
     most = 2 ** (nbits - 1) - 1
     weight = step.weight.flatten(1)
-    if how.feedback:
-        own, cross = _moments(step, y, x if nbits < 8 else None)
-        if nbits < 8:
-            weight = _fitted(weight, own, cross)
+    if moments is not None and moments[1] is not None:
+        weight = _fitted(weight, *moments)
     rows = weight.float().numpy()
     method = "mse" if isinstance(config, Uniform) and config.scale == "mse" and nbits < 8 else "absmax"
     scale = lowbit.choose_qparams(rows, nbits, granularity=lowbit.PerAxis(0), method=method).scale
-    if how.feedback:
+    if moments is not None:
+        own = moments[0]
         levels = scale[:, None, None] * np.arange(-most, most + 1, dtype=np.float32)
         parts = zip(np.split(rows, len(own)), np.split(levels, len(own)), own.numpy(), strict=True)
         found = np.concatenate([lowbit.round_with_feedback(w, table, second) for w, table, second in parts])
@@ -224,12 +333,13 @@ def _round(
     return codes.reshape(step.weight.shape), scale
 
 
-def _nbits(config: Config | None) -> int:
+def bits_of(config: Config) -> int:
+    """Of a weight's codes."""
     return config.nbits if isinstance(config, Uniform) else 8
 
 
-def _moments(step: Step, y: torch.Tensor, x: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """yᵀ y and, of x if it is given, xᵀ y of a position's inputs, for each group of channels: (groups, K, K)."""
+def _moments(step: Step, y: torch.Tensor, x: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """yᵀ y of a position's inputs, and xᵀ y of what they were to be, for each group of channels: (groups, K, K)."""
     groups, k = step.how.get("groups", 1), step.weight[0].numel()
     own, cross = (torch.zeros(groups, k, k, dtype=torch.float64) for _ in range(2))
     positions = math.prod(step.shape[1:])
@@ -242,7 +352,7 @@ def _moments(step: Step, y: torch.Tensor, x: torch.Tensor | None) -> tuple[torch
             cross += _columns(step, x[i : i + size], every) @ after.transpose(1, 2)
     # Where nothing but zeros came, all weights count alike.
     own[~own.flatten(1).any(1)] = torch.eye(k, dtype=torch.float64)
-    return own, cross
+    return own, None if x is None else cross
 
 
 def _columns(step: Step, x: torch.Tensor, every: int) -> torch.Tensor:
@@ -324,7 +434,11 @@ class _Writer:
             case "add":
                 return Add(x, self.names[step.inputs[1]], out, **self._clamp(step, out))
             case "average":
-                return AveragePool2d(x, out, how["kernel"], how["stride"], how["padding"])
+                return AveragePool2d(x, out, how["kernel"], how["stride"], how["padding"], **self._clamp(step, out))
+            case "multiply":
+                return Multiply(x, self.names[step.inputs[1]], out, **self._clamp(step, out))
+            case "cat":
+                return Concatenate(tuple(self.names[part] for part in step.inputs), out, how["axis"])
             case "max":
                 return MaxPool2d(x, out, how["kernel"], how["stride"], how["padding"])
             case "pad":
@@ -341,7 +455,7 @@ class _Writer:
     def _weights(self, step: Step) -> tuple[str, str]:
         layer, name = self.done.layers[step], step.layer or step.name
         x = self.tensors[self.names[step.inputs[0]]]
-        nbits = 2 if step.how.get("mean") else _nbits(self.network.bits[step.layer])
+        nbits = bits_of(self.network.bits[step.layer])
         # As large as the bias needs, in 31 bits.
         least = np.abs(layer.bias.numpy()) / (x.scale * 2.0**30)
         scale = np.maximum(layer.scale, least).astype(np.float32)
@@ -488,6 +602,7 @@ def to_integer(
     scale and zero point, and up to 256 samples are kept, on which the layers are rounded
     one after the other, each with error feedback (:func:`lowbit.round_with_feedback`) by the
     inputs that the rounded layers before it give, and its bias takes up what is left of the mean.
+    Channels that differ in size between layers are first made even where that is found to help.
 
     Parameters
     ----------
@@ -500,7 +615,8 @@ def to_integer(
         so of `Uniform` only ``nbits`` and ``scale`` count.
     rules : sequence of (pattern, Int8 or Uniform), optional
         The first pattern found (`re.search`) in a layer's dotted name decides: the first and the
-        last layer may want 8 bits where the others have 4.
+        last layer may want 8 bits where the others have 4. `allocate_bits` with ``integer=True`` finds
+        rules by which the bits are so many on average.
     calibration : {"mse", "minmax", "percentile"}
         What the codes of a tensor span: the range of least squared error, all values, or 99.99 % of them.
     progress : bool or callable, optional
@@ -520,8 +636,8 @@ def to_integer(
     References
     ----------
     Integer arithmetic and folding: B. Jacob et al., "Quantization and training of neural networks for
-    efficient integer-arithmetic-only inference", CVPR 2018. Biases that take up the mean: M. Nagel et al.,
-    "Data-free quantization through weight equalization and bias correction", ICCV 2019.
+    efficient integer-arithmetic-only inference", CVPR 2018. Biases that take up the mean, channels made even:
+    M. Nagel et al., "Data-free quantization through weight equalization and bias correction", ICCV 2019.
 
     Examples
     --------
@@ -534,29 +650,20 @@ def to_integer(
     >>> found.as_module()(torch.randn(2, 3, 8, 8)).shape
     torch.Size([2, 4])
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    _check_config("config", config)
-    checked = _check_rules(rules, _check_config)
+    check_config("config", config)
+    checked = _check_rules(rules, check_config)
     if calibration not in ("mse", "minmax", "percentile"):
         raise ValueError(f"calibration: expected 'mse', 'minmax' or 'percentile', got {calibration!r}")
-    if isinstance(data, (torch.Tensor, Mapping, str)) or not isinstance(data, Iterable):
-        raise TypeError(f"data: expected an iterable of batches, got {type(data).__name__}; one batch is [batch]")
-    batches = iter(data)
-    first = next(batches, None)
-    if first is None:
-        raise ValueError("data: expected at least one batch, got none")
 
-    reader = read(model, _batch(first))
-    layers = [step for step in reader.steps if step.weight is not None and not step.how.get("mean")]
-    decided = _decide(dict.fromkeys(step.layer for step in layers), config, checked, "layer")
-    network = _Quantizer(reader.steps, reader.outputs, decided)
+    network, batches = begin(model, data)
+    layers = network.layers
+    network.bits = _decide(dict.fromkeys(step.layer for step in layers), config, checked, "layer")
     tell = _teller(progress, "to_integer")
     total = len(layers) + (len(data) if isinstance(data, Sized) else 1)
     with torch.no_grad():
-        for done, batch in enumerate(itertools.chain([first], batches)):
+        for done, batch in enumerate(batches):
             tell(done, max(total, done + 1 + len(layers)), "data")
-            network.see(_batch(batch, reader.steps))
+            network.see(batch)
         done += 1
         total = done + len(layers)
 
@@ -570,17 +677,42 @@ def to_integer(
             network.rounded(_How(calibration, False, False)).measured(f"ranges by {calibration}"),
             network.rounded(_How(calibration, False, True)).measured("biases put right"),
         ]
+        if factors := network.uneven():
+            histograms = network.histograms
+            network.rescale(factors)
+            even = network.rounded(_How(calibration, False, True)).measured("channels made even")
+            if even.decibels > measures[-1].decibels + WORTH:
+                measures.append(even)
+            else:
+                network.rescale({step: 1 / factor for step, factor in factors.items()})
+                network.histograms = histograms
         integers = network.rounded(_How(calibration, True, True), told)
         measures.append(integers.measured("error feedback"))
         tell(total, total, "")
         notes = {"reader": "torch.export", "calibration": calibration, "samples": str(network.samples)}
         graph = _Writer(network, integers, notes).graph
-    reports = tuple(_layer_report(step, integers.layers[step], decided[step.layer]) for step in layers)
+    reports = tuple(_layer_report(step, integers.layers[step], network.bits[step.layer]) for step in layers)
     return IntegerModel(graph, IntegerReport(reports, network.samples, tuple(measures)))
 
 
+def begin(model: nn.Module, data: Any) -> tuple[_Quantizer, Iterator[list[torch.Tensor]]]:
+    """The network, as traced with the first batch, and all batches."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(data, (torch.Tensor, Mapping, str)) or not isinstance(data, Iterable):
+        raise TypeError(f"data: expected an iterable of batches, got {type(data).__name__}; one batch is [batch]")
+    batches = iter(data)
+    first = next(batches, None)
+    if first is None:
+        raise ValueError("data: expected at least one batch, got none")
+    reader = read(model, _batch(first))
+    return _Quantizer(reader.steps, reader.outputs), (
+        _batch(b, reader.steps) for b in itertools.chain([first], batches)
+    )
+
+
 def _layer_report(step: Step, layer: _Rounded, config: Config) -> IntegerLayer:
-    nbits = _nbits(config)
+    nbits = bits_of(config)
     count, outputs = step.weight.numel(), len(step.weight)
     norm = float(step.weight.norm())
     error = float((layer.weight.double() - step.weight).norm()) / norm if norm else 0.0
@@ -589,7 +721,7 @@ def _layer_report(step: Step, layer: _Rounded, config: Config) -> IntegerLayer:
     return IntegerLayer(step.layer or step.name, step.kind, nbits, 4 * (count + outputs), after, error)
 
 
-def _check_config(name: str, config: Any) -> None:
+def check_config(name: str, config: Any) -> None:
     if not isinstance(config, (Int8, Uniform)):
         hint = "; every layer is of integers, Int8() is the nearest" if config is None else ""
         raise TypeError(f"{name}: expected lowbit.Int8() or Uniform(...), got {config!r}{hint}")

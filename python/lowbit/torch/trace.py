@@ -53,7 +53,10 @@ class Step:
 
 
 #: What takes its input's codes, with their scale, to its output.
-MOVES = ("average", "max", "pad", "slice", "reshape")
+MOVES = ("max", "pad", "slice", "reshape")
+
+#: What can clamp its output.
+CLAMPED = ("conv", "linear", "add", "multiply", "average")
 
 
 def product(step: Step, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -71,11 +74,9 @@ class _No(Exception):
     """Why a node cannot be taken, and the nearest thing that can."""
 
 
-_NO_PRODUCT = "a product of two activations has no integer operation; a function of one activation becomes a table"
+_NO_PRODUCT = "a product of matrices that are no parameters; products of each value with one other, or a Linear"
 _NEAREST = {
-    "cat": "tensors are not joined; add them, padded with channels of zeros",
-    "mul": _NO_PRODUCT,
-    "div": _NO_PRODUCT,
+    "div": "a quotient of two activations; a table of the reciprocal, and their product",
     "matmul": _NO_PRODUCT,
     "bmm": _NO_PRODUCT,
     "scaled_dot_product_attention": _NO_PRODUCT,
@@ -184,6 +185,8 @@ class Reader:
             return self._norm(node.name, args, x, layer)
         if op in _SHAPES:
             return self._reshape(node.name, x, shape)
+        if op == "cat":
+            return self._cat(node.name, args, shape)
         pools = {
             "mean": self._mean,
             "adaptive_avg_pool2d": self._adaptive,
@@ -216,7 +219,7 @@ class Reader:
     def _product(self, op: str, name: str, args: _Arguments, x: Step, shape: Any, layer: str) -> Step:
         weight, bias = args["weight"], args["bias"]
         if not isinstance(weight, torch.Tensor) or not (bias is None or isinstance(bias, torch.Tensor)):
-            raise _No("its weight is no parameter; " + _NO_PRODUCT)
+            raise _No(_NO_PRODUCT)
         weight = weight.double()
         bias = torch.zeros(len(weight), dtype=torch.float64) if bias is None else bias.double()
         for what, values in (("weight", weight), ("bias", bias)):
@@ -271,7 +274,9 @@ class Reader:
         dims = args["dim"]
         if dims is None or {d % 4 for d in dims} != {2, 3}:
             raise _No("a mean over other axes than height and width; over these")
-        return self._reshape(f"{name}_flat", self._whole(name, x), shape)
+        whole = x.shape[1:]
+        pooled = self._pool("average", name, x, (x.shape[0], 1, 1), whole, whole, (0, 0))
+        return self._reshape(f"{name}_flat", pooled, shape)
 
     def _adaptive(self, name: str, args: _Arguments, x: Step, shape: tuple[int, ...]) -> Step:
         if any(n % out for n, out in zip(x.shape[1:], shape[1:], strict=True)):
@@ -300,8 +305,8 @@ class Reader:
         return self._pool("max", name, x, shape, kernel, _pair(args["stride"] or kernel), _pair(args["padding"]))
 
     def _pool(self, kind: str, name: str, x: Step, shape: Any, kernel: Any, stride: Any, padding: Any) -> Step:
-        if kind == "average" and tuple(kernel) == x.shape[1:] and not any(padding):
-            return self._whole(name, x)
+        if tuple(kernel) == (1, 1) and x.shape == tuple(shape):
+            return x
         # With ceil_mode the last windows reach past the end.
         needed = [(o - 1) * s + k - n for o, s, k, n in zip(shape[1:], stride, kernel, x.shape[1:], strict=True)]
         pads = tuple((p, max(p, n - p)) for p, n in zip(padding, needed, strict=True))
@@ -312,15 +317,6 @@ class Reader:
             run = lambda t: functional.avg_pool2d(t, kernel, stride, padding, more, False)  # noqa: E731
         how = {"kernel": tuple(kernel), "stride": tuple(stride), "padding": pads}
         return self._add(Step(kind, name, (x,), tuple(shape), run, how))
-
-    def _whole(self, name: str, x: Step) -> Step:
-        """The mean over a map, far smaller than what it is of: a convolution with ones gives it a scale of its own."""
-        c, h, w = x.shape
-        if h * w == 1:
-            return x
-        how = {"stride": (1, 1), "padding": ((0, 0), (0, 0)), "dilation": (1, 1), "groups": c, "mean": True}
-        weight, bias = torch.full((c, 1, h, w), 1 / (h * w), dtype=torch.float64), torch.zeros(c, dtype=torch.float64)
-        return self._add(Step("conv", name, (x,), (c, 1, 1), how=how, weight=weight, bias=bias))
 
     def _pad(self, name: str, args: _Arguments, x: Step, shape: tuple[int, ...]) -> Step:
         pads, value = list(args["pad"]), args["value"]
@@ -357,6 +353,22 @@ class Reader:
             )
         )
 
+    def _cat(self, name: str, args: _Arguments, shape: tuple[int, ...]) -> Step:
+        parts = tuple(args.tensors)
+        if len(parts) != len(args["tensors"]) or not all(isinstance(x, Step) for x in parts):
+            raise _No("constants among its parts; padding with zeros")
+        axis = args["dim"] % (len(shape) + 1)
+        if axis == 0:
+            raise _No("samples one after the other; keep them apart")
+        order = None
+        if any(x.order is not None for x in parts):
+            orders = [np.arange(x.shape[0]) if x.order is None else x.order for x in parts]
+            starts = np.cumsum([0, *map(len, orders[:-1])])
+            order = np.concatenate([start + places for start, places in zip(starts, orders, strict=True)])
+        last = channels_last(range(len(shape))).index(axis - 1)
+        run = lambda *ts: torch.cat(ts, axis)  # noqa: E731
+        return self._add(Step("cat", name, parts, shape, run, {"axis": last}, order=order))
+
     def _pointwise(self, op: str, node: fx.Node, args: _Arguments, shape: tuple[int, ...]) -> Step:
         steps = [v for v in args.tensors if isinstance(v, Step)]
         constants = [v for v in args.tensors if isinstance(v, torch.Tensor)]
@@ -368,14 +380,23 @@ class Reader:
             return self._add(Step(kind, node.name, (base,), shape, run, {"bounds": bounds}, order=base.order))
         if len(steps) == 2 and not constants:
             a, b = steps
+            if op == "mul":
+                return self._multiply(node.name, a, b, shape)
             if op != "add":
-                raise _No(_NEAREST.get(op, _NO_PRODUCT))
+                raise _No(_NEAREST.get(op, "a function of two activations; sums and products are taken"))
             if args["alpha"] != 1 or a.shape != b.shape or (a.order is None) != (b.order is None):
                 raise _No(f"a sum of {a.shape} and {b.shape}, alpha {args['alpha']}; one shape, alpha 1")
             return self._add(Step("add", node.name, (a, b), shape, torch.add, order=a.order))
         if len(steps) == 1 and len(constants) == 1 and op in ("add", "sub", "mul", "div"):
             return self._with_channels(op, node.name, args, steps[0], constants[0].double())
-        raise _No("a function of several tensors; a function of one becomes a table, and sums are taken")
+        raise _No("a function of several tensors; a function of one becomes a table, and sums and products are taken")
+
+    def _multiply(self, name: str, a: Step, b: Step, shape: tuple[int, ...]) -> Step:
+        a, b = (a, b) if a.shape == shape else (b, a)
+        each = a.shape == b.shape and (a.order is None) == (b.order is None)
+        if a.shape != shape or not (each or (len(shape) == 3 and b.shape == (shape[0], 1, 1))):
+            raise _No(f"a product of {a.shape} and {b.shape}; of one shape, or with a number for each channel")
+        return self._add(Step("multiply", name, (a, b), shape, torch.mul, order=a.order))
 
     def _with_channels(self, op: str, name: str, args: _Arguments, x: Step, constant: torch.Tensor) -> Step:
         """Arithmetic with a number for each channel."""
@@ -417,7 +438,7 @@ class Reader:
                 into = x
                 while into.kind == "max" and self._alone(into):  # the greatest comes first or last alike
                     into = into.inputs[0]
-                if into.kind in ("conv", "linear", "add") and self._alone(into) and self._alone(x):
+                if into.kind in CLAMPED and self._alone(into) and self._alone(x):
                     low, high = step.how["bounds"]
                     before = into.clamp or (-math.inf, math.inf)
                     into.clamp = tuple(min(max(b, low), high) for b in before)
@@ -426,7 +447,27 @@ class Reader:
                     step.kind = "table"
             if step.kind == "table" and x.kind == "table" and self._alone(x):
                 step.run, step.inputs = _after(x.run, step.run), x.inputs
+            if step.kind == "cat":
+                parts = enumerate(step.inputs)
+                step.inputs = tuple(x if self._free(x) else self._copy(step, i) for i, x in parts)
         self._drop()
+
+    def _free(self, part: Step) -> bool:
+        """Whether a part's codes may take the scale of what it is a part of, for nothing else sees them."""
+        while part.kind in MOVES and self._private(part):
+            (part,) = part.inputs
+        return part.kind not in (*MOVES, "softmax") and self._private(part)
+
+    def _private(self, step: Step) -> bool:
+        """Whether one step reads it, no matter how often, and it is no output."""
+        return sum(step in other.inputs for other in self.steps) + (step in self.outputs) == 1
+
+    def _copy(self, step: Step, i: int) -> Step:
+        """An input's values, which may have another scale."""
+        x = step.inputs[i]
+        copy = Step("table", f"{step.name}_part{i}", (x,), x.shape, torch.clone, order=x.order)
+        self.steps.insert(self.steps.index(step), copy)
+        return copy
 
     def _drop(self) -> None:
         read = set(self.outputs)
