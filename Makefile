@@ -18,7 +18,7 @@ DIST := dist
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-rust test-python bench build wheel lint format fuzz asan valgrind neon emulate clean
+.PHONY: help demo test test-rust test-python bench build wheel lint format fuzz fuzz-rust fuzz-readers asan valgrind neon emulate clean
 
 help: ## what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -102,11 +102,16 @@ emulate: | rust ## the kernels' tests of these names (EMULATE=) on an emulated C
 
 FUZZ_SECONDS ?= 60
 
-fuzz: | rust ## every fuzz target for FUZZ_SECONDS (60) each; needs cargo-fuzz
+fuzz: fuzz-rust fuzz-readers ## every fuzz target and the readers of files for FUZZ_SECONDS (60) each; needs cargo-fuzz
+
+fuzz-rust: | rust
 	@$(CARGO) fuzz --version >/dev/null 2>&1 || { echo "make: cargo-fuzz not found: cargo install cargo-fuzz --locked" >&2; exit 1; }
 	for target in $$(RUSTC_BOOTSTRAP=1 $(CARGO) fuzz list --fuzz-dir rust/kernels/fuzz); do \
 	  RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run --fuzz-dir rust/kernels/fuzz $$target -- -max_total_time=$(FUZZ_SECONDS) -rss_limit_mb=4096 || exit 1; \
 	done
+
+fuzz-readers: $(VENV)/.test
+	$(PY) tests/fuzz_readers.py --seconds $(FUZZ_SECONDS)
 
 build: $(VENV)/.build ## the environment and the module alone
 

@@ -490,6 +490,12 @@ def test_a_bad_file_is_refused_and_named(tmp_path):
         path.write_bytes(good[:end])
         with pytest.raises(lowbit.FileFormatError, match=r"network\.safetensors"):
             load(path)
+    # What a fuzzer found: a dtype that numpy reads as code, a scale beyond float32. Both keep the length.
+    for old, new in ((b'\\"int8\\", \\"scale\\": [', b'\\"08,8\\", \\"scale\\": ['), (b"[0.5], ", b"[1e99],")):
+        path.write_bytes(good.replace(old, new))
+        assert path.read_bytes() != good
+        with pytest.raises(lowbit.FileFormatError, match=r"network\.safetensors"):
+            load(path)
     rng = np.random.default_rng(0)
     for _ in range(300):
         damaged = bytearray(good)

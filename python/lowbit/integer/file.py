@@ -133,6 +133,8 @@ def _packed(constant: g.Constant) -> NDArray[Any]:
 
 
 def _constant(entry: dict[str, Any], stored: NDArray[Any]) -> g.Constant:
+    if entry["dtype"] not in ("int8", "uint8", "int32"):
+        raise ValueError(f"{entry['name']}: expected int8, uint8 or int32, got {entry['dtype']!r}")
     shape, dtype, nbits = tuple(entry["shape"]), np.dtype(entry["dtype"]), entry["nbits"]
     if nbits < 8:
         count = int(np.prod(shape[1:], dtype=np.int64))
@@ -142,7 +144,8 @@ def _constant(entry: dict[str, Any], stored: NDArray[Any]) -> g.Constant:
         stored = (unpack_codes(stored, nbits, count).astype(np.int16) + low).astype(dtype).reshape(shape)
     if stored.shape != shape or stored.dtype != dtype:
         raise ValueError(f"{entry['name']}: expected {dtype} of {shape}, got {stored.dtype} of {stored.shape}")
-    scale = None if entry["scale"] is None else np.array(entry["scale"], np.float32)
+    with np.errstate(over="ignore"):  # the graph refuses infinities
+        scale = None if entry["scale"] is None else np.array(entry["scale"], np.float32)
     return g.Constant(entry["name"], stored, scale, entry["zero_point"], nbits)
 
 
