@@ -103,7 +103,7 @@ def load(path: str | os.PathLike[str]) -> g.Graph:
         raise FileFormatError(f"{path}: no safetensors file: {error}") from None
     except FileFormatError:
         raise
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise FileFormatError(f"{path}: no integer network: {type(error).__name__}: {error}") from None
 
 
