@@ -71,10 +71,11 @@ impl Maker<'_> {
         self.pick(&[0.5, 0.25, 1.0, 0.125, 0.017, 0.3, 1.9, 2.0])
     }
 
-    /// Some tensor that `fits`, if there is any.
+    /// Some tensor that `fits`, if there is any: often the last, so that networks grow deep.
     fn find(&mut self, fits: impl Fn(&Tensor) -> bool) -> Option<usize> {
         let found: Vec<_> = (0..self.tensors.len()).filter(|&i| fits(&self.tensors[i])).collect();
-        (!found.is_empty()).then(|| self.pick(&found))
+        let last = *found.last()?;
+        Some(if self.size(0, 1) == 0 { last } else { self.pick(&found) })
     }
 
     fn constant(&mut self, shape: &[usize], dtype: &str, scales: usize) -> String {
@@ -115,22 +116,22 @@ impl Maker<'_> {
     /// Kernel, step between windows, step between taps, padding before and after, windows.
     fn axis(&mut self, n: usize, kernel: usize, pool: bool) -> [usize; 6] {
         // Steps into nowhere: sizes that no memory holds, but numbers do.
-        let far = |maker: &mut Self| {
+        let far = |maker: &mut Self, most: usize| {
             maker.fits = false;
-            1 << maker.size(2, 30)
+            1 << maker.size(2, most)
         };
         let dilation = if pool {
             1
         } else if self.rarely() {
-            far(self)
+            far(self, 30)
         } else {
             self.pick(&[1, 1, 1, 2, 3])
         };
-        let stride = if self.rarely() { far(self) } else { self.pick(&[1, 1, 2, 3]) };
+        let stride = if self.rarely() { far(self, 63) } else { self.pick(&[1, 1, 2, 3]) };
         let reach = (kernel - 1) * dilation + 1;
         let mut before = self.size(0, kernel - 1);
         if !pool && self.rarely() {
-            before += far(self);
+            before += far(self, 30);
         }
         let after = self.size(0, kernel - 1).max(reach.saturating_sub(n + before));
         let stride = stride.max((n + before + after - reach) / 32 + 1);
@@ -324,17 +325,17 @@ impl Maker<'_> {
             self.tensors.push(input);
         }
         for _ in 0..self.size(1, 10) {
-            match self.size(0, 14) {
+            match self.size(0, 17) {
                 0..=3 => self.conv(),
                 4 => self.linear(),
-                5 => self.both(false),
-                6 => self.both(true),
-                7 => self.concatenate(),
-                8 => self.pool("average_pool2d"),
-                9 => self.pool("max_pool2d"),
-                10 => self.moved("reshape"),
-                11 => self.moved("pad"),
-                12 => self.moved("slice"),
+                5..=7 => self.both(false),
+                8 => self.both(true),
+                9 => self.concatenate(),
+                10 => self.pool("average_pool2d"),
+                11 => self.pool("max_pool2d"),
+                12..=13 => self.moved("reshape"),
+                14 => self.moved("pad"),
+                15 => self.moved("slice"),
                 _ => {
                     let op = self.pick(&["quantize", "dequantize", "table", "softmax"]);
                     self.simple(op);
