@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 from lowbit.integer import Graph, load, save
 from lowbit.integer.tflite import from_tflite
-from test_integer import Random
+from test_integer import Random, delayed
 from tflite_file import Operator, Tensor, made
 
 FOUND = Path(__file__).parent.parent / "rust/kernels/fuzz/artifacts/readers"
@@ -95,8 +95,8 @@ def network() -> bytes:
 def files(folder: Path) -> dict[str, list[bytes]]:
     """Good files of each kind."""
     good = {".tflite": [network()], ".safetensors": []}
-    for seed in range(20):
-        save(Random(seed).graph, folder / "good")
+    for graph in [*(Random(seed).graph for seed in range(20)), *map(delayed, (1, 6, 9, 11))]:
+        save(graph, folder / "good")
         good[".safetensors"].append((folder / "good").read_bytes())
     if "LOWBIT_DATA" in os.environ:
         stored = sorted(Path(os.environ["LOWBIT_DATA"]).rglob("*.tflite"))
@@ -180,9 +180,10 @@ def use(graph: Graph) -> str:
     net = graph.plan()
     if net.memory[0] > 64 << 20:
         return "loaded, too large to run"
+    run = net.stream() if graph.states else net
     inputs = [np.ones((2, *graph.tensors[name].shape), graph.tensors[name].dtype) for name in graph.inputs]
     try:
-        net(*inputs)
+        run(*inputs)
     except ValueError as error:
         raise AssertionError(f"planned and not run: {error}") from error
     return "loaded and run"

@@ -198,13 +198,14 @@ impl Maker<'_> {
         let Some(x) = self.find(|t| t.scale.is_some()) else { return };
         let a = self.tensors[x].clone();
         let channels = a.shape.last().copied().unwrap_or(1);
-        let found = self.find(|b| match multiply {
+        let fits = |b: &Tensor| match multiply {
             true => {
                 b.scale.is_some() && (b.shape == a.shape || b.len() == channels && b.shape.last() == Some(&channels))
             }
             false => b.dtype == a.dtype && b.shape == a.shape,
-        });
-        let Some(y) = found else { return };
+        };
+        let others: Vec<_> = (0..self.tensors.len()).filter(|&i| i != x && fits(&self.tensors[i])).collect();
+        let y = if others.is_empty() || self.size(0, 3) == 0 { x } else { self.pick(&others) };
         let dtype = if multiply { self.pick(&["int8", "uint8"]) } else { a.dtype };
         let output = self.tensor(&a.shape, dtype);
         let (mut first, mut second) = (x, y);
@@ -308,8 +309,9 @@ impl Maker<'_> {
             }
             "dequantize" => self.tensor(&input.shape, "float32"),
             "table" => {
-                fields["table"] = json!(self.constant(&[256], dtype, 0));
-                self.tensor(&input.shape, dtype)
+                let output = if self.size(0, 1) == 0 { input } else { self.tensor(&input.shape, dtype) };
+                fields["table"] = json!(self.constant(&[256], output.dtype, 0));
+                output
             }
             _ => self.tensor(&input.shape, dtype),
         };
@@ -318,13 +320,25 @@ impl Maker<'_> {
 
     fn graph(&mut self) -> Value {
         let inputs = self.size(1, 2);
-        for _ in 0..inputs {
-            let (axes, dtype) = (self.pick(&[3, 3, 3, 1, 0, 4]), self.pick(&["int8", "uint8", "float32", "int32"]));
+        for i in 0..inputs {
+            // An image, most often, and whatever else.
+            let image = i == 0 && self.size(0, 7) > 0;
+            let axes = if image { 3 } else { self.pick(&[3, 3, 1, 0, 4]) };
+            let dtype =
+                if image { self.pick(&["int8", "uint8"]) } else { self.pick(&["int8", "uint8", "float32", "int32"]) };
             let shape: Vec<_> = (0..axes).map(|axis| self.size(1, if axis == 2 { 40 } else { 9 })).collect();
             let input = self.tensor(&shape, dtype);
             self.tensors.push(input);
         }
-        for _ in 0..self.size(1, 10) {
+        let states = self.size(0, 5).saturating_sub(3);
+        for _ in 0..states {
+            // What an operation may write, or what nothing else does.
+            let x = self.size(0, inputs - 1);
+            let (shape, dtype) = (self.tensors[x].shape.clone(), self.pick(&["int8", "uint8", "float32"]));
+            let state = if self.size(0, 1) == 0 { self.tensor(&shape, dtype) } else { self.tensors[x].clone() };
+            self.tensors.push(state);
+        }
+        for _ in 0..self.size(1, 14) {
             match self.size(0, 17) {
                 0..=3 => self.conv(),
                 4 => self.linear(),
@@ -346,12 +360,18 @@ impl Maker<'_> {
         for _ in 0..self.size(0, 2) {
             outputs.push(format!("t{}", self.size(0, self.tensors.len() - 1)));
         }
+        let kept = |i: usize| {
+            let state = self.tensors[i].clone();
+            let written = self.find(|t| *t == state).unwrap_or(i);
+            json!({"read": format!("t{i}"), "write": format!("t{written}")})
+        };
+        let states: Value = (inputs..inputs + states).map(kept).collect();
         let tensors = self.tensors.iter().enumerate().map(|(i, t)| {
             json!({"name": format!("t{i}"), "shape": t.shape, "dtype": t.dtype, "scale": t.scale, "zero_point": t.zero_point})
         });
         json!({
             "version": 1, "tensors": tensors.collect::<Value>(), "constants": self.constants, "outputs": outputs,
-            "operations": self.operations, "inputs": (0..inputs).map(|i| format!("t{i}")).collect::<Value>(),
+            "operations": self.operations, "states": states, "inputs": (0..inputs).map(|i| format!("t{i}")).collect::<Value>(),
         })
     }
 
@@ -460,7 +480,13 @@ fn run(graph: &Graph, seed: u64, off: isize, sure: bool) {
         for threads in [1, 2] {
             let mut own: Vec<_> = network.outputs().map(|t| vec![0x55; SAMPLES * t.len() * t.dtype.size()]).collect();
             let mut outputs: Vec<_> = own.iter_mut().map(|y| &mut y[..]).collect();
-            let result = network.run(SAMPLES, &inputs, &mut outputs, &Ctl::new(threads));
+            let ctl = Ctl::new(threads);
+            let result = match &graph.states[..] {
+                [] => network.run(SAMPLES, &inputs, &mut outputs, &ctl),
+                _ => network
+                    .stream()
+                    .and_then(|mut stream| network.advance(&mut stream, SAMPLES, &inputs, &mut outputs, &ctl)),
+            };
             assert!(result.is_ok() || !sure, "{}: {result:?}", isa.name());
             let got = result.is_ok().then_some(own);
             assert!(*first.get_or_insert_with(|| got.clone()) == got, "{} on {threads} threads", isa.name());

@@ -95,8 +95,9 @@ impl Shape {
             let size = [height, width][axis];
             out[axis] = windows(size, self.padding[axis], self.kernel[axis], self.stride[axis], self.dilation[axis])?;
         }
-        // Offsets within a band, and all that is computed from sizes, stay within these.
-        checked_product("input", &[self.padded(0), self.padded(1), channels, 4])?;
+        // Offsets within a band, and all that is computed from sizes, stay within these: no form's
+        // scratch memory takes more than 16 elements for each of the image's, by whole vectors of channels.
+        checked_product("input", &[self.padded(0), self.padded(1), channels.saturating_add(15), 64])?;
         checked_product("output", &[out[0], out[1], out[2], 4])?;
         checked_product("weight", &[self.filters.next_multiple_of(16), self.kernel[0], self.kernel[1], channels, 4])?;
         Ok(out)
@@ -104,6 +105,15 @@ impl Shape {
 
     fn padded(&self, axis: usize) -> usize {
         self.input[axis] + self.padding[axis][0] + self.padding[axis][1]
+    }
+
+    /// The same without steps that nothing takes: between windows where there is one, or taps.
+    fn without_idle_steps(mut self, out: [usize; 3]) -> Shape {
+        for axis in 0..2 {
+            self.stride[axis] = if out[axis] == 1 { 1 } else { self.stride[axis] };
+            self.dilation[axis] = if self.kernel[axis] == 1 { 1 } else { self.dilation[axis] };
+        }
+        self
     }
 
     /// The same with its columns as its rows where it is one column: a row of the same memory.
@@ -237,6 +247,7 @@ impl Conv2d {
     pub fn new(shape: Shape, weight: Weight, input: Kind, finish: Finish, isa: Isa) -> Result<Conv2d> {
         let shape = shape.lying();
         let out = shape.output()?;
+        let shape = shape.without_idle_steps(out);
         let taps = shape.kernel[0] * shape.kernel[1] * shape.depth();
         if weight.codes.len() != shape.filters * taps {
             bail!("weight: expected {} codes for {shape:?}, got {}", shape.filters * taps, weight.codes.len());

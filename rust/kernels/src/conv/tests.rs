@@ -263,6 +263,28 @@ fn plain(input: [usize; 3], filters: usize, kernel: usize) -> Shape {
 }
 
 #[test]
+fn steps_that_nothing_takes_change_nothing() {
+    let kind = Kind { signed: true, zero_point: 3 };
+    let (x, w) = (bytes(2 * 5 * 16, 1), bytes(16 * 3 * 16, 2));
+    for groups in [1, 16] {
+        let w = &w[..16 * 3 * 16 / groups];
+        let run = |stride: usize, dilation: usize, isa: Isa| {
+            let shape = Shape { input: [2, 5, 16], filters: 16, groups, kernel: [1, 3], ..plain([1; 3], 1, 1) };
+            let shape = Shape { stride: [stride, 1], dilation: [dilation, 1], padding: [[0, 1], [0, 0]], ..shape };
+            let finish = Finish { bias: vec![0; 16], to: To::Sums };
+            let conv = Conv2d::new(shape, Weight { codes: w, kind }, kind, finish, isa).unwrap();
+            let mut sums = vec![0; conv.out.iter().product()];
+            conv.sums(1, &x, &mut sums, &Ctl::new(1)).unwrap();
+            sums
+        };
+        for &isa in Isa::available() {
+            // One row of windows, one of taps: no step is too far.
+            assert_eq!(run(1 << 62, usize::MAX, isa), run(1, 1, isa)[..3 * 16], "{groups} groups on {}", isa.name());
+        }
+    }
+}
+
+#[test]
 fn what_does_not_fit_is_refused() {
     let kind = Kind { signed: true, zero_point: 0 };
     let sums = |filters: usize| Finish { bias: vec![0; filters], to: To::Sums };
