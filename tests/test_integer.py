@@ -421,6 +421,16 @@ def test_states_that_do_not_fit_are_named():
             small(tensors=more, states=states)
 
 
+def test_numbers_without_axes_are_padded_and_sliced():
+    one = Tensor("x", (), "int8", 0.5, -3)
+    padded, sliced = replace(one, name="y"), replace(one, name="z")
+    steps = Pad("x", "y", ()), Slice("y", "z", (), ())
+    graph = Graph({"x": one, "y": padded, "z": sliced}, {}, steps, ("x",), ("y", "z"))
+    x = np.array([1, -7], np.int8)
+    for got, want in zip(graph.plan()(x), run(graph, x), strict=True):
+        assert got.tolist() == want.tolist() == [1, -7]
+
+
 def test_a_constant_of_another_size_is_refused():
     with pytest.raises(ValueError, match="isa"):
         small().plan(isa="mmx")

@@ -5,9 +5,17 @@ functions in plain NumPy; ``lowbit.torch`` quantizes PyTorch models.
 """
 
 from lowbit._core import InternalError, __version__
-from lowbit.affine import choose_qparams, dequantize, quantize, quantize_rows, round_with_feedback
+from lowbit.affine import (
+    choose_qparams,
+    dequantize,
+    expand,
+    quantize,
+    quantize_rows,
+    reconstruct,
+    round_with_feedback,
+)
 from lowbit.codebook import assign, kmeans, kmeans_1d, kmeans_1d_rows, lookup
-from lowbit.config import Codebook, Int8, Uniform
+from lowbit.config import Codebook, Int8, Series, Uniform
 from lowbit.conv import conv2d
 from lowbit.gemm import linear, matmul_int8, mlp, tile_matrix
 from lowbit.levels import boundaries, decode, density_levels, encode, fit_levels, fit_levels_rows
@@ -15,6 +23,7 @@ from lowbit.packing import pack_codes, unpack_codes
 from lowbit.system import available_isas, get_num_threads, isa, set_num_threads, threads
 from lowbit.types import (
     ConvergenceWarning,
+    Expansion,
     FileFormatError,
     KMeans,
     KMeans1D,
@@ -31,6 +40,7 @@ __all__ = [
     "Codebook",
     "CodebookWeight",
     "ConvergenceWarning",
+    "Expansion",
     "FileFormatError",
     "GroupedWeight",
     "Int8",
@@ -44,6 +54,7 @@ __all__ = [
     "QParams",
     "QuantizedWeight",
     "RowCodes",
+    "Series",
     "TiledMatrix",
     "Uniform",
     "__version__",
@@ -56,6 +67,7 @@ __all__ = [
     "density_levels",
     "dequantize",
     "encode",
+    "expand",
     "fit_levels",
     "fit_levels_rows",
     "get_num_threads",
@@ -71,6 +83,7 @@ __all__ = [
     "quantize",
     "quantize_rows",
     "quantize_weight",
+    "reconstruct",
     "round_with_feedback",
     "set_num_threads",
     "threads",

@@ -59,11 +59,21 @@ def dequantize(
     dtype: str,
     isa: str | None,
 ) -> None: ...
+def expand(
+    x: NDArray[Any],
+    dtype: str,
+    shape: tuple[int, int, int, int],
+    digits: tuple[int, int],
+    scale: NDArray[np.float32],
+    zero_point: NDArray[np.uint32],
+    codes: NDArray[np.uint8],
+    isa: str | None,
+) -> None: ...
 def quantize_rows(
     x: NDArray[Any],
     dtype: str,
     k: int,
-    symmetric: bool,
+    levels: tuple[int, bool],
     group_size: int,
     codes: NDArray[np.uint8],
     scale: NDArray[np.float32],
@@ -165,7 +175,9 @@ def unpack_u16(packed: NDArray[np.uint8], nbits: int, out: _Codes, isa: str | No
 
 # gemm
 def tiled_len(k: int, n: int) -> int: ...
-def tile_matrix(b: NDArray[np.int8], k: int, n: int, out: NDArray[np.uint8]) -> None: ...
+def tile_matrix(
+    b: NDArray[np.int8], k: int, n: int, scale: NDArray[np.float32] | None, out: NDArray[np.uint8]
+) -> None: ...
 def weight_len(k: int, n: int, equalized: bool) -> int: ...
 def quantize_weight(
     w: NDArray[np.float32], n: int, k: int, equalized: bool, out: NDArray[np.uint8], isa: str | None
@@ -289,6 +301,22 @@ def conv2d(
     out: NDArray[np.int32],
     isa: str | None,
 ) -> None: ...
+
+@final
+class RoundedConv2d:
+    def __new__(
+        cls, weight: NDArray[np.int8], image: tuple[int, int, int], steps: _Steps, isa: str | None
+    ) -> RoundedConv2d: ...
+    def run(
+        self,
+        x: NDArray[np.float32],
+        nbits: int,
+        scale: NDArray[np.float32],
+        bias: NDArray[np.float32],
+        out: NDArray[np.float32],
+        threads: int,
+        openmp: bool,
+    ) -> None: ...
 
 # integer: the graph is JSON, constants and inputs are of the dtypes that it says
 @final

@@ -10,12 +10,20 @@ import numpy as np
 
 from lowbit import _core
 from lowbit._check import as_array, check_int, check_out
-from lowbit.types import Granularity, PerAxis, PerGroup, PerTensor, QParams, RowCodes
+from lowbit.types import Expansion, Granularity, PerAxis, PerGroup, PerTensor, QParams, RowCodes, half_of_ones
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-__all__ = ["choose_qparams", "dequantize", "quantize", "quantize_rows", "round_with_feedback"]
+__all__ = [
+    "choose_qparams",
+    "dequantize",
+    "expand",
+    "quantize",
+    "quantize_rows",
+    "reconstruct",
+    "round_with_feedback",
+]
 
 #: Of the second moments' mean diagonal, added to the diagonal; what calibration has too few rows for counts less.
 DAMPING = 0.1
@@ -277,10 +285,208 @@ def dequantize(
     return out
 
 
+def expand(
+    x: ArrayLike,
+    bits: int,
+    terms: int,
+    *,
+    granularity: Granularity = PerTensor(),  # noqa: B008 - frozen
+    symmetric: bool = True,
+    clip: float | None = None,
+    isa: str | None = None,
+) -> Expansion:
+    """Writes an array as a sum of terms of few bits: a series, each term ``2**bits`` times finer.
+
+    The terms are the digits of one code of ``bits * terms`` bits, in balanced form: every
+    digit fits in its signed bits, which what residuals leave does not, and the largest
+    error falls by ``2**bits`` a term. Each digit is taken from the code by itself, in any
+    order.
+
+    Parameters
+    ----------
+    x : array_like of float32, float64, float16 or bfloat16, shape (..., K)
+        Finite values, at least one.
+    bits : int
+        Of a digit, 2 to 8.
+    terms : int
+        At least 1; ``bits * terms`` at most 32.
+    granularity : PerTensor, PerAxis or PerGroup
+        Which values share scales.
+    symmetric : bool
+        Digits lie about 0. Otherwise the range, widened to hold 0, is used whole, and a
+        term of ones shifts it by ``bias``; 0 itself stays exact.
+    clip : float, optional
+        Above 0. What lies beyond so many times the root mean square of the values that
+        share a scale is no reason to widen the steps: what the digits do not reach of it
+        goes to the sparse term, as a multiple of the last scale.
+    isa : str, optional
+        The instruction set to run on, one of `lowbit.available_isas`.
+
+    Returns
+    -------
+    Expansion
+
+    Raises
+    ------
+    TypeError
+        Another dtype, an argument of another type.
+    ValueError
+        NaN or Inf in ``x``, no values, a range whose scale float32 cannot hold, bits, terms, axis or
+        clip out of range, an unknown ``isa``.
+
+    See Also
+    --------
+    reconstruct : The way back.
+
+    References
+    ----------
+    B. Zhang et al., "FP=xINT: a low-bit series expansion algorithm for post-training quantization",
+    2024; the digits are balanced here, since the paper's residuals, rounded, do not fit in their
+    bits. E. Yvinec et al., "REx: data-free residual quantization error expansion", 2023, is near.
+
+    Examples
+    --------
+    >>> import numpy as np, lowbit
+    >>> series = lowbit.expand(np.array([-1.0, 0.3, 0.77]), 4, 2)
+    >>> series.digits()
+    array([[-7,  2,  6],
+           [-6,  4, -5]], dtype=int16)
+    >>> lowbit.reconstruct(series, terms=1).round(2), lowbit.reconstruct(series).round(3)
+    (array([-0.95,  0.27,  0.81], dtype=float32), array([-0.996,  0.304,  0.768], dtype=float32))
+    >>> series.bound(terms=1).round(3), series.bound().round(4)
+    (np.float64(0.072), np.float64(0.0042))
+    """
+    bits = check_int("bits", bits, 2, 8)
+    terms = check_int("terms", terms, 1, 32 // bits)
+    symmetric = _check_bool("symmetric", symmetric)
+    if clip is not None:
+        if isinstance(clip, (bool, np.bool_)) or not isinstance(clip, (int, float, np.number)):
+            raise TypeError(f"clip: expected a number or None, got {clip!r}")
+        if not 0 < clip < math.inf:
+            raise ValueError(f"clip: expected above 0 and finite, got {clip}")
+    array, name = _real("x", x)
+    layout, shape = _shapes("x", array.shape, granularity)
+    wide = as_array("x", x, _FLOATS).astype(np.float64)
+    if not np.isfinite(wide).all():
+        raise ValueError(f"x: expected finite values, got {int((~np.isfinite(wide)).sum())} that are not")
+    low, high, squares = _extremes(wide, granularity)
+    if clip is not None:
+        reach = clip * np.sqrt(squares)
+        low, high = np.maximum(low, -reach), np.minimum(high, reach)
+    scale, zero_point = _series_scale(low, high, bits, terms, symmetric)
+    scale, zero_point = np.asarray(scale).reshape(shape), np.asarray(zero_point).reshape(shape)
+    codes = np.empty((terms, *array.shape), _U8)
+    _core.expand(array, name, layout, (bits, terms), scale, zero_point, codes, isa)
+    positions = steps = np.empty(0, np.int64)
+    if clip is not None:
+        size, zero = (_each(v, array.shape, granularity).astype(np.float64) for v in (scale, zero_point))
+        whole = np.rint(wide / size)
+        left = whole - np.clip(whole, -zero, 2.0 ** (bits * terms) - 1 - zero)
+        positions = np.flatnonzero(left)
+        steps = left.reshape(-1)[positions].astype(np.int64)
+    return Expansion(codes, scale, zero_point, bits, granularity, positions, steps)
+
+
+def reconstruct(expansion: Expansion, *, terms: int | None = None, dtype: DTypeLike = np.float32) -> NDArray[Any]:
+    """The array that the first terms of a series stand for, with what is saturated.
+
+    Parameters
+    ----------
+    expansion : Expansion
+    terms : int, optional
+        How many; None: all.
+    dtype : dtype
+        float32 or float64: of the result, to which a float64 sum is rounded.
+
+    Returns
+    -------
+    ndarray of dtype, of the shape of the array that was expanded
+
+    Raises
+    ------
+    TypeError, ValueError
+        No expansion, more terms than it has, another dtype.
+
+    Examples
+    --------
+    >>> import lowbit
+    >>> lowbit.reconstruct(lowbit.expand([0.0, 3.0, 1.0], 2, 3, symmetric=False))
+    array([0., 3., 1.], dtype=float32)
+    """
+    if not isinstance(expansion, Expansion):
+        raise TypeError(f"expansion: expected an Expansion, got {type(expansion).__name__}")
+    count = expansion.terms if terms is None else check_int("terms", terms, 0, expansion.terms)
+    if np.dtype(dtype) not in (np.float32, np.float64):
+        raise TypeError(f"dtype: expected float32 or float64, got {np.dtype(dtype)}")
+    shape, bits = expansion.codes.shape[1:], expansion.bits
+    scale, zero = (_each(v, shape, expansion.granularity) for v in (expansion.scale, expansion.zero_point))
+    left = bits * (expansion.terms - count)
+    total = np.zeros(shape, np.int64)
+    for codes in expansion.codes[:count]:
+        total = (total << bits) + codes
+    # The digits that are left out are 0, which is half of ones.
+    total = (total << left) + half_of_ones(bits, left // bits) - zero.astype(np.int64)
+    total.reshape(-1)[expansion.positions] += expansion.steps
+    return (total * scale.astype(np.float64)).astype(dtype)
+
+
+def _extremes(x: NDArray[np.float64], granularity: Granularity) -> tuple[NDArray[np.float64], ...]:
+    """Least, greatest and mean square of the values that share scales."""
+    size: Any
+    if isinstance(granularity, PerGroup):
+        starts = np.arange(0, x.shape[-1], granularity.group_size)
+        size = np.diff(np.append(starts, x.shape[-1]))
+        parts = (f.reduceat(y, starts, axis=-1) for f, y in ((np.minimum, x), (np.maximum, x), (np.add, x * x)))
+    else:
+        axes = None
+        if isinstance(granularity, PerAxis):
+            axes = tuple(i for i in range(x.ndim) if i != granularity.axis % x.ndim)
+        parts = (np.asarray(f(y, axis=axes)) for f, y in ((np.min, x), (np.max, x), (np.sum, x * x)))
+        size = x.size if axes is None else x.size // x.shape[granularity.axis]  # type: ignore[union-attr]
+    low, high, squares = parts
+    return low, high, squares / size
+
+
+def _series_scale(
+    low: NDArray[np.float64], high: NDArray[np.float64], bits: int, terms: int, symmetric: bool
+) -> tuple[NDArray[np.float32], NDArray[np.uint32]]:
+    """The last scale, rounded up so that the range fits, and the code of 0."""
+    most, half = 2 ** (bits * terms) - 1, half_of_ones(bits, terms)
+    top = most - half  # of the balanced digits
+    if symmetric:
+        exact = np.maximum(high, -low) / (top - 0.5 if terms > 1 else top)
+    else:
+        low, high = np.minimum(low, 0), np.maximum(high, 0)
+        exact = high / most - low / most  # their difference may overflow
+    with np.errstate(over="ignore"):
+        scale = exact.astype(np.float32)
+        scale = np.where(scale < exact, np.nextafter(scale, np.float32(np.inf)), scale)
+    if np.isinf(scale).any():
+        raise ValueError("x: expected a range whose scale float32 can hold")
+    scale = np.where(exact == 0, np.float32(1), np.maximum(scale, np.float32(2.0**-126))).astype(np.float32)
+    if symmetric:
+        return scale, np.full(scale.shape, half, np.uint32)
+    return scale, np.clip(np.rint(-low / scale.astype(np.float64)), 0, most).astype(np.uint32)
+
+
+def _each(values: NDArray[Any], shape: tuple[int, ...], granularity: Granularity) -> NDArray[Any]:
+    """Scales or zero points as they broadcast to the array's shape."""
+    if isinstance(granularity, PerGroup):
+        return np.repeat(values, granularity.group_size, axis=-1)[..., : shape[-1]]
+    if isinstance(granularity, PerAxis):
+        return values.reshape([-1 if i == granularity.axis % len(shape) else 1 for i in range(len(shape))])
+    return values
+
+
 def quantize_rows(
-    x: ArrayLike, *, symmetric: bool = False, group_size: int | None = None, isa: str | None = None
+    x: ArrayLike,
+    *,
+    nbits: int = 8,
+    symmetric: bool = False,
+    group_size: int | None = None,
+    isa: str | None = None,
 ) -> RowCodes:
-    """Quantizes rows of activations to 8 bits, each with a scale of its own.
+    """Quantizes rows of activations to 8 bits or fewer, each with a scale of its own.
 
     One pass that finds each row's range, rounds it as `quantize` would with
     "absmax", and sums its codes, which a product needs where there are zero
@@ -291,8 +497,10 @@ def quantize_rows(
     x : array_like of float32, float64, float16 or bfloat16, shape (..., K)
         At least one value. Copied once if not C-contiguous and aligned. Not to
         be changed by another thread meanwhile.
+    nbits : int
+        Bits per code, 2 to 8.
     symmetric : bool
-        Whether the zero point is fixed at 128, with codes of 1 to 255.
+        Whether the zero point is fixed at ``2**(nbits - 1)``; the code 0 is then not used.
     group_size : int, optional
         Codes of one sum; the last group of a row may be shorter. None, or more
         than K: one sum for each row.
@@ -326,7 +534,7 @@ def quantize_rows(
     (array([  0, 255], dtype=uint8), array([[256],
            [510]], dtype=int32))
     """
-    symmetric = _check_bool("symmetric", symmetric)
+    nbits, symmetric = check_int("nbits", nbits, 2, 8), _check_bool("symmetric", symmetric)
     array, name = _real("x", x)
     _some("x", array.shape)
     *outer, k = array.shape
@@ -334,7 +542,7 @@ def quantize_rows(
     codes = np.empty(array.shape, _U8)
     scale, zero_point = np.empty(outer, _F32), np.empty(outer, _U8)
     sums = np.empty((*outer, -(-k // group)), _I32)
-    _core.quantize_rows(array, name, k, symmetric, group, codes, scale, zero_point, sums, isa)
+    _core.quantize_rows(array, name, k, (nbits, symmetric), group, codes, scale, zero_point, sums, isa)
     return RowCodes(codes, scale, zero_point, sums)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Literal
 
-__all__ = ["Codebook", "Config", "Int8", "Uniform", "from_json"]
+__all__ = ["Codebook", "Config", "Int8", "Series", "Uniform", "from_json"]
 
 
 #: How levels are found (:func:`lowbit.fit_levels`).
@@ -197,6 +197,89 @@ class Codebook(Config):
             raise ValueError(f"activation: expected 'int8' or None, got {self.activation!r}")
         if self.rotate not in (None, "hadamard"):
             raise ValueError(f"rotate: expected None or 'hadamard', got {self.rotate!r}")
+
+
+@dataclass(frozen=True)
+class Series(Config):
+    """Sums of terms of few bits: weights and activations as series, without data.
+
+    ``n`` terms of ``X`` bits are one code of ``nX`` bits (:attr:`effective_bits`), and a
+    layer is :attr:`products` integer matrix products of ``X`` bits, or fewer of 8 bits
+    that give the same integers.
+
+    Parameters
+    ----------
+    weight_bits, weight_terms : int
+        Of each output row or filter, symmetric (:func:`lowbit.expand`): 2 to 8 bits, at most
+        16 in all terms.
+    activation_bits, activation_terms : int
+        Of a layer's inputs, within the call, by their own range: each row's of a linear
+        layer, each sample's of a convolution. 2 to 8 bits, at most 16 in all terms.
+    clip : float or None
+        As in :func:`lowbit.expand`, of weights: what lies beyond so many times a row's root
+        mean square is a sparse term of its own.
+    equalize : bool
+        As in :class:`Int8`, of linear layers.
+    triangular : bool
+        Leave out the products of terms ``i`` and ``j`` with ``i + j`` beyond the greater count
+        plus 1: their part is no larger than that of terms which are left out anyway.
+
+    References
+    ----------
+    B. Zhang et al., "FP=xINT: a low-bit series expansion algorithm for post-training
+    quantization", 2024. Triangular sums are ours.
+
+    Examples
+    --------
+    >>> import lowbit
+    >>> config = lowbit.Series(4, 2, 4, 2)
+    >>> config.effective_bits, config.products
+    ((8, 8), 4)
+    """
+
+    weight_bits: int
+    weight_terms: int
+    activation_bits: int
+    activation_terms: int
+    clip: float | None = None
+    equalize: bool = True
+    triangular: bool = False
+
+    def __post_init__(self) -> None:
+        for what in ("weight", "activation"):
+            bits, terms = getattr(self, f"{what}_bits"), getattr(self, f"{what}_terms")
+            for name, value in ((f"{what}_bits", bits), (f"{what}_terms", terms)):
+                if not isinstance(value, int) or isinstance(value, bool):
+                    raise TypeError(f"{name}: expected an int, got {value!r}")
+            if not 2 <= bits <= 8:
+                raise ValueError(f"{what}_bits: expected 2 to 8, got {bits}")
+            if terms < 1 or bits * terms > 16:
+                raise ValueError(f"{what}_terms: expected 1 to {16 // bits} of {bits} bits, got {terms}")
+        if self.clip is not None:
+            if isinstance(self.clip, bool) or not isinstance(self.clip, (int, float)):
+                raise TypeError(f"clip: expected a number or None, got {self.clip!r}")
+            if not 0 < self.clip < float("inf"):
+                raise ValueError(f"clip: expected above 0 and finite, got {self.clip}")
+        for name, value in (("equalize", self.equalize), ("triangular", self.triangular)):
+            if not isinstance(value, bool):
+                raise TypeError(f"{name}: expected a bool, got {value!r}")
+
+    @property
+    def effective_bits(self) -> tuple[int, int]:
+        """Bits of the codes that the terms of weights and of activations are cut from."""
+        return self.weight_bits * self.weight_terms, self.activation_bits * self.activation_terms
+
+    @property
+    def pairs(self) -> tuple[tuple[int, int], ...]:
+        """The terms whose products are summed, of weights and of activations, from 0."""
+        weight, activation = self.weight_terms, self.activation_terms
+        most = max(weight, activation) if self.triangular else weight + activation
+        return tuple((i, j) for i in range(weight) for j in range(activation) if i + j < most)
+
+    @property
+    def products(self) -> int:
+        """Integer matrix products of a layer, by definition."""
+        return len(self.pairs)
 
 
 def from_json(text: str) -> Config:

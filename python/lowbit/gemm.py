@@ -50,7 +50,7 @@ def tile_matrix(b: ArrayLike) -> TiledMatrix:
         raise ValueError(f"b: expected 2-D (K, N), got shape {b.shape}")
     k, n = b.shape
     tiled = aligned(_core.tiled_len(k, n))
-    _core.tile_matrix(b, k, n, tiled)
+    _core.tile_matrix(b, k, n, None, tiled)
     return TiledMatrix(tiled, k, n)
 
 

@@ -6,12 +6,14 @@ import operator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 __all__ = [
     "ConvergenceWarning",
+    "Expansion",
     "FileFormatError",
     "Granularity",
     "KMeans",
@@ -88,6 +90,67 @@ class QParams:
     qmax: int
     granularity: Granularity
     symmetric: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Expansion:
+    """An array as a sum of terms of few bits, as `lowbit.expand` made it.
+
+    ``x ~ scales[0] * digits[0] + ... + scales[n-1] * digits[n-1] + bias``, and what
+    saturation adds. A term's scale is ``2**bits`` times the next one's; a digit is a signed
+    integer of ``bits`` bits.
+
+    ``codes`` uint8 (terms, *x.shape) are the digits plus ``2**(bits - 1)``, the most
+    significant first: fields of one code of ``bits * terms`` bits, whose ``zero_point``,
+    uint32, and last ``scale``, float32, have the shape that ``granularity`` gives.
+    ``positions`` and ``steps``, int64 (s,), are the sparse term: at these flat indices so
+    many of the last scale are to be added.
+    """
+
+    codes: NDArray[np.uint8]
+    scale: NDArray[np.float32]
+    zero_point: NDArray[np.uint32]
+    bits: int
+    granularity: Granularity
+    positions: NDArray[np.int64]
+    steps: NDArray[np.int64]
+
+    @property
+    def terms(self) -> int:
+        """How many there are."""
+        return len(self.codes)
+
+    def digits(self) -> NDArray[np.int16]:
+        """The digits, int16 (terms, *x.shape), from ``-2**(bits - 1)`` to ``2**(bits - 1) - 1``."""
+        return self.codes.astype(np.int16) - np.int16(1 << (self.bits - 1))
+
+    def scales(self) -> NDArray[np.float64]:
+        """Each term's scale, float64 (terms, *scale.shape)."""
+        return np.stack([self.scale * 2.0 ** (self.bits * i) for i in reversed(range(self.terms))], dtype=np.float64)
+
+    @property
+    def bias(self) -> NDArray[np.float64]:
+        """What the term of ones is multiplied with, float64: 0 for a symmetric expansion."""
+        return self.scale * (half_of_ones(self.bits, self.terms) - self.zero_point.astype(np.float64))
+
+    def bound(self, terms: int | None = None) -> NDArray[np.float64]:
+        """What the error of the first terms (None: of all) never exceeds, float64 of the scales' shape.
+
+        Half of the last scale; and what the terms after them can hold. A float32 result is
+        rounded once more.
+        """
+        left = self.bits * (self.terms - (self.terms if terms is None else terms))
+        dropped = half_of_ones(self.bits, left // self.bits)
+        return self.scale * np.float64(0.5 + 2.0**-19 + dropped)
+
+    def __repr__(self) -> str:
+        shape = self.codes.shape[1:]
+        return f"Expansion(shape={shape}, bits={self.bits}, terms={self.terms}, saturated={len(self.positions)})"
+
+
+def half_of_ones(bits: int, terms: int) -> int:
+    """The code whose digits are all 0: ``2**(bits - 1)`` in each of so many fields."""
+    return sum(1 << (bits * i + bits - 1) for i in range(terms))
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,15 @@ The oracle of the tests, and what a user would write without lowbit. ``isa`` is
 accepted and ignored.
 """
 
-from lowbit.reference.affine import choose_qparams, dequantize, quantize, quantize_rows, round_with_feedback
+from lowbit.reference.affine import (
+    choose_qparams,
+    dequantize,
+    expand,
+    quantize,
+    quantize_rows,
+    reconstruct,
+    round_with_feedback,
+)
 from lowbit.reference.codebook import assign, kmeans, kmeans_1d, kmeans_1d_rows, lookup
 from lowbit.reference.conv import conv2d
 from lowbit.reference.gemm import (
@@ -34,6 +42,7 @@ __all__ = [
     "density_levels",
     "dequantize",
     "encode",
+    "expand",
     "fit_levels",
     "fit_levels_rows",
     "kmeans",
@@ -47,6 +56,7 @@ __all__ = [
     "quantize",
     "quantize_rows",
     "quantize_weight",
+    "reconstruct",
     "round_with_feedback",
     "tile_matrix",
     "unpack_codes",

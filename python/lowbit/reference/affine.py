@@ -8,9 +8,17 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from lowbit.types import Granularity, PerAxis, PerGroup, PerTensor, QParams, RowCodes
+from lowbit.types import Expansion, Granularity, PerAxis, PerGroup, PerTensor, QParams, RowCodes
 
-__all__ = ["choose_qparams", "dequantize", "quantize", "quantize_rows", "round_with_feedback"]
+__all__ = [
+    "choose_qparams",
+    "dequantize",
+    "expand",
+    "quantize",
+    "quantize_rows",
+    "reconstruct",
+    "round_with_feedback",
+]
 
 MIN_SCALE = np.float32(2.0**-126)
 CHUNK = 1 << 16  # values of a group whose squared errors are summed by themselves
@@ -147,8 +155,90 @@ def dequantize(
     return out
 
 
+def expand(
+    x: ArrayLike,
+    bits: int,
+    terms: int,
+    *,
+    granularity: Granularity = PerTensor(),  # noqa: B008 - frozen
+    symmetric: bool = True,
+    clip: float | None = None,
+    isa: str | None = None,
+) -> Expansion:
+    """`lowbit.expand`: x (..., K) as terms of few bits, the finest digit taken off first.
+
+    Raises
+    ------
+    ValueError
+        No values, NaN or Inf, a scale beyond float32.
+
+    Examples
+    --------
+    >>> from lowbit import reference
+    >>> reference.expand([-1.0, 0.25], 4, 2).codes - 8.0
+    array([[-7.,  2.],
+           [-6., -2.]])
+    """
+    x = _real(x).astype(np.float64)
+    if not np.isfinite(x).all() or x.size == 0:
+        raise ValueError("x: expected at least 1 value, all of them finite")
+    base, most = 2**bits, 2 ** (bits * terms) - 1
+    half = (base // 2) * (most // (base - 1))  # the code of which every digit is 0
+    groups, valid = _groups(x, granularity)
+    low = np.where(valid, groups, np.inf).min(axis=1)
+    high = np.where(valid, groups, -np.inf).max(axis=1)
+    if clip is not None:
+        reach = clip * np.sqrt(np.array([np.sum(g[v] ** 2) / v.sum() for g, v in zip(groups, valid, strict=True)]))
+        low, high = np.maximum(low, -reach), np.minimum(high, reach)
+    if symmetric:
+        exact = np.maximum(high, -low) / (most - half - (0.5 if terms > 1 else 0))
+    else:
+        low, high = np.minimum(low, 0), np.maximum(high, 0)
+        exact = high / most - low / most
+    scale = exact.astype(np.float32)
+    scale = np.where(scale < exact, np.nextafter(scale, np.float32(np.inf)), scale)
+    if np.isinf(scale).any():
+        raise ValueError("x: too large for a float32 scale")
+    scale = np.where(exact == 0, np.float32(1), np.maximum(scale, MIN_SCALE))
+    zero = np.full(scale.shape, half) if symmetric else np.clip(np.rint(-low / scale.astype(np.float64)), 0, most)
+    shape = _scale_shape(x.shape, granularity)
+    scale, zero = scale.astype(np.float32).reshape(shape), zero.astype(np.uint32).reshape(shape)
+
+    zeros = _spread(zero, x.shape, granularity).astype(np.float64)
+    whole = np.rint(x / _spread(scale, x.shape, granularity).astype(np.float64)) + zeros
+    code = np.clip(whole, 0, most)
+    left = (whole - code).reshape(-1).astype(np.int64) * (clip is not None)
+    digits: list[np.ndarray] = []
+    rest = code.astype(np.int64) - half
+    for _ in range(terms):
+        digit = (rest + base // 2) % base - base // 2
+        digits.insert(0, digit)
+        rest = (rest - digit) // base
+    codes = (np.stack(digits) + base // 2).astype(np.uint8)
+    return Expansion(codes, scale, zero, bits, granularity, np.flatnonzero(left), left[np.flatnonzero(left)])
+
+
+def reconstruct(expansion: Expansion, *, terms: int | None = None, dtype: DTypeLike = np.float32) -> NDArray[Any]:
+    """`lowbit.reconstruct`: the terms' sum, with what is saturated.
+
+    Examples
+    --------
+    >>> from lowbit import reference
+    >>> reference.reconstruct(reference.expand([-1.0, 0.25], 4, 2)).round(3)
+    array([-0.996,  0.253], dtype=float32)
+    """
+    shape, count = expansion.codes.shape[1:], expansion.terms if terms is None else terms
+    scale = _spread(expansion.scale, shape, expansion.granularity).astype(np.float64)
+    total = np.broadcast_to(_spread(expansion.bias, shape, expansion.granularity) / scale, shape)
+    for i, digit in enumerate(expansion.digits()[:count]):
+        total = total + digit * 2.0 ** (expansion.bits * (expansion.terms - 1 - i))
+    total = total.reshape(-1).copy()
+    total[expansion.positions] += expansion.steps
+    return (total.reshape(shape) * scale).astype(dtype)
+
+
 def quantize_rows(
-    x: ArrayLike, *, symmetric: bool = False, group_size: int | None = None, isa: str | None = None
+    x: ArrayLike, *, nbits: int = 8, symmetric: bool = False, group_size: int | None = None, isa: str | None = None
 ) -> RowCodes:
     """`lowbit.quantize_rows`: rows (..., K) to uint8 codes, scales, zero points and sums.
 
@@ -166,7 +256,7 @@ def quantize_rows(
     x = _real(x)
     if x.size == 0:
         raise ValueError("x: expected at least 1 value")
-    levels = _Levels(8, symmetric, False)
+    levels = _Levels(nbits, symmetric, False)
     low, high = x.min(axis=-1, keepdims=True), x.max(axis=-1, keepdims=True)
     with np.errstate(invalid="ignore"):
         scale, zp = levels.fit(low, high)

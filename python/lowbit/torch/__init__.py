@@ -11,12 +11,13 @@ try:
 except ImportError as error:
     raise ImportError("lowbit.torch needs PyTorch: pip install 'lowbit[torch]'") from error
 
-from lowbit.config import Int8, Uniform
+from lowbit.config import Int8, Series, Uniform
 from lowbit.torch.allocate import allocate_bits
 from lowbit.torch.calibrate import calibrate_
 from lowbit.torch.integer import IntegerModel, IntegerReport, to_integer
 from lowbit.torch.modules import QuantEmbedding, QuantLinear
 from lowbit.torch.quantize import LayerReport, Report, dequantize_, quantize_
+from lowbit.torch.series import SeriesConv2d, SeriesLinear
 
 __all__ = [
     "Int8",
@@ -26,6 +27,9 @@ __all__ = [
     "QuantEmbedding",
     "QuantLinear",
     "Report",
+    "Series",
+    "SeriesConv2d",
+    "SeriesLinear",
     "Uniform",
     "allocate_bits",
     "calibrate_",

@@ -110,7 +110,11 @@ def _plain(*modules: nn.Module | None) -> bool:
     """Whether these run their own forward and nothing around it."""
     return all(
         m is None
-        or (inspect.unwrap(type(m).forward) is type(m).forward and not m._forward_hooks and not m._forward_pre_hooks)
+        or (
+            getattr(m, "fusible", True)
+            and inspect.unwrap(type(m).forward) is type(m).forward
+            and not (m._forward_hooks or m._forward_pre_hooks)
+        )
         for m in modules
     )
 

@@ -15,11 +15,15 @@ import torch
 from torch import nn
 
 import lowbit
-from lowbit.config import Codebook, Config, Int8, Uniform
+from lowbit.config import Codebook, Config, Int8, Series, Uniform
 from lowbit.gemm import MAX_K_UINT8
 from lowbit.torch import fusion
 from lowbit.torch.modules import QuantEmbedding, QuantLinear
+from lowbit.torch.series import SeriesConv2d, SeriesLinear
 from lowbit.weights import Weight
+
+#: Products of a convolution's sums, at most.
+MAX_PRODUCTS = 1 << 15
 
 __all__ = ["LayerReport", "Report", "dequantize_", "quantize_"]
 
@@ -97,7 +101,7 @@ def quantize_(
     fuse: bool = True,
     progress: bool | Progress | None = None,
 ) -> Report:
-    """Quantizes a model's linear layers and embeddings in place.
+    """Quantizes a model's linear layers and embeddings in place; with :class:`lowbit.Series` convolutions too.
 
     Layers are swapped one by one, so the peak is the model plus one layer. An
     interrupted call leaves a model that works, part of it quantized; a second
@@ -145,8 +149,10 @@ def quantize_(
     """
     _check_model(model)
     _check_config("config", config)
-    names = [name for name, _ in _layers(model)]
-    decided = _decide(names, config, _check_rules(rules))
+    checked = _check_rules(rules)
+    kinds = _kinds_of([config, *(c for _, c in checked)])
+    names = [name for name, _ in _layers(model, kinds)]
+    decided = _decide(names, config, checked)
     swaps = _Swaps(model, decided)
     before = _state_bytes(model)
     tell = _teller(progress)
@@ -189,7 +195,7 @@ def dequantize_(model: nn.Module) -> nn.Module:
     done: dict[int, nn.Module] = {}
     weights: dict[int, nn.Parameter] = {}
     for name, module in list(model.named_modules(remove_duplicate=False)):
-        if not isinstance(module, (QuantLinear, QuantEmbedding)):
+        if not isinstance(module, (QuantLinear, QuantEmbedding, SeriesConv2d)):
             continue
         if id(module) not in done:
             key = id(module._buffers.get("tiled", module._buffers.get("codes")))
@@ -201,7 +207,16 @@ def dequantize_(model: nn.Module) -> nn.Module:
     return model
 
 
-def _dequantized(module: QuantLinear | QuantEmbedding, weight: nn.Parameter) -> nn.Module:
+def _dequantized(module: QuantLinear | QuantEmbedding | SeriesConv2d, weight: nn.Parameter) -> nn.Module:
+    if isinstance(module, SeriesConv2d):
+        conv = nn.Conv2d(
+            module.in_channels, module.out_channels, module.kernel_size, module.stride, module.padding,
+            module.dilation, module.groups, module.bias is not None, device="meta",
+        )  # fmt: skip
+        conv.weight = weight
+        if module.bias is not None:
+            conv.bias = nn.Parameter(module.bias.to(module.dtype))
+        return conv
     if isinstance(module, QuantEmbedding):
         n, d = module.num_embeddings, module.embedding_dim
         embedding = nn.Embedding(n, d, module.padding_idx, device="meta")
@@ -217,23 +232,33 @@ def _dequantized(module: QuantLinear | QuantEmbedding, weight: nn.Parameter) -> 
 # ------------------------------------------------------------------ deciding
 
 
-def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Every linear layer and embedding, quantized ones included, under every name."""
+_KINDS: tuple[type[nn.Module], ...] = (nn.Linear, nn.Embedding, QuantLinear, QuantEmbedding)
+
+
+def _kinds_of(configs: Iterable[Config | None]) -> tuple[type[nn.Module], ...]:
+    """The layers that these configs are for: convolutions where one is a series."""
+    series = any(isinstance(config, Series) for config in configs)
+    return (*_KINDS, nn.Conv2d, SeriesConv2d) if series else _KINDS
+
+
+def _layers(model: nn.Module, kinds: tuple[type[nn.Module], ...] = _KINDS) -> Iterator[tuple[str, nn.Module]]:
+    """Every layer of these kinds, quantized ones included, under every name."""
     for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, (nn.Linear, nn.Embedding, QuantLinear, QuantEmbedding)):
+        if isinstance(module, kinds):
             yield name, module
 
 
 def _check_model(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    if isinstance(model, (nn.Linear, nn.Embedding)):
+    if isinstance(model, (nn.Linear, nn.Embedding, nn.Conv2d)):
         raise ValueError(f"model: a bare {type(model).__name__} cannot be swapped in place; wrap it in nn.Sequential")
 
 
 def _check_config(name: str, config: Any) -> None:
-    if config is not None and not isinstance(config, (Int8, Uniform, Codebook)):
-        raise TypeError(f"{name}: expected lowbit.Int8(), Uniform(...), Codebook(...) or None, got {config!r}")
+    if config is not None and not isinstance(config, (Int8, Uniform, Codebook, Series)):
+        expected = "lowbit.Int8(), Uniform(...), Codebook(...), Series(...) or None"
+        raise TypeError(f"{name}: expected {expected}, got {config!r}")
 
 
 def _check_rules(
@@ -270,10 +295,18 @@ def _reason(
     module: nn.Module, config: Any, kinds: tuple[type[nn.Module], ...] = (nn.Linear, nn.Embedding)
 ) -> str | None:
     """Why a layer is left alone; None where it is to be quantized."""
-    if isinstance(module, (QuantLinear, QuantEmbedding)):
+    if isinstance(module, (QuantLinear, QuantEmbedding, SeriesConv2d)):
         return "already quantized"
     if config is None:
         return "no config for it"
+    if isinstance(config, Series):
+        if isinstance(module, nn.Embedding):
+            return "an embedding multiplies nothing; Int8() or Uniform(...) in a rule for it"
+        kinds = (nn.Linear, nn.Conv2d)
+    elif isinstance(module, nn.Conv2d) and nn.Conv2d not in kinds:
+        return (
+            f"{type(config).__name__} is for no convolution; Series(...), or lowbit.torch.to_integer for all of a model"
+        )
     if isinstance(module, nn.modules.lazy.LazyModuleMixin):
         raise ValueError("model: a lazy layer has no weights yet; run one batch through the model first")
     if type(module) not in kinds:
@@ -292,6 +325,11 @@ def _reason(
         return "empty"
     if isinstance(module, nn.Linear) and module.in_features > MAX_K_UINT8:
         return f"more than {MAX_K_UINT8} inputs"
+    if isinstance(config, Series) and isinstance(module, nn.Conv2d):
+        if module.padding_mode != "zeros":
+            return f"padding_mode {module.padding_mode!r}; it pads with zeros alone"
+        if weight[0].numel() > MAX_PRODUCTS:
+            return f"more than {MAX_PRODUCTS} products a sum"
     if isinstance(module, nn.Embedding) and module.max_norm is not None:
         return "max_norm changes its weight as it runs"
     return None
@@ -311,7 +349,7 @@ def _plan(
     that share a weight and a config."""
     reports, todo = {}, []
     kinds: dict[Shared, set[type[nn.Module]]] = {}
-    for name, module in _layers(model):
+    for name, module in _layers(model, _kinds_of(decided.values())):
         config = decided[name]
         reason = _reason(module, config)
         if config is None or reason is not None:
@@ -360,6 +398,9 @@ def _quantized(
     """The layer that takes the place of ``module``; ``made``: the buffers that others have."""
     weight = module.weight
     assert isinstance(weight, torch.Tensor)
+    if isinstance(config, Series):
+        assert isinstance(module, (nn.Linear, nn.Conv2d))
+        return SeriesConv2d.of(module, config) if isinstance(module, nn.Conv2d) else SeriesLinear.of(module, config)
     (n, k), shared = weight.shape, (id(weight), config)
     if shared not in made:
         made[shared] = _made(weight, config, rows=nn.Linear not in kinds[shared])
@@ -450,11 +491,11 @@ def _state_bytes(model: nn.Module) -> int:
 def _report(name: str, old: nn.Module, new: nn.Module) -> LayerReport:
     weight = old.weight
     assert isinstance(weight, torch.Tensor)
-    assert isinstance(new, (QuantLinear, QuantEmbedding))
+    assert isinstance(new, (QuantLinear, QuantEmbedding, SeriesConv2d))
     norm = error = 0.0
-    size = max(1, (1 << 18) // weight.shape[1])
+    size = max(1, (1 << 18) // weight[0].numel())
     for rows, part in zip(torch.arange(weight.shape[0]).split(size), weight.detach().split(size), strict=True):
-        part = part.float()
+        part = part.float().flatten(1)
         norm += float(part.square().sum(dtype=torch.float64))
         error += float((new.rows(rows) - part).square().sum(dtype=torch.float64))
     error = math.sqrt(error / norm) if norm else 0.0
@@ -466,7 +507,11 @@ def _report(name: str, old: nn.Module, new: nn.Module) -> LayerReport:
     if getattr(config, "rotate", None) is not None:
         bits += " rotated"
     what = "look-up"
-    if isinstance(new, QuantLinear):
+    if isinstance(config, Series):
+        bits = "{} x {} bits".format(*config.effective_bits)
+    if isinstance(new, SeriesConv2d):
+        what = "conv2d"
+    elif isinstance(new, QuantLinear):
         what = "gemm" + {None: " of floats", "int8_group": " of spans"}.get(getattr(config, "activation", "int8"), "")
     kernel = f"{bits} {what}, {isa}"
     return LayerReport(

@@ -2,7 +2,7 @@
 //! name of their real type, float16 and bfloat16 as uint16; lengths are checked
 //! again by the kernel.
 
-use lowbit_kernels::affine::{self, Floats, FloatsMut, Layout, Levels, Method, RowScale, Tables};
+use lowbit_kernels::affine::{self, Digits, Floats, FloatsMut, Layout, Levels, Method, RowScale, Tables};
 use numpy::{Element, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyReadwriteArrayDyn};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -147,14 +147,39 @@ fn dequantize(
     }
 }
 
-/// Rows of `k` values; the sums of codes are of `group_size` each.
+/// `codes` is (terms, *x.shape); `digits` is (bits, terms).
+#[pyfunction]
+fn expand(
+    py: Python<'_>,
+    x: &Bound<'_, PyAny>,
+    dtype: &str,
+    shape: Shape,
+    digits: (u32, u32),
+    scale: &Bound<'_, PyAny>,
+    zero_point: &Bound<'_, PyAny>,
+    codes: &Bound<'_, PyAny>,
+    isa: Option<&str>,
+) -> PyResult<()> {
+    let (isa, layout) = (self::isa(isa)?, layout(shape)?);
+    let digits = Digits::new(digits.0, digits.1).map_err(to_py)?;
+    let (x, scale, zero_point) =
+        (Read::new(x, dtype)?, read::<f32>("scale", scale)?, read::<u32>("zero_point", zero_point)?);
+    let mut codes = write::<u8>("codes", codes)?;
+    let (x, scale, zero_point, codes) = (x.get()?, scale.as_slice()?, zero_point.as_slice()?, codes.as_slice_mut()?);
+    run(py, codes.len(), Threads::default(), |ctl| {
+        affine::expand(x, &layout, digits, scale, zero_point, codes, isa, ctl)
+    })
+}
+
+/// Rows of `k` values; `levels` are bits and whether they are symmetric, and the sums of codes are of
+/// `group_size` each.
 #[pyfunction]
 fn quantize_rows(
     py: Python<'_>,
     x: &Bound<'_, PyAny>,
     dtype: &str,
     k: usize,
-    symmetric: bool,
+    levels: (u32, bool),
     group_size: usize,
     codes: &Bound<'_, PyAny>,
     scale: &Bound<'_, PyAny>,
@@ -162,7 +187,7 @@ fn quantize_rows(
     group_sums: &Bound<'_, PyAny>,
     isa: Option<&str>,
 ) -> PyResult<()> {
-    let isa = self::isa(isa)?;
+    let (isa, levels) = (self::isa(isa)?, Levels::new(levels.0, levels.1, false).map_err(to_py)?);
     let (x, mut codes) = (Read::new(x, dtype)?, write::<u8>("codes", codes)?);
     let (mut scale, mut zero_point) = (write::<f32>("scale", scale)?, write::<u8>("zero_point", zero_point)?);
     let mut sums = write::<i32>("group_sums", group_sums)?;
@@ -170,7 +195,7 @@ fn quantize_rows(
     let (scale, zero_point) = (scale.as_slice_mut()?, zero_point.as_slice_mut()?);
     let mut rows = vec![RowScale::default(); scale.len()];
     run(py, x.len().saturating_mul(2), Threads::default(), |ctl| {
-        affine::quantize_rows(x, k, symmetric, group_size, codes, &mut rows, sums, isa, ctl)
+        affine::quantize_rows(x, k, &levels, group_size, codes, &mut rows, sums, isa, ctl)
     })?;
     for ((row, scale), zero_point) in rows.iter().zip(scale).zip(zero_point) {
         (*scale, *zero_point) = (row.scale, row.zero_point);
@@ -207,6 +232,7 @@ pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(choose_qparams, m)?)?;
     m.add_function(wrap_pyfunction!(quantize, m)?)?;
     m.add_function(wrap_pyfunction!(dequantize, m)?)?;
+    m.add_function(wrap_pyfunction!(expand, m)?)?;
     m.add_function(wrap_pyfunction!(quantize_rows, m)?)?;
     m.add_function(wrap_pyfunction!(round_with_feedback, m)?)
 }

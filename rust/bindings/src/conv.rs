@@ -1,6 +1,8 @@
 //! Convolutions of codes. `lowbit.conv` hands over C-contiguous arrays of the
 //! right dtypes; sizes are checked again by the kernel.
 
+use lowbit_kernels::Isa;
+use lowbit_kernels::affine::Levels;
 use lowbit_kernels::conv::{Conv2d, Finish, Kind, Shape, To, Weight};
 use numpy::{PyReadonlyArrayDyn, PyUntypedArrayMethods};
 use pyo3::exceptions::PyValueError;
@@ -79,7 +81,66 @@ fn conv2d(
     })
 }
 
+/// A convolution of floats, for images of one size: `lowbit.torch` keeps it with the codes.
+#[pyclass(frozen, module = "lowbit._core")]
+struct RoundedConv2d {
+    conv: Conv2d,
+    isa: Isa,
+    /// Products of an image.
+    products: usize,
+}
+
+#[pymethods]
+impl RoundedConv2d {
+    /// `weight` is int8; `image` is (H, W, C).
+    #[new]
+    fn new(
+        py: Python<'_>,
+        weight: &Bound<'_, PyAny>,
+        image: [usize; 3],
+        steps: Steps,
+        isa: Option<&str>,
+    ) -> PyResult<Self> {
+        let (isa, weight) = (call::isa(isa)?, Codes::of("weight", weight)?);
+        let [rows, columns, channels] = image;
+        let shape = shape_of([1, rows, columns, channels], weight.shape()?, steps);
+        let products = shape.products().map_err(call::to_py)?;
+        let finish = Finish { bias: vec![0; shape.filters], to: To::Sums };
+        let input = Kind { signed: false, zero_point: 0 };
+        let weight = Weight { codes: weight.bytes()?, kind: weight.kind(0) };
+        let conv = run(py, weight.codes.len(), Threads::default(), |_| Conv2d::new(shape, weight, input, finish, isa))?;
+        Ok(RoundedConv2d { conv, isa, products })
+    }
+
+    /// `x` float32 (N, H, W, C), rounded to `nbits`; `out` float32 (N, OH, OW, O).
+    fn run(
+        &self,
+        x: &Bound<'_, PyAny>,
+        nbits: u32,
+        scale: &Bound<'_, PyAny>,
+        bias: &Bound<'_, PyAny>,
+        out: &Bound<'_, PyAny>,
+        threads: usize,
+        openmp: bool,
+    ) -> PyResult<()> {
+        let levels = Levels::new(nbits, false, false).map_err(call::to_py)?;
+        let (py, x, mut out) = (x.py(), read::<f32>("x", x)?, write::<f32>("out", out)?);
+        let (scale, bias) = (read::<f32>("scale", scale)?, read::<f32>("bias", bias)?);
+        // A slice is had of other orders too.
+        if !x.is_c_contiguous() || !out.is_c_contiguous() {
+            return Err(PyValueError::new_err("x, out: expected C-contiguous arrays"));
+        }
+        let n = x.shape().first().copied().unwrap_or(0);
+        let (x, ends, out) = (x.as_slice()?, [scale.as_slice()?, bias.as_slice()?], out.as_slice_mut()?);
+        let threads = Threads { threads: (threads > 0).then_some(threads), openmp };
+        run(py, self.products.saturating_mul(n), threads, |ctl| {
+            self.conv.rounded(n, x, &levels, ends, out, self.isa, ctl)
+        })
+    }
+}
+
 pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(conv2d_size, m)?)?;
-    m.add_function(wrap_pyfunction!(conv2d, m)?)
+    m.add_function(wrap_pyfunction!(conv2d, m)?)?;
+    m.add_class::<RoundedConv2d>()
 }

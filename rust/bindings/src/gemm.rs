@@ -184,12 +184,21 @@ fn tiled_len(k: usize, n: usize) -> PyResult<usize> {
     gemm::tiled_len(k, n).map_err(to_py)
 }
 
-/// Tiles codes (K, N) into `out`; all scales are 1.
+/// Tiles codes (K, N) into `out` with a scale for each column, all 1 for None.
 #[pyfunction]
-fn tile_matrix(py: Python<'_>, b: &Bound<'_, PyAny>, k: usize, n: usize, out: &Bound<'_, PyAny>) -> PyResult<()> {
+fn tile_matrix(
+    py: Python<'_>,
+    b: &Bound<'_, PyAny>,
+    k: usize,
+    n: usize,
+    scale: Option<&Bound<'_, PyAny>>,
+    out: &Bound<'_, PyAny>,
+) -> PyResult<()> {
     let (b, mut out) = (Read::<i8>::new("b", b)?, Write::<u8>::new(out)?);
+    let scale = scale.map(|scale| Read::<f32>::new("scale", scale)).transpose()?;
+    let scale = scale.as_ref().map(Read::slice).transpose()?;
     let (b, out) = (b.slice()?, out.slice()?);
-    run(py, b.len() * 4, Threads::default(), |ctl| gemm::tile(b, k, n, n, 1, None, out, ctl))
+    run(py, b.len() * 4, Threads::default(), |ctl| gemm::tile(b, k, n, n, 1, scale, out, ctl))
 }
 
 #[pyfunction]

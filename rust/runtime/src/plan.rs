@@ -293,8 +293,9 @@ fn work(names: &Names, operation: &Operation, constants: &[&[u8]], add: Option<A
             let zero = if input.dtype.is_code() { input.zero_point as u8 } else { 0 };
             let element = input.dtype.size();
             let mut before: Vec<_> = padding.iter().map(|p| p[0]).collect();
-            if let Some(last) = before.last_mut() {
-                *last *= element;
+            match before.last_mut() {
+                Some(last) => *last *= element,
+                None => before.push(0), // one number, a row of one element
             }
             Work::Pad(Pad { zero, input: in_bytes(input), output: in_bytes(out), before })
         }

@@ -78,6 +78,21 @@ impl Layout {
         self.outer * self.width(group % self.per_channel)
     }
 
+    /// The pieces of a part of the array that each have one group.
+    pub(super) fn runs(&self, part: Range<usize>) -> impl Iterator<Item = (usize, Range<usize>)> {
+        let mut at = part.start;
+        std::iter::from_fn(move || {
+            if at >= part.end {
+                return None;
+            }
+            let (row, i) = (at / self.inner, at % self.inner);
+            let g = i / self.group;
+            let from = at;
+            at = part.end.min(row * self.inner + g * self.group + self.width(g));
+            Some((row % self.channels * self.per_channel + g, from..at))
+        })
+    }
+
     /// Neighbours in a row that share the `g`th scale of their channel.
     fn width(&self, g: usize) -> usize {
         self.group.min(self.inner - g * self.group)

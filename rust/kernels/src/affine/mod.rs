@@ -10,6 +10,7 @@
 //! | [`choose_qparams`] | f32, f64, f16, bf16 | f32 scale and i32 zero point of each group |
 //! | [`quantize`] | f32, f64, f16, bf16, scales | u8 codes |
 //! | [`dequantize`] | u8 codes, scales | f32, f64, f16, bf16 |
+//! | [`expand`] | the same, scales | u8 codes of each of the terms of a series |
 //! | [`quantize_groups`] | rows of f32 | codes of 2 to 6 bits, u8 multipliers and zero points of groups, f32 scales |
 //! | [`round_with_feedback`] | rows of f32, f32 coefficients and tables of levels | u8 codes |
 //! | [`quantize_rows`] | rows of the same | u8 codes, f32 scale, u8 zero point, i32 sums |
@@ -20,6 +21,7 @@
 //! of squares have a fixed one.
 
 mod choose;
+mod digits;
 mod feedback;
 mod groups;
 mod hadamard;
@@ -32,6 +34,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::Relaxed};
 
 pub(crate) use choose::all_finite;
 pub use choose::{Method, choose_qparams};
+pub use digits::{Digits, expand};
 pub use feedback::{Tables, round_with_feedback};
 pub(crate) use groups::most_of;
 pub use groups::{GroupedRows, quantize_groups};
@@ -176,15 +179,10 @@ impl Levels {
         })
     }
 
-    /// The levels of activations quantized row by row.
-    #[inline(always)]
-    fn of_rows(symmetric: bool) -> Levels {
-        if symmetric {
-            Levels { symmetric, qmin: 1, qmax: 255, middle: 128, steps: 127.0 }
-        } else {
-            Levels { symmetric, qmin: 0, qmax: 255, middle: 0, steps: 127.5 }
-        }
-    }
+    /// Eight bits over the range of the values and zero.
+    pub(crate) const RANGE: Levels = Levels { symmetric: false, qmin: 0, qmax: 255, middle: 0, steps: 127.5 };
+    /// Eight bits, symmetric.
+    pub(crate) const SYMMETRIC: Levels = Levels { symmetric: true, qmin: 1, qmax: 255, middle: 128, steps: 127.0 };
 
     /// The least code.
     pub fn qmin(&self) -> u8 {
@@ -224,8 +222,8 @@ pub struct RowScale {
 
 on_isa! {
     /// Quantizes one row to u8 on the calling thread: the step that a product
-    /// with rows of activations does first. `out` has as many elements as `x`.
-    pub(crate) fn quantize_row(x: Floats, symmetric: bool, out: &mut [u8]) -> RowScale = scalar::quantize_row;
+    /// with rows of activations does first. `out` has as many elements as `x`; levels are not `full_range`.
+    pub(crate) fn quantize_row(x: Floats, levels: &Levels, out: &mut [u8]) -> RowScale = scalar::quantize_row;
     fn extremes(x: &[f32]) -> Option<(f32, f32)> = scalar::extremes;
     fn extremes_bf16(x: &[u16]) -> Option<(f32, f32)> = scalar::extremes_bf16;
     fn extremes_f64(x: &[f64]) -> Option<(f64, f64)> = scalar::extremes_f64;
@@ -378,10 +376,10 @@ fn not_finite(name: &str, x: Floats, isa: Isa) -> Error {
     ))
 }
 
-/// Quantizes rows of `k` values to u8, each with its own scale and zero point,
+/// Quantizes rows of `k` values to codes of `levels`, each with its own scale and zero point,
 /// and sums the codes of every group of `group_size` (`k` for one sum a row).
 ///
-/// A symmetric row has zero point 128 and scale amax / 127; otherwise the scale
+/// A symmetric row of 8 bits has zero point 128 and scale amax / 127; otherwise the scale
 /// is the range, widened to hold 0, over 255. A row of one repeated value is
 /// exact: the value is the scale. NaN or an infinity makes the row's scale NaN.
 ///
@@ -391,7 +389,7 @@ fn not_finite(name: &str, x: Floats, isa: Isa) -> Error {
 pub fn quantize_rows(
     x: Floats,
     k: usize,
-    symmetric: bool,
+    levels: &Levels,
     group_size: usize,
     codes: &mut [u8],
     rows: &mut [RowScale],
@@ -424,7 +422,7 @@ pub fn quantize_rows(
         for (i, row) in rows.iter_mut().enumerate() {
             let codes = &mut codes[i * k..(i + 1) * k];
             let first = (task * block + i) * k;
-            *row = quantize_row(x.part(first..first + k), symmetric, codes, isa);
+            *row = quantize_row(x.part(first..first + k), levels, codes, isa);
             for (sum, group) in sums[i * groups..(i + 1) * groups].iter_mut().zip(codes.chunks(group_size)) {
                 // At most 255 * the checked group length; checked additions would not be vectors.
                 *sum = group.iter().fold(0i32, |sum, &c| sum.wrapping_add(c.into()));

@@ -418,8 +418,7 @@ fn halves(mut sums: [f64; SUMS]) -> f64 {
 }
 
 #[inline(always)]
-pub(super) fn quantize_row<L: Lanes>(l: L, x: Floats, symmetric: bool, out: &mut [u8]) -> RowScale {
-    let levels = &Levels::of_rows(symmetric);
+pub(super) fn quantize_row<L: Lanes>(l: L, x: Floats, levels: &Levels, out: &mut [u8]) -> RowScale {
     match x {
         Floats::F32(x) => row(l, x, levels, out),
         Floats::Bf16(x) => row(l, x, levels, out),

@@ -4,9 +4,13 @@ use proptest::prelude::*;
 
 use super::*;
 
+fn rows_of(symmetric: bool) -> &'static Levels {
+    if symmetric { &Levels::SYMMETRIC } else { &Levels::RANGE }
+}
+
 fn definition(x: &[f32], symmetric: bool) -> (Vec<u8>, RowScale) {
     let mut codes = vec![0; x.len()];
-    let row = quantize_row(Floats::F32(x), symmetric, &mut codes, Isa::Scalar);
+    let row = quantize_row(Floats::F32(x), rows_of(symmetric), &mut codes, Isa::Scalar);
     (codes, row)
 }
 
@@ -22,7 +26,7 @@ proptest! {
         let (codes, row) = definition(&x, symmetric);
         for &isa in Isa::available() {
             let mut got = vec![0; x.len()];
-            let r = quantize_row(Floats::F32(&x), symmetric, &mut got, isa);
+            let r = quantize_row(Floats::F32(&x), rows_of(symmetric), &mut got, isa);
             prop_assert_eq!(r.scale.to_bits(), row.scale.to_bits(), "{}", isa.name());
             prop_assert_eq!(r.zero_point, row.zero_point);
             if row.scale.is_finite() {
@@ -152,4 +156,53 @@ fn a_stop_ends_the_search() {
     let ended =
         choose_qparams(Floats::F32(&x), &layout, &levels, Method::Mse, None, &mut scale, &mut zero_point, isa, &ctl);
     assert_eq!(ended, Err(Error::Interrupted));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+    #[test]
+    fn digits_are_fields_of_the_code(
+        x in prop::collection::vec(prop_oneof![8 => -3f32..3f32, 1 => -1e9f32..1e9, 1 => Just(0.0)], 1..3000),
+        bits in 1..=8u32, most_terms in 1..=32u32, scale in 1e-6f32..1.0, zero in any::<u32>(), channels in 1..5usize,
+    ) {
+        let digits = Digits::new(bits, most_terms.min(32 / bits)).unwrap();
+        let inner = x.len().div_ceil(channels);
+        let channels = x.len() / inner;
+        let x = &x[..channels * inner];
+        let layout = Layout::axis(1, channels, inner).unwrap();
+        let scales: Vec<_> = (0..channels).map(|c| scale * (1.0 + c as f32)).collect();
+        let zeros: Vec<_> = (0..channels as u32).map(|c| zero.wrapping_mul(c + 1) & digits.most()).collect();
+        for &isa in Isa::available() {
+            for threads in [1, 2] {
+                let mut planes = vec![0; digits.terms as usize * x.len()];
+                let ctl = Ctl::new(threads);
+                expand(Floats::F32(x), &layout, digits, &scales, &zeros, &mut planes, isa, &ctl).unwrap();
+                for (i, &x) in x.iter().enumerate() {
+                    let code = planes[i..].iter().step_by(channels * inner).fold(0u64, |v, &f| v << bits | u64::from(f));
+                    let (scale, zero) = (f64::from(scales[i / inner]), f64::from(zeros[i / inner]));
+                    let expected = ((f64::from(x) / scale).round_ties_even() + zero).clamp(0.0, digits.most().into());
+                    prop_assert_eq!(code as f64, expected, "{}", isa.name());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn digits_that_do_not_fit_are_refused() {
+    for (bits, terms) in [(0, 1), (9, 1), (8, 5), (2, 17), (1, 0), (2, u32::MAX)] {
+        assert!(Digits::new(bits, terms).is_err(), "{bits} bits, {terms} terms");
+    }
+    let (layout, digits) = (Layout::tensor(2).unwrap(), Digits::new(4, 2).unwrap());
+    let mut planes = [0; 4];
+    let mut run = |x: &[f32], scale: &[f32], zero: &[u32], n: usize| {
+        expand(Floats::F32(x), &layout, digits, scale, zero, &mut planes[..n], Isa::Scalar, &Ctl::new(1))
+    };
+    assert!(run(&[1.0, 2.0], &[0.5], &[3], 4).is_ok());
+    assert!(run(&[1.0, f32::NAN], &[0.5], &[3], 4).is_err());
+    assert!(run(&[1.0, 2.0], &[0.0], &[3], 4).is_err());
+    assert!(run(&[1.0, 2.0], &[0.5], &[256], 4).is_err());
+    assert!(run(&[1.0, 2.0], &[0.5, 0.5], &[3], 4).is_err());
+    assert!(run(&[1.0, 2.0], &[0.5], &[3], 3).is_err());
+    assert!(run(&[1.0], &[0.5], &[3], 2).is_err());
 }

@@ -4,6 +4,9 @@ use super::Out;
 use crate::Result;
 use crate::error::bail;
 
+/// Values behind the last filter's that vectors may read.
+pub(super) const BEHIND: usize = 32;
+
 /// What becomes of a convolution's sums.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Finish {
@@ -212,7 +215,7 @@ impl Finish {
     pub(super) fn pad(&mut self, fold: usize) {
         fn padded<T: Copy>(of: &mut Vec<T>, fold: usize, zero: T) {
             *of = of.repeat(fold);
-            of.resize(of.len() + 32, zero);
+            of.resize(of.len() + BEHIND, zero);
         }
         padded(&mut self.bias, fold, 0);
         match &mut self.to {

@@ -38,6 +38,7 @@ mod depthwise;
 mod filter;
 mod finish;
 mod pool;
+mod rounded;
 mod scalar;
 mod simple;
 #[cfg(test)]
@@ -49,7 +50,7 @@ pub use finish::{AddCodes, Finish, Requantize, Rule, To};
 pub use pool::{Means, Window, average_pool, max_pool};
 pub use simple::{Multiply, Softmax, add, dequantize, look_up, multiply, quantize};
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::error::{bail, checked_product, try_zeroed};
 use crate::par::{Ctl, Parts};
@@ -207,13 +208,15 @@ pub struct Weight<'a> {
 }
 
 /// A convolution made ready for one instruction set.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Conv2d {
     shape: Shape,
     out: [usize; 3],
     input: Kind,
     finish: Finish,
-    filter: Filter,
+    filter: Arc<Filter>,
+    /// What each filter's weights sum to.
+    weight_sums: Vec<i32>,
     isa: Isa,
 }
 
@@ -268,11 +271,11 @@ impl Conv2d {
             Filter::Vector(_) => (Vector::zero_point(input), 1),
             Filter::Plain(_) | Filter::Tiled(_) | Filter::Winograd(_) => (0, 1),
         };
-        for (bias, codes) in finish.bias.iter_mut().zip(weight.codes.chunks_exact(taps)) {
-            *bias -= zero_point * codes.iter().map(|&code| weight.kind.value(code)).sum::<i32>();
-        }
+        let sum = |codes: &[u8]| codes.iter().map(|&code| weight.kind.value(code)).sum();
+        let weight_sums: Vec<i32> = weight.codes.chunks_exact(taps).map(sum).collect();
+        finish.bias.iter_mut().zip(&weight_sums).for_each(|(bias, sum)| *bias -= zero_point * sum);
         finish.pad(fold);
-        Ok(Conv2d { shape, out, input, finish, filter, isa })
+        Ok(Conv2d { shape, out, input, finish, filter: Arc::new(filter), weight_sums, isa })
     }
 
     /// Products of one image.
@@ -332,7 +335,7 @@ impl Conv2d {
             bail!("scratch: expected {} elements, got {}", self.scratch_len(), scratch.len());
         }
         self.finish.check_out(&out)?;
-        match &self.filter {
+        match &*self.filter {
             Filter::Plain(weight) => scalar::conv2d(&self.shape, self.out, x, self.input, weight, &self.finish, out),
             #[cfg(target_arch = "x86_64")]
             Filter::Tiled(tiled) => avx2::run(self, tiled, x, out, scratch),

@@ -3,6 +3,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
+use crate::affine::{Floats, Levels, RowScale, quantize_rows};
 use crate::error::Error;
 
 /// The same bytes on every run.
@@ -260,6 +261,70 @@ fn every_instruction_set_ran() {
 
 fn plain(input: [usize; 3], filters: usize, kernel: usize) -> Shape {
     Shape { input, filters, kernel: [kernel; 2], stride: [1; 2], dilation: [1; 2], padding: [[0; 2]; 2], groups: 1 }
+}
+
+#[test]
+fn rounded_images_are_codes_times_scales() {
+    let kind = Kind { signed: false, zero_point: 0 };
+    // Tiled, Winograd, depthwise of one pixel and of several in a vector, a single window.
+    let shapes = [
+        (plain([5, 6, 3], 4, 3), 0),
+        (plain([9, 8, 16], 16, 3), 0),
+        (plain([7, 6, 16], 16, 3), 1),
+        (plain([7, 8, 4], 4, 3), 1),
+        (plain([1, 1, 40], 10, 1), 0),
+    ];
+    for (i, (shape, depthwise)) in shapes.into_iter().enumerate() {
+        let groups = if depthwise == 1 { shape.filters } else { 1 };
+        let padding = if shape.kernel == [1, 1] { [[0; 2]; 2] } else { [[1, 1], [0, 1]] };
+        let shape = Shape { groups, padding, ..shape };
+        let (image, taps) = (shape.input.iter().product::<usize>(), shape.kernel[0] * shape.kernel[1] * shape.depth());
+        let w: Vec<u8> = bytes(shape.filters * taps, i as u64).iter().map(|&b| (b as i8).max(-127) as u8).collect();
+        // One image of both signs, one without negatives, one with an infinity.
+        let mut x: Vec<f32> = bytes(3 * image, 7).iter().map(|&b| f32::from(b as i8) / 37.0).collect();
+        x[image..].iter_mut().for_each(|x| *x = x.abs());
+        x[2 * image] = f32::INFINITY;
+        let scale: Vec<f32> = (0..shape.filters).map(|f| 0.01 + f as f32 / 300.0).collect();
+        let bias: Vec<f32> = (0..shape.filters).map(|f| f as f32 - 1.5).collect();
+        let weight = Weight { codes: &w, kind: Kind { signed: true, zero_point: 0 } };
+        for nbits in [2, 6, 8] {
+            let levels = Levels::new(nbits, false, false).unwrap();
+            let mut expected: Vec<f32> = Vec::new();
+            for x in x.chunks(image).take(2) {
+                let (mut codes, mut row, mut sum) = (vec![0; image], [RowScale::default()], [0]);
+                quantize_rows(
+                    Floats::F32(x),
+                    image,
+                    &levels,
+                    image,
+                    &mut codes,
+                    &mut row,
+                    &mut sum,
+                    Isa::Scalar,
+                    &Ctl::new(1),
+                )
+                .unwrap();
+                let input = Kind { signed: false, zero_point: row[0].zero_point.into() };
+                let sums = by_the_book(&shape, &codes, input, &w, weight.kind, &vec![0; shape.filters]);
+                let each = sums.iter().enumerate();
+                expected.extend(each.map(|(at, &sum)| {
+                    sum as f32 * (row[0].scale * scale[at % shape.filters]) + bias[at % shape.filters]
+                }));
+            }
+            let count = expected.len() / 2;
+            expected.resize(3 * count, f32::NAN);
+            for &isa in Isa::available() {
+                let finish = Finish { bias: vec![0; shape.filters], to: To::Sums };
+                let conv = Conv2d::new(shape.clone(), weight, kind, finish, isa).unwrap();
+                for threads in [1, 2, 7] {
+                    let mut got = vec![0.0; 3 * count];
+                    conv.rounded(3, &x, &levels, [&scale, &bias], &mut got, isa, &Ctl::new(threads)).unwrap();
+                    let bits = |all: &[f32]| all.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+                    assert_eq!(bits(&got), bits(&expected), "shape {i}, {nbits} bits, {}", isa.name());
+                }
+            }
+        }
+    }
 }
 
 #[test]

@@ -43,7 +43,7 @@ pub use groups::{Grouped, Groups, Inputs, tile_groups};
 pub use tables::{Codebook, Tables};
 pub use tiled::{Tiled, tile, tiled_len};
 
-use crate::affine::{Floats, GroupedRows, RowScale, all_finite, quantize_groups, quantize_row, rotate};
+use crate::affine::{Floats, GroupedRows, Levels, RowScale, all_finite, quantize_groups, quantize_row, rotate};
 use crate::error::{bail, checked_product, try_zeroed};
 use crate::lanes::{Element, on_isa};
 use crate::par::Parts;
@@ -785,7 +785,7 @@ pub fn quantize_weight(
         let ((codes, rows), w) = blocks.take(block);
         let divided = &mut *lock(&scratch[slot]);
         for ((codes, row), w) in codes.chunks_exact_mut(k).zip(rows).zip(w.chunks_exact(k)) {
-            *row = quantize_row(scaled(Floats::F32(w), &dividers, 0, divided, isa), true, codes, isa);
+            *row = quantize_row(scaled(Floats::F32(w), &dividers, 0, divided, isa), &Levels::SYMMETRIC, codes, isa);
             codes.iter_mut().for_each(|code| *code ^= 0x80);
         }
     })?;
@@ -1366,7 +1366,7 @@ impl Scratch {
             Inputs::Rows => {
                 for (r, codes) in self.codes.chunks_exact_mut(k).take(rows).enumerate() {
                     let x = scaled(part(r), by, weight.rotation(), &mut self.equalized, isa);
-                    self.scales.push(quantize_row(x, false, codes, isa));
+                    self.scales.push(quantize_row(x, &Levels::RANGE, codes, isa));
                 }
             }
             Inputs::Spans => {
@@ -1375,7 +1375,7 @@ impl Scratch {
                     let x = scaled(part(r), by, weight.rotation(), &mut self.equalized, isa);
                     for ((i, codes), span) in codes.chunks_mut(SUPER).enumerate().zip(spans) {
                         let x = x.part(i * SUPER..i * SUPER + codes.len());
-                        *span = quantize_row(x, false, codes, isa);
+                        *span = quantize_row(x, &Levels::RANGE, codes, isa);
                     }
                     self.scales.push(RowScale { scale: 1.0, zero_point: 0 });
                 }
@@ -1507,7 +1507,7 @@ fn layer_into_codes(
         let mut out: Vec<_> = floats.chunks_exact_mut(n).take(row_scales.len()).collect();
         layer.rows(isa, &columns, &mut rows, scales, 0..layer.weight.codes.panels(), sums, None, &mut out);
         for ((codes, row), floats) in codes.chunks_exact_mut(n).zip(row_scales).zip(out) {
-            *row = quantize_row(Floats::F32(floats), false, codes, isa);
+            *row = quantize_row(Floats::F32(floats), &Levels::RANGE, codes, isa);
         }
     })
 }

@@ -768,7 +768,7 @@ fn layers_equal_the_definition_bit_for_bit() {
                             for (r, row) in rows.iter().enumerate() {
                                 let expected = quantize_row(
                                     Floats::F32(&expected[r * n..(r + 1) * n]),
-                                    false,
+                                    &Levels::RANGE,
                                     &mut one,
                                     Isa::Scalar,
                                 );
