@@ -482,6 +482,59 @@ def test_wrong_arguments():
         to_integer(model, [x])
 
 
+class Counted(nn.Module):
+    """Takes one argument or two, and counts its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.calls = conv(), 0
+
+    def forward(self, x, y=None):
+        self.calls += 1
+        return self.a(x) if y is None else self.a(x) + y
+
+
+class Pair(nn.Module):
+    def forward(self, x, y):
+        return x + y
+
+
+@pytest.mark.parametrize(
+    ("model", "batch", "words"),
+    [
+        (
+            nn.Sequential(conv()),
+            (0, torch.zeros(4)),
+            r"takes 1 argument and the batch holds 2; yield x alone.*\(x for x,",
+        ),
+        (nn.Sequential(conv()), [0, [1, 2, 3, 4]], r"takes 1 argument and the batch holds 2; yield x alone"),
+        (nn.Sequential(conv()), (), r"takes 1 argument and the batch holds 0; one tensor for each, in a tuple"),
+        (Pair(), 0, r"takes 2 arguments and the batch holds 1; one tensor for each, in a tuple"),
+        (
+            Pair(),
+            (0, 0, torch.zeros(4)),
+            r"takes 2 arguments and the batch holds 3; yield the arguments alone, without",
+        ),
+        (Counted(), (0, 0, torch.zeros(4)), r"takes 1 to 2 arguments and the batch holds 3; yield the arguments alone"),
+    ],
+)
+def test_labels_in_a_batch_are_told_before_any_work(model, batch, words):
+    x, told = torch.randn(4, *MAP), []
+    batch = x if batch == 0 else type(batch)(x if isinstance(part, int) else part for part in batch)
+    with pytest.raises(TypeError, match=f"data: the model {words}"):
+        to_integer(model, [batch], progress=lambda *t: told.append(t))
+    with pytest.raises(TypeError, match=f"data: the model {words}"):
+        allocate_bits(model, [batch], 4, integer=True, progress=lambda *t: told.append(t))
+    assert not told
+    assert getattr(model, "calls", 0) == 0
+
+
+def test_arguments_that_may_be_left_out():
+    x = torch.randn(4, *MAP)
+    for batch, n in ((x, 1), ((x,), 1), ((x, x), 2)):
+        assert len(to_integer(Counted(), [batch]).graph.inputs) == n
+
+
 # ------------------------------------------------------------------ histograms
 
 PARTS = st.lists(st.lists(st.floats(-(2.0**100), 2.0**100, width=32), max_size=20), min_size=1, max_size=5)

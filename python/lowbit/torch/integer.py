@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import json
 import math
@@ -609,7 +610,7 @@ def to_integer(
     model : torch.nn.Module
         On the CPU, its tensors have samples as axis 0, and maps channels as axis 1.
     data : iterable of batches
-        A tensor is the model's argument, a tuple or list its arguments. Some 200 samples are enough.
+        A tensor is the model's argument, a tuple or list its arguments, without labels. Some 200 samples are enough.
     config : Int8 or Uniform
         Of the weights. Whichever it is, a weight has one scale for each output and no zero point,
         so of `Uniform` only ``nbits`` and ``scale`` count.
@@ -631,7 +632,8 @@ def to_integer(
     ------
     TypeError, ValueError
         What has no integer form, all of it, with reasons and the nearest thing that has, before any
-        data are run; a rule that matches no layer; no batches; values that are not finite.
+        data are run; a batch of more or fewer tensors than the model has arguments; a rule that matches no
+        layer; no batches; values that are not finite.
 
     References
     ----------
@@ -705,10 +707,33 @@ def begin(model: nn.Module, data: Any) -> tuple[_Quantizer, Iterator[list[torch.
     first = next(batches, None)
     if first is None:
         raise ValueError("data: expected at least one batch, got none")
+    _check_count(model, first)
     reader = read(model, _batch(first))
     return _Quantizer(reader.steps, reader.outputs), (
         _batch(b, reader.steps) for b in itertools.chain([first], batches)
     )
+
+
+def _check_count(model: nn.Module, batch: Any) -> None:
+    """Refuses a batch with labels in it, which torch.export would take for arguments of the model."""
+    given = len(batch) if isinstance(batch, (tuple, list)) else 1
+    try:
+        parameters = inspect.signature(model.forward).parameters.values()
+    except (TypeError, ValueError):  # what has no signature is left to torch.export
+        return
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    least, most = sum(p.default is p.empty for p in named), len(named)
+    if least <= given <= most:
+        return
+    takes = f"{most} argument{'' if most == 1 else 's'}" if least == most else f"{least} to {most} arguments"
+    remedy = "one tensor for each, in a tuple"
+    if given > most == 1:
+        remedy = "yield x alone, without labels: for pairs of x and label, (x for x, label in data)"
+    elif given > most:
+        remedy = "yield the arguments alone, without labels"
+    raise TypeError(f"data: the model takes {takes} and the batch holds {given}; {remedy}")
 
 
 def _layer_report(step: Step, layer: _Rounded, config: Config) -> IntegerLayer:
