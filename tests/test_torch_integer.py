@@ -482,6 +482,16 @@ def test_wrong_arguments():
         to_integer(model, [x])
 
 
+def test_what_depends_on_a_refused_operation_stays_hidden_until_that_one_is_replaced():
+    def told(model) -> str:
+        with pytest.raises(ValueError, match="1 thing has no integer form") as error:
+            to_integer(model, [torch.randn(4, *MAP)])
+        return str(error.value)
+
+    assert "sort" not in told(Of(lambda m, x: torch.sort(m.norm(x)).values, norm=nn.GroupNorm(2, 6)))
+    assert "sort" in told(Of(lambda m, x: torch.sort(m.norm(x)).values, norm=nn.BatchNorm2d(6)).eval())
+
+
 class Counted(nn.Module):
     """Takes one argument or two, and counts its calls."""
 

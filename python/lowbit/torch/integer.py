@@ -631,9 +631,10 @@ def to_integer(
     Raises
     ------
     TypeError, ValueError
-        What has no integer form, all of it, with reasons and the nearest thing that has, before any
-        data are run; a batch of more or fewer tensors than the model has arguments; a rule that matches no
-        layer; no batches; values that are not finite.
+        What has no integer form, with reasons and the nearest thing that has, before any data are run (what
+        depends on a refused operation stays hidden until that one is replaced); a batch of more or fewer
+        tensors than the model has arguments; a rule that matches no layer; no batches; values that are not
+        finite.
 
     References
     ----------
