@@ -21,6 +21,7 @@ from lowbit.models.resnet import ResNet  # noqa: E402
 from lowbit.reference.integer import run  # noqa: E402
 from lowbit.torch import allocate_bits, to_integer  # noqa: E402
 from lowbit.torch.histogram import BINS, Histogram  # noqa: E402
+from lowbit.torch.integer import IntegerLayer, IntegerReport  # noqa: E402
 from torch import nn  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
@@ -277,6 +278,16 @@ def test_rules_choose_bits_and_the_report_tells_them():
     assert found.report.measures[-1].decibels > 20
     assert "biases put right" in str(found.report)
     assert json.loads(found.report.to_json())["samples"] == 96
+
+
+def test_the_report_tells_the_size_of_small_models_in_kilobytes():
+    layers = IntegerLayer("a", "conv", 8, 2_000_000, 999_990, 0.0), IntegerLayer("b", "linear", 8, 528, 10, 0.0)
+    for chosen, told in (
+        (layers, "2.00 MB -> 1.00 MB"),
+        (layers[:1], "2.00 MB -> 999.99 kB"),
+        (layers[1:], "0.53 kB -> 0.01 kB"),
+    ):
+        assert str(IntegerReport(chosen, 256, ())).splitlines()[-1] == f"{told}; calibrated with 256 samples"
 
 
 def test_error_feedback_and_biases_lessen_the_error_of_four_bits():

@@ -543,8 +543,13 @@ class IntegerReport:
             lines.append(f"{layer.name:<{width}}  {layer.kind:<6} {layer.nbits:>5} {sizes}  {layer.error:>7.4f}")
         lines += [f"{m.what}: {m.decibels:.1f} dB, {m.agreement:.1%} agree" for m in self.measures]
         before, after = (sum(getattr(x, at) for x in self.layers) for at in ("bytes_before", "bytes_after"))
-        lines.append(f"{before / 1e6:.2f} MB -> {after / 1e6:.2f} MB; calibrated with {self.samples} samples")
+        lines.append(f"{_size(before)} -> {_size(after)}; calibrated with {self.samples} samples")
         return "\n".join(lines)
+
+
+def _size(count: int) -> str:
+    """Bytes with their unit, such that a small model is not 0."""
+    return f"{count / 1e6:.2f} MB" if count >= 1_000_000 else f"{count / 1e3:.2f} kB"
 
 
 @dataclass(frozen=True, eq=False)
