@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import lowbit
@@ -456,7 +457,21 @@ def test_profile_and_table():
     assert steps
     assert all(step.seconds >= 0 for step in steps)
     assert len(str(graph).splitlines()) == len(graph.operations) + 1
-    assert net.isa in repr(net)
+
+
+def test_reprs_are_one_line_and_the_table_is_for_print():
+    weight = Constant("w", np.ones((4, 5), np.int8), np.ones(4, np.float32), nbits=3)
+    tensors = {"x": Tensor("x", (5,), "int8", 1.0), "y": Tensor("y", (4,), "int8", 1.0)}
+    layer, bias = FullyConnected("x", "w", "b", "y"), Constant("b", np.zeros(4, np.int32))
+    graph = Graph(tensors, {"w": weight, "b": bias}, (layer,), ("x",), ("y",))
+    # 20 codes of 3 bits, 4 scales and 4 biases.
+    assert repr(graph) == "Graph(1 operations, 2 tensors, 40 bytes of parameters)"
+    assert str(graph).splitlines()[0].startswith("operation ")
+    assert "fully_connected" in f"{graph}"
+    net = graph.plan()
+    told = re.fullmatch(r"Network\(1 operations, 2 tensors in ([\d,]+) bytes, ([\d,]+) of weights, (\w+)\)", repr(net))
+    assert told is not None
+    assert (*(int(n.replace(",", "")) for n in told.groups()[:2]), told[3]) == (*net.memory, net.isa)
 
 
 # ------------------------------------------------------------------ files

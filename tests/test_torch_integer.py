@@ -290,6 +290,14 @@ def test_the_report_tells_the_size_of_small_models_in_kilobytes():
         assert str(IntegerReport(chosen, 256, ())).splitlines()[-1] == f"{told}; calibrated with 256 samples"
 
 
+def test_the_repr_is_one_line_that_agrees_with_the_report():
+    found = check(nn.Sequential(conv(), nn.ReLU(), conv(6, 4)), MAP, least=0.99, config=lowbit.Uniform(4))
+    n_bytes = sum(layer.bytes_after for layer in found.report.layers)
+    graph = f"Graph(3 operations, 4 tensors, {n_bytes} bytes of parameters)"
+    assert repr(found.graph) == graph
+    assert repr(found) == f"IntegerModel({graph}, {found.report.measures[-1].decibels:.1f} dB on 96 samples)"
+
+
 def test_error_feedback_and_biases_lessen_the_error_of_four_bits():
     model = settled(nn.Sequential(conv(6, 16), nn.ReLU(), conv(16, 16), nn.ReLU(), conv(16, 4)), MAP)
     found = to_integer(model, [torch.randn(64, *MAP)], config=lowbit.Uniform(4))

@@ -333,6 +333,11 @@ class Graph:
 
         return Network(self, isa=isa)
 
+    def __repr__(self) -> str:
+        """How much of everything there is: the table, which `str` gives, would flood a prompt."""
+        n_bytes = sum(map(_bytes, self.constants.values()))
+        return f"Graph({len(self.operations)} operations, {len(self.tensors)} tensors, {n_bytes:,} bytes of parameters)"
+
     def __str__(self) -> str:
         """A table: a row for each operation."""
         rows = [("operation", "output", "shape", "dtype", "scale", "weight", "bits")]
@@ -351,6 +356,12 @@ class Graph:
     def arrays(self) -> Iterator[NDArray[Any]]:
         """The constants' data, in their order."""
         return (c.data for c in self.constants.values())
+
+
+def _bytes(c: Constant) -> int:
+    """Of its codes, packed as in a file, and its scales."""
+    data = -(-c.data.size * c.nbits // 8) if c.data.itemsize == 1 else c.data.nbytes
+    return data + (0 if c.scale is None else 4 * c.scale.size)
 
 
 def _described(c: Constant) -> dict[str, Any]:

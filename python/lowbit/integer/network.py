@@ -162,5 +162,5 @@ class Network:
     def __repr__(self) -> str:
         """What it takes."""
         tensors, weights = self.memory
-        steps = len(self.graph.operations)
-        return f"Network({steps} operations, {tensors:,} bytes of tensors, {weights:,} of weights, {self.isa})"
+        steps, count = len(self.graph.operations), len(self.graph.tensors)
+        return f"Network({steps} operations, {count} tensors in {tensors:,} bytes, {weights:,} of weights, {self.isa})"

@@ -559,6 +559,11 @@ class IntegerModel:
     graph: Graph
     report: IntegerReport
 
+    def __repr__(self) -> str:
+        """The graph's size and how near its outputs come; the report has the rest."""
+        decibels = self.report.measures[-1].decibels
+        return f"IntegerModel({self.graph!r}, {decibels:.1f} dB on {self.report.samples} samples)"
+
     def as_module(self) -> nn.Module:
         """The network as a torch module: the inputs and outputs that the model had, on lowbit's kernels.
 
