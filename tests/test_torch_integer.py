@@ -257,6 +257,60 @@ def test_dead_inputs_are_no_obstacle():
     check(model, MAP)
 
 
+# ------------------------------------------------------------------ names
+
+
+class Swish(nn.Module):
+    def forward(self, x):
+        return x * torch.sigmoid(x)
+
+
+class Named(nn.Module):
+    """Modules, among them one that is called twice and some that are called as other things in the graph are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.BatchNorm2d(6)
+        self.block = nn.Sequential(conv(), nn.BatchNorm2d(6), nn.ReLU(), conv(), nn.GELU(), nn.Dropout())
+        self.x, self.x_codes, self.add = conv(), conv(), conv()
+        self.swish, self.pool, self.mean = Swish(), nn.AvgPool2d(3, 2, 1), nn.AdaptiveAvgPool2d(1)
+        self.flat, self.head = nn.Flatten(), nn.ModuleDict({"linear_float": nn.Linear(6, 4)})
+
+    def forward(self, x):
+        x = self.first(x)
+        x = torch.tanh(x + self.block(x))
+        x = self.swish(self.x(self.x(x)))
+        x = self.pool(self.add(self.x_codes(x)))
+        return self.head["linear_float"](self.flat(self.mean(functional.max_pool2d(x, 2))))
+
+
+def test_operations_have_the_names_of_modules_and_else_those_of_the_trace():
+    found = check(Named(), MAP, least=0.99)
+    outputs = [op.output for op in found.graph.operations]
+    assert outputs == [
+        "x#3_codes", "first", "block.0", "block.3", "block.4", "add#2", "tanh", "x", "x#2", "swish", "x_codes", "add",
+        "pool_pad", "pool", "max_pool2d", "mean", "flat", "head.linear_float",
+    ]  # fmt: skip
+    assert found.graph.inputs == ("x#3",)
+    assert found.graph.outputs == ("head.linear_float",)
+    layers = [op.output for op in found.graph.operations if type(op).__name__ in ("Conv2d", "FullyConnected")]
+    assert layers == [layer.name for layer in found.report.layers]
+    assert all(op.weight == f"{op.output}.weight" for op in found.graph.operations if hasattr(op, "weight"))
+    timed = [step.output for step in found.graph.plan().profile(np.zeros((1, 8, 8, 6), np.float32), rounds=1)]
+    assert set(timed) < set(outputs)
+    assert {"first", "block.0", "x", "x#2", "pool", "head.linear_float"} < set(timed)
+
+
+def test_floats_and_codes_of_outputs_have_names_of_their_own():
+    model = Of(lambda m, x: (y := torch.tanh(m.a(x)), m.b(y), y), a=conv(), b=conv())
+    found = check(model, MAP, least=0.99)
+    assert [op.output for op in found.graph.operations] == ["xs_0_codes", "a", "tanh", "b", "tanh_float"]
+    assert found.graph.outputs == ("tanh_float", "b", "tanh_float")
+    model = Of(lambda m, x: (torch.tanh(m.tanh_float(x)), m.tanh_float(x)), tanh_float=conv())
+    found = check(model, MAP, least=0.99)
+    assert found.graph.outputs == ("tanh_float#3", "tanh_float#2")
+
+
 # ------------------------------------------------------------------ what is chosen
 
 

@@ -6,7 +6,7 @@ import inspect
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -389,36 +389,46 @@ class _Writer:
         self.tensors: dict[str, Tensor] = {}
         self.constants: dict[str, Constant] = {}
         self.operations: list[Operation] = []
+        #: What each step is called: layers first, for rules and the report have their names.
+        self.taken: set[str] = set()
+        ordered = (*network.layers, *(step for step in network.steps if step.weight is None))
+        self.called = {step: self._name(step.name) for step in ordered}
+        #: The tensors of their outputs' codes, and of the floats that these stand for.
         self.names: dict[Step, str] = {}
+        self.floats: dict[Step, str] = {}
         for step in network.steps:
             self.names[step] = self._write(step)
         outputs = tuple(self._floats(step) for step in network.outputs)
-        inputs = tuple(step.name for step in network.steps if step.kind == "input")
+        inputs = tuple(self.called[step] for step in network.steps if step.kind == "input")
         self.graph = Graph(self.tensors, self.constants, tuple(self.operations), inputs, outputs, notes)
+
+    def _name(self, name: str) -> str:
+        name = _unused(name, self.taken)
+        self.taken.add(name)
+        return name
 
     def _tensor(self, name: str, shape: tuple[int, ...], dtype: str, scale: Any = None, zero_point: int = 0) -> str:
         self.tensors[name] = Tensor(name, channels_last(shape), dtype, scale, zero_point)
         return name
 
     def _constant(self, name: str, data: np.ndarray, **how: Any) -> str:
-        same = sum(known == name or known.startswith(f"{name}#") for known in self.constants)
-        name = f"{name}#{same + 1}" if same else name
+        name = _unused(name, self.constants)
         self.constants[name] = Constant(name, np.ascontiguousarray(data), **how)
         return name
 
     def _write(self, step: Step) -> str:
         read = [self.tensors[self.names[x]] for x in step.inputs]
-        x = read[0].name if read else ""
+        x, name = read[0].name if read else "", self.called[step]
         if self.network.sums(step):
-            out = self._tensor(step.name, step.shape, "float32")
+            out = self._tensor(name, step.shape, "float32")
         elif step.kind == "input":
-            x = self._tensor(step.name, step.shape, "float32")
-            out = self._tensor(f"{step.name}_codes", step.shape, "uint8", *self.done.affine[step])
+            x = self._tensor(name, step.shape, "float32")
+            out = self._tensor(self._name(f"{name}_codes"), step.shape, "uint8", *self.done.affine[step])
         elif step.kind == "softmax":
-            out = self._tensor(step.name, step.shape, "uint8", 1 / 256, 0)
+            out = self._tensor(name, step.shape, "uint8", 1 / 256, 0)
         else:
             affine = self.done.affine.get(step) or (read[0].scale, read[0].zero_point)
-            out = self._tensor(step.name, step.shape, "uint8", *affine)
+            out = self._tensor(name, step.shape, "uint8", *affine)
         self.operations.append(self._operation(step, x, out))
         return out
 
@@ -451,10 +461,10 @@ class _Writer:
             case "softmax":
                 return Softmax(x, out)
             case _:
-                return Table(x, self._constant(f"{step.name}.table", self._table(step, x, out)), out)
+                return Table(x, self._constant(f"{self.called[step]}.table", self._table(step, x, out)), out)
 
     def _weights(self, step: Step) -> tuple[str, str]:
-        layer, name = self.done.layers[step], step.layer or step.name
+        layer, name = self.done.layers[step], self.called[step]
         x = self.tensors[self.names[step.inputs[0]]]
         nbits = bits_of(self.network.bits[step.layer])
         # As large as the bias needs, in 31 bits.
@@ -488,10 +498,15 @@ class _Writer:
         name = self.names[step]
         if self.tensors[name].dtype == "float32":
             return name
-        out = f"{name}_float"
-        if out not in self.tensors:
-            self.operations.append(Dequantize(name, self._tensor(out, step.shape, "float32")))
-        return out
+        if step not in self.floats:
+            self.floats[step] = self._tensor(self._name(f"{name}_float"), step.shape, "float32")
+            self.operations.append(Dequantize(name, self.floats[step]))
+        return self.floats[step]
+
+
+def _unused(name: str, taken: Collection[str]) -> str:
+    names = itertools.chain([name], (f"{name}#{i}" for i in itertools.count(2)))
+    return next(name for name in names if name not in taken)
 
 
 # ------------------------------------------------------------------ the call
@@ -499,7 +514,10 @@ class _Writer:
 
 @dataclass(frozen=True)
 class IntegerLayer:
-    """What became of one layer, in bytes of weight and bias; ``error`` is ‖W - Ŵ‖ / ‖W‖."""
+    """What became of one layer, in bytes of weight and bias; ``error`` is ‖W - Ŵ‖ / ‖W‖.
+
+    ``name`` is the module's, and that of the tensor that the layer writes; one that is called again is ``name#2``.
+    """
 
     name: str
     kind: str
@@ -703,9 +721,11 @@ def to_integer(
         measures.append(integers.measured("error feedback"))
         tell(total, total, "")
         notes = {"reader": "torch.export", "calibration": calibration, "samples": str(network.samples)}
-        graph = _Writer(network, integers, notes).graph
-    reports = tuple(_layer_report(step, integers.layers[step], network.bits[step.layer]) for step in layers)
-    return IntegerModel(graph, IntegerReport(reports, network.samples, tuple(measures)))
+        written = _Writer(network, integers, notes)
+    reports = tuple(
+        _layer_report(written.called[step], step, integers.layers[step], network.bits[step.layer]) for step in layers
+    )
+    return IntegerModel(written.graph, IntegerReport(reports, network.samples, tuple(measures)))
 
 
 def begin(model: nn.Module, data: Any) -> tuple[_Quantizer, Iterator[list[torch.Tensor]]]:
@@ -747,14 +767,14 @@ def _check_count(model: nn.Module, batch: Any) -> None:
     raise TypeError(f"data: the model takes {takes} and the batch holds {given}; {remedy}")
 
 
-def _layer_report(step: Step, layer: _Rounded, config: Config) -> IntegerLayer:
+def _layer_report(name: str, step: Step, layer: _Rounded, config: Config) -> IntegerLayer:
     nbits = bits_of(config)
     count, outputs = step.weight.numel(), len(step.weight)
     norm = float(step.weight.norm())
     error = float((layer.weight.double() - step.weight).norm()) / norm if norm else 0.0
     # Codes, and for each output a scale and a bias.
     after = -(-count * nbits // 8) + 8 * outputs
-    return IntegerLayer(step.layer or step.name, step.kind, nbits, 4 * (count + outputs), after, error)
+    return IntegerLayer(name, step.kind, nbits, 4 * (count + outputs), after, error)
 
 
 def check_config(name: str, config: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +23,8 @@ class Step:
 
     ``shape`` is one sample's. ``run`` makes the output of the inputs; a layer's is by its
     ``weight`` and ``bias``, float64. ``clamp`` is what an activation that is part of the
-    step leaves. ``order`` says which places of a flattened map its values have where the
+    step leaves. ``name`` is that of the module that does nothing else, or else the trace's; steps
+    may share one. ``order`` says which places of a flattened map its values have where the
     graph, channels last, has them in another order.
     """
 
@@ -107,8 +108,10 @@ _POINTWISE = ("hardswish", "log_sigmoid", "prelu", "relu6", "clip", "square", "s
 class Reader:
     """An exported program's nodes as steps; what cannot be taken is collected in ``problems``."""
 
-    def __init__(self, program: Any, batch: int) -> None:
+    def __init__(self, program: Any, batch: int, modules: Collection[str] = ()) -> None:
         self.batch, self.problems = batch, []
+        #: The names of modules that hold no others: their operations are called as they are.
+        self.modules = modules
         self.steps: list[Step] = []
         self.outputs: list[Step] = []
         signature, state = program.graph_signature, {**program.state_dict, **program.constants}
@@ -158,7 +161,7 @@ class Reader:
         try:
             return self._step(op, node, _Arguments(node, values))
         except _No as reason:
-            where = next(reversed(node.meta.get("nn_module_stack", {}).values()), ("",))[0]
+            where = _module(node)
             at = f" in {where}" if where else ""
             self.problems.append(f"{node.name} ({op}{at}): {reason}")
             return None
@@ -178,15 +181,16 @@ class Reader:
                 raise _No("drops values at random; dropout that depends on self.training")
             return x
         shape = self._shape(node)
-        layer = args.layer(self._targets)
+        layer, module = args.layer(self._targets), _module(node)
+        name = module if module in self.modules else node.name
         if op in ("conv2d", "linear"):
-            return self._add(self._product(op, node.name, args, x, shape, layer))
+            return self._add(self._product(op, layer or name, args, x, shape, layer))
         if op in _NORMS:
-            return self._norm(node.name, args, x, layer)
+            return self._norm(layer or name, args, x, layer)
         if op in _SHAPES:
-            return self._reshape(node.name, x, shape)
+            return self._reshape(name, x, shape)
         if op == "cat":
-            return self._cat(node.name, args, shape)
+            return self._cat(name, args, shape)
         pools = {
             "mean": self._mean,
             "adaptive_avg_pool2d": self._adaptive,
@@ -195,17 +199,17 @@ class Reader:
         }
         if op in pools:
             _maps(op, x)
-            return pools[op](node.name, args, x, shape)
+            return pools[op](name, args, x, shape)
         if op in ("pad", "constant_pad_nd"):
-            return self._pad(node.name, args, x, shape)
+            return self._pad(name, args, x, shape)
         if op == "slice":
-            return self._slice(node.name, args, x, shape)
+            return self._slice(name, args, x, shape)
         if op == "softmax" or op == "_softmax":
             if x.order is not None or len(shape) != 1 or args["dim"] not in (1, -1):
                 raise _No("softmax over positions; over the last axis of a vector")
-            return self._add(Step("softmax", node.name, (x,), shape, lambda t: t.softmax(-1)))
+            return self._add(Step("softmax", name, (x,), shape, lambda t: t.softmax(-1)))
         if torch.Tag.pointwise in getattr(node.target, "tags", ()) or op in _POINTWISE:
-            return self._pointwise(op, node, args, shape)
+            return self._pointwise(op, name, node, args, shape)
         raise _No(_NEAREST.get(op, "no integer operation; leave it outside of the network"))
 
     def _shape(self, node: fx.Node) -> tuple[int, ...]:
@@ -369,7 +373,7 @@ class Reader:
         run = lambda *ts: torch.cat(ts, axis)  # noqa: E731
         return self._add(Step("cat", name, parts, shape, run, {"axis": last}, order=order))
 
-    def _pointwise(self, op: str, node: fx.Node, args: _Arguments, shape: tuple[int, ...]) -> Step:
+    def _pointwise(self, op: str, name: str, node: fx.Node, args: _Arguments, shape: tuple[int, ...]) -> Step:
         steps = [v for v in args.tensors if isinstance(v, Step)]
         constants = [v for v in args.tensors if isinstance(v, torch.Tensor)]
         base = _common(steps)
@@ -377,18 +381,18 @@ class Reader:
             bounds = _bounds(op, args) if len(steps) == 1 else None
             run = _closed(node, args, base)
             kind = "table" if bounds is None else "clamp"
-            return self._add(Step(kind, node.name, (base,), shape, run, {"bounds": bounds}, order=base.order))
+            return self._add(Step(kind, name, (base,), shape, run, {"bounds": bounds}, order=base.order))
         if len(steps) == 2 and not constants:
             a, b = steps
             if op == "mul":
-                return self._multiply(node.name, a, b, shape)
+                return self._multiply(name, a, b, shape)
             if op != "add":
                 raise _No(_NEAREST.get(op, "a function of two activations; sums and products are taken"))
             if args["alpha"] != 1 or a.shape != b.shape or (a.order is None) != (b.order is None):
                 raise _No(f"a sum of {a.shape} and {b.shape}, alpha {args['alpha']}; one shape, alpha 1")
-            return self._add(Step("add", node.name, (a, b), shape, torch.add, order=a.order))
+            return self._add(Step("add", name, (a, b), shape, torch.add, order=a.order))
         if len(steps) == 1 and len(constants) == 1 and op in ("add", "sub", "mul", "div"):
-            return self._with_channels(op, node.name, args, steps[0], constants[0].double())
+            return self._with_channels(op, name, args, steps[0], constants[0].double())
         raise _No("a function of several tensors; a function of one becomes a table, and sums and products are taken")
 
     def _multiply(self, name: str, a: Step, b: Step, shape: tuple[int, ...]) -> Step:
@@ -431,9 +435,7 @@ class Reader:
                 elif len(step.shape) == 3:
                     self._replace(step, self._depthwise(step))
                 else:
-                    self.problems.append(
-                        f"{step.name} (in {step.layer}): follows no Linear alone; Linear, then BatchNorm1d"
-                    )
+                    self.problems.append(f"{step.name}: follows no Linear alone; Linear, then BatchNorm1d")
             elif step.kind == "clamp":
                 into = x
                 while into.kind == "max" and self._alone(into):  # the greatest comes first or last alike
@@ -527,6 +529,11 @@ class _Arguments:
         names = [targets[n.name] for n in self._nodes if n.name in targets]
         name = next((n for n in names if n.endswith("weight")), names[0] if names else "")
         return name.removesuffix("weight").removesuffix(".") or name
+
+
+def _module(node: fx.Node) -> str:
+    """The dotted name of the innermost module that the node is of; none is the model itself."""
+    return next(reversed(node.meta.get("nn_module_stack", {}).values()), ("",))[0]
 
 
 def _op(node: fx.Node) -> str:
@@ -633,7 +640,8 @@ def read(model: nn.Module, batch: list[torch.Tensor]) -> Reader:
         except Exception as error:  # whatever a model's own code raises
             told = (str(error).strip().splitlines() or [""])[0]
             raise ValueError(f"model: torch.export cannot trace it: {type(error).__name__}: {told}") from error
-        reader = Reader(program, len(sample[0]))
+        modules = {name for name, module in model.named_modules(remove_duplicate=False) if not any(module.children())}
+        reader = Reader(program, len(sample[0]), modules - {""})
     if reader.problems:
         listed = "".join(f"\n  {problem}" for problem in reader.problems)
         count = "1 thing has" if len(reader.problems) == 1 else f"{len(reader.problems)} things have"
