@@ -164,8 +164,9 @@ def test_an_svg_and_the_same_bytes_each_time(tmp_path):
 def test_what_a_person_reads():
     figure = place._figure(place._Layout(place._boxes(gated())))
     texts = [text.get_text() for text in figure.axes[0].texts]
-    for words in ("input", "a$x$", "conv2d", "8×8×8 int8", "weight 8×3×3×8, 4 bits", "weight 8×8, 8 bits", "multiply"):
+    for words in ("input", "a$x$", "conv2d", "8×8×8 int8", "t3: 8×3×3×8, 4 bits", "t6: 8×8, 8 bits", "multiply", "t8"):
         assert words in texts
+    assert {text.split(":")[0] for text in texts} >= {op.output for op in gated().operations}
     assert "b·of a name that goes…" in texts
     assert texts.count("output") == 3
 
@@ -275,7 +276,7 @@ def test_states_are_read_at_the_top_and_written_at_the_bottom():
     total = made.add(lambda y: Add("new", "old", y))
     graph = made.graph(total, states=(("old", total),))
     found = [(box.title, box.below) for box in place._boxes(graph)]
-    assert found == [("input", "new"), ("state", "old"), ("add", ""), ("output", total), ("state", "then old")]
+    assert found == [("input", "new"), ("state", "old"), ("add", total), ("output", total), ("state", "then old")]
 
 
 @pytest.mark.parametrize("name", ["resnet8_int8", "mobilenetv1_vww_int8"])

@@ -42,7 +42,7 @@ LAYER, JOIN, OTHER, END = ("#dcefe9", "#0b7a5c"), ("#fde9da", SKIP), ("#f1f3f6",
 def draw(graph: g.Graph, path: str | os.PathLike[str]) -> Path:
     """Draws a network: a box for each operation, arrows along the data flow, top to bottom.
 
-    A box tells the operation, its output's shape and dtype, and its weight's shape and bits. Tensors
+    A box tells the operation, its output's name, shape and dtype, and its weight's shape and bits. Tensors
     that skip operations, such as those of residual connections, are drawn in a colour of their own.
 
     Parameters
@@ -127,10 +127,10 @@ def _boxes(graph: g.Graph) -> list[_Box]:
         written[name] = add("state", graph.tensors[name], _short(name), END, ())
     for op in graph.operations:
         name = op.output  # type: ignore[attr-defined]  # each kind has one
-        below, weights = "", 0
+        below, weights = _short(name), 0
         if isinstance(op, (g.Conv2d, g.FullyConnected)):
             weight = graph.constants[op.weight]
-            below, weights = f"weight {_by(weight.data.shape)}, {weight.nbits} bits", weight.data.size
+            below, weights = f"{below}: {_by(weight.data.shape)}, {weight.nbits} bits", weight.data.size
         colours = LAYER if weights else JOIN if len(op.inputs) > 1 else OTHER
         written[name] = add(op.kind, graph.tensors[name], below, colours, op.inputs)
         written[name].weights = 1 + weights
