@@ -75,7 +75,14 @@ def test_the_file_that_the_others_are_made_of(tmp_path):
 
 
 REFUSED = {
-    "float": ({"x": Tensor((1, 6), "float32"), "y": Tensor((1, 4), "float32")}, "got float32; convert it with full"),
+    "float": (
+        {"x": Tensor((1, 6), "float32"), "y": Tensor((1, 4), "float32")},
+        r"1 of 1 operators \(1 FULLY_CONNECTED; the first is 0\): .*got floats; convert the network with full integer",
+    ),
+    "half": (
+        {"ops": [Operator("DEQUANTIZE", [0], [3])], "x": Tensor((1, 6), "float16"), "y": Tensor((1, 6), "float32")},
+        r"1 of 1 operators \(1 DEQUANTIZE; the first is 0\): .*got floats; convert",
+    ),
     "int32": ({"x": x(dtype="int32")}, "expected 't0' of int8 or uint8, got int32"),
     "batch": ({"x": x(shape=(2, 6))}, r"'t0' with a batch of 1 on axis 0, got shape \(2, 6\)"),
     "scalar": ({"x": x(shape=())}, r"batch of 1 on axis 0, got shape \(\)"),
@@ -165,10 +172,33 @@ def test_everything_in_the_way_is_listed(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("name", ["resnet8_float", "autoencoder_ad_float", "dscnn_kws_dynamic_range"])
-def test_stored_networks_of_floats(name):
-    with pytest.raises(ValueError, match=r"operator 0, .*got float32; convert it with full integer quantization"):
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("resnet8_float", "16 of 16 operators (9 CONV_2D, 3 ADD, 1 AVERAGE_POOL_2D, 1 RESHAPE, 1 FULLY_CONNECTED, 1 SOFTMAX"),
+        ("autoencoder_ad_float", "10 of 10 operators (10 FULLY_CONNECTED"),
+        ("dscnn_kws_dynamic_range", "13 of 13 operators (5 CONV_2D, 4 DEPTHWISE_CONV_2D, 1 AVERAGE_POOL_2D, 1 RESHAPE, "
+                                    "1 FULLY_CONNECTED, 1 SOFTMAX"),
+    ],
+)  # fmt: skip
+def test_stored_networks_of_floats_are_told_in_one_line(name, told):
+    with pytest.raises(ValueError, match="cannot take") as error:
         from_tflite(stored.find(stored.TINY, f"{name}.tflite"))
+    (line,) = str(error.value).splitlines()[1:]
+    why = "expected codes of int8 or uint8, got floats; convert the network with full integer quantization"
+    assert line == f"  {told}; the first is 0): {why} and a representative data set"
+
+
+def test_floats_among_other_things_in_the_way(tmp_path):
+    ops = [linear(), Operator("SOFTMAX", [4], [5], "SoftmaxOptions", {"Beta": 1.0}), Operator("MEAN", [0], [3])]
+    floats = [Tensor((1, 4), "float32"), Tensor((1, 4), "float32")]
+    with pytest.raises(ValueError, match="cannot take") as told:
+        read(made([*tensors(), *floats], ops, [0, 4], [3]), tmp_path)
+    lines = str(told.value).splitlines()[1:]
+    assert [line.split(":")[0] for line in lines] == [
+        "  1 of 3 operators (1 SOFTMAX; the first is 1)",
+        "  operator 2, MEAN",
+    ]
 
 
 def test_without_the_package(tmp_path, monkeypatch):  # row 77

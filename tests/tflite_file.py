@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-DTYPES = {"float32": 0, "int32": 2, "uint8": 3, "int64": 4, "int8": 9}
+DTYPES = {"float32": 0, "float16": 1, "int32": 2, "uint8": 3, "int64": 4, "int8": 9}
 
 
 @dataclass

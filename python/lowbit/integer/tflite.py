@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import stat
 import struct
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,7 +67,7 @@ NEAREST = {
     "TRANSPOSE_CONV": "CONV_2D",
     "LOG_SOFTMAX": "SOFTMAX",
 }
-CONVERT = "convert it with full integer quantization and a representative data set"
+CONVERT = "convert the network with full integer quantization and a representative data set"
 
 
 def from_tflite(path: str | os.PathLike[str]) -> g.Graph:
@@ -286,6 +287,10 @@ class _CannotTake(Exception):
     """Why an operator or tensor cannot be taken."""
 
 
+class _Floats(_CannotTake):
+    """An operator computes with floats: a reason that is told once for all of them."""
+
+
 @dataclass
 class _Reader:
     model: _Model
@@ -297,6 +302,7 @@ class _Reader:
         """The graph, or all reasons why there is none."""
         model = self.model
         problems: list[str] = []
+        floats: dict[int, str] = {}
         operations: list[g.Operation] = []
         inputs: tuple[str, ...] = ()
         outputs: tuple[str, ...] = ()
@@ -308,13 +314,19 @@ class _Reader:
             inputs, known = self._boundary(model.inputs, problems), set(model.inputs)
             for i, op in enumerate(model.operators):
                 try:
-                    if not problems:  # else what is missing may be what an operator refused makes
+                    if not problems and not floats:  # else what is missing may be what an operator refused makes
                         self._in_order(op, known)
                     operations.append(self._operation(op))
+                except _Floats:
+                    floats[i] = op.kind
                 except _CannotTake as reason:
                     problems.append(f"operator {i}, {op.kind}: {reason}")
                 known.update(op.outputs)
             outputs = self._boundary(model.outputs, problems)
+            if floats:
+                kinds = ", ".join(f"{n} {kind}" for kind, n in Counter(floats.values()).most_common())
+                which = f"{len(floats)} of {len(model.operators)} operators ({kinds}; the first is {min(floats)})"
+                problems.insert(0, f"{which}: expected codes of int8 or uint8, got floats; {CONVERT}")
             if not problems and (missing := set(model.outputs) - known):
                 problems.append(f"output {_short(model.tensors[min(missing)].name)} is never written")
         if problems:
@@ -372,8 +384,8 @@ class _Reader:
         if t.data is not None:
             raise _CannotTake(f"expected {_short(t.name)} to be computed, got a constant")
         if t.dtype not in dtypes:
-            remedy = f"; {CONVERT}" if t.dtype == "float32" else ""
-            raise _CannotTake(f"expected {_short(t.name)} of {' or '.join(dtypes)}, got {t.dtype}{remedy}")
+            reason = _Floats if t.dtype in ("float16", "bfloat16", "float32", "float64") else _CannotTake
+            raise reason(f"expected {_short(t.name)} of {' or '.join(dtypes)}, got {t.dtype}")
         if t.shape[:1] != (1,):
             raise _CannotTake(
                 f"expected {_short(t.name)} with a batch of 1 on axis 0, got shape {t.shape}; export it so"
