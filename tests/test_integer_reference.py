@@ -450,6 +450,44 @@ def add_case(dtype, act):
     return tensors, Operator("ADD", [0, 1], [2], "AddOptions", {"FusedActivationFunction": act})
 
 
+def multiply_case(dtype, act, a=(1, 5, 7), b=(1, 5, 7)):
+    ends = zip((a, b, max(a, b, key=math.prod)), (0.013, 0.07, 0.041), (100, 20, 140), strict=True)
+    tensors = [Tensor(shape, dtype, scale, codes_of(dtype, zero)) for shape, scale, zero in ends]
+    return tensors, Operator("MUL", [0, 1], [2], "MulOptions", {"FusedActivationFunction": act})
+
+
+def concatenate_case(dtype, axis, n, scales=0.05, zeros=100):
+    scales, zeros = (np.broadcast_to(values, n + 1) for values in (scales, zeros))
+    shapes = [[1, 3, 4, 2] for _ in range(n + 1)]
+    for i in range(n):
+        shapes[i][axis] = i + 1
+    shapes[n][axis] = n * (n + 1) // 2
+    tensors = [
+        Tensor(tuple(shape), dtype, scale, codes_of(dtype, int(zero)))
+        for shape, scale, zero in zip(shapes, scales, zeros, strict=True)
+    ]
+    return tensors, Operator("CONCATENATION", [*range(n)], [n], "ConcatenationOptions", {"Axis": axis})
+
+
+def joined(dtype):
+    """Name and case of products and concatenations; XNNPACK takes up to five parts, and none to rescale."""
+    for act in range(4):
+        yield f"MUL-{act}", multiply_case(dtype, act)
+    for name, shapes in {
+        "channels": ((1, 3, 4, 5), (1, 1, 1, 5)),
+        "channels first": ((1, 1, 1, 5), (1, 3, 4, 5)),
+        "vector": ((1, 3, 4, 5), (1, 5)),
+        "one channel": ((1, 3, 4, 1), (1, 1, 1, 1)),
+    }.items():
+        yield f"MUL-{name}", multiply_case(dtype, 0, *shapes)
+    for axis, n in ((3, 2), (-1, 5), (1, 3), (-2, 8), (2, 1)):
+        yield f"CONCATENATION-{axis}-{n}", concatenate_case(dtype, axis, n)
+    if dtype == "uint8":
+        scales, zeros = (0.05, 0.031, 0.05, 0.2, 0.05), (100, 100, 3, 255, 100)
+        yield "CONCATENATION-rescaled", concatenate_case(dtype, 3, 4, scales, zeros)
+        yield "CONCATENATION-halves", concatenate_case(dtype, 3, 1, (0.05, 0.1), (7, 100))
+
+
 def convolutions(dtype):
     """Name and case of each convolution; padding 0 is SAME, activations are NONE, RELU, RELU_N1_TO_1, RELU6."""
     one = (1, 1)
@@ -473,6 +511,8 @@ def cases():
             yield pytest.param(*pool_case(dtype, kind, padding, act), id=f"{kind}-{padding}-{act}-{dtype}")
         for act in range(4):
             yield pytest.param(*add_case(dtype, act), id=f"ADD-{act}-{dtype}")
+        for name, case in joined(dtype):
+            yield pytest.param(*case, id=f"{name}-{dtype}")
         for kind in ("FULLY_CONNECTED", "SOFTMAX", "PAD", "RESHAPE", "QUANTIZE", "DEQUANTIZE", "other"):
             yield pytest.param(*simple_case(dtype, kind), id=f"{kind}-{dtype}")
 
@@ -495,6 +535,106 @@ def one_operator(tensors, op, tmp_path) -> tuple[bytes, g.Graph, dict[str, np.nd
 def test_operators_beside_litert(tensors, op, tmp_path):
     data, net, inputs = one_operator(tensors, op, tmp_path)
     assert same(run(net, *inputs.values())[0], litert(data, inputs))
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+def test_all_products_of_codes_beside_litert(dtype, tmp_path):
+    pytest.importorskip("tflite", reason="tflite is not installed")
+    limits, rng = np.iinfo(dtype), rng_of(12)
+    every = np.arange(limits.min, limits.max + 1).astype(dtype)
+    a, b = (np.broadcast_to(x, (1, 256, 256)) for x in (every[:, None], every))
+    for at in range(30):
+        # How much larger than a product its code is; XNNPACK takes 2^-16 to 2^8.
+        factor = (2.0**-16, 255.99, 0.5)[at] if at < 3 else 2.0 ** rng.uniform(-12, 4)
+        scales = rng.uniform(0.001, 1, 2)
+        ends = zip((*scales, np.float32(scales[0]) * np.float32(scales[1]) / factor), codes(rng, 3, dtype), strict=True)
+        tensors = [Tensor((1, 256, 256), dtype, scale, int(zero)) for scale, zero in ends]
+        options = {"FusedActivationFunction": at % 4}
+        data = made(tensors, [Operator("MUL", [0, 1], [2], "MulOptions", options)], [0, 1], [2])
+        (tmp_path / "one.tflite").write_bytes(data)
+        net, want = from_tflite(tmp_path / "one.tflite"), litert(data, {"t0": a, "t1": b})
+        assert same(run(net, a, b)[0], want)
+        assert same(net.plan()(a, b), want)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+def test_a_network_of_products_and_concatenations_beside_litert(dtype, tmp_path):
+    pytest.importorskip("tflite", reason="tflite is not installed")
+    none, zero = {"FusedActivationFunction": 0}, codes_of(dtype, 128)
+    window = none | {"Padding": 1, "StrideH": 8, "StrideW": 8, "FilterHeight": 8, "FilterWidth": 8}
+    point = none | {"StrideH": 1, "StrideW": 1, "DilationHFactor": 1, "DilationWFactor": 1}
+
+    def maps(channels: int, scale: float, size: int = 8) -> Tensor:
+        return Tensor((1, size, size, channels), dtype, scale, zero)
+
+    def weight(outs: int, channels: int) -> Tensor:
+        shape, own = (outs, 3, 3, channels), 128 if dtype == "uint8" else 0
+        return Tensor(shape, dtype, 0.005, own, codes(rng_of(outs, channels), shape, dtype))
+
+    tensors = [
+        maps(4, 0.03),
+        weight(6, 4),
+        maps(6, 0.05),
+        maps(6, 0.02),
+        maps(6, 0.05, 1),
+        maps(6, 0.05),
+        maps(6, 0.05),
+    ]
+    tensors += [maps(18, 0.05), weight(5, 18), maps(5, 0.2)]
+    # XNNPACK leaves a convolution whose bias has no scale to another kernel.
+    biases = ((6, 0.03 * 0.005), (5, 0.05 * 0.005))
+    tensors += [Tensor((n,), "int32", scale, (), np.arange(n, dtype=np.int32)) for n, scale in biases]
+    operators = [
+        Operator("CONV_2D", [0, 1, 10], [2], "Conv2DOptions", point),
+        Operator("MUL", [2, 2], [3], "MulOptions", none),
+        Operator("AVERAGE_POOL_2D", [2], [4], "Pool2DOptions", window),
+        Operator("MUL", [4, 3], [5], "MulOptions", {"FusedActivationFunction": 1}),
+        Operator("MUL", [5, 3], [6], "MulOptions", none),
+        Operator("CONCATENATION", [2, 5, 6], [7], "ConcatenationOptions", {"Axis": 3}),
+        Operator("CONV_2D", [7, 8, 11], [9], "Conv2DOptions", point),
+    ]
+    data = made(tensors, operators, [0], [9])
+    (tmp_path / "net.tflite").write_bytes(data)
+    net, x = from_tflite(tmp_path / "net.tflite"), codes(rng_of(14), (200, 8, 8, 4), dtype)
+    want = litert(data, {"t0": x})
+    assert len(np.unique(want)) > 100
+    assert same(run(net, x)[0], want)
+    assert same(net.plan()(x), want)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+def test_all_squares_of_codes_beside_litert(dtype, tmp_path):
+    pytest.importorskip("tflite", reason="tflite is not installed")
+    limits, rng = np.iinfo(dtype), rng_of(15)
+    every = np.arange(limits.min, limits.max + 1).astype(dtype)[None]
+    for at in range(100):
+        # Scales by which products lie half way between codes, or as near as float32 comes.
+        scale = round(rng.uniform(0.01, 1), 2)
+        ends = zip((scale, scale * scale / rng.choice([0.125, 0.5, 0.2, 2.5])), codes(rng, 2, dtype), strict=True)
+        tensors = [Tensor((1, 256), dtype, scale, int(zero)) for scale, zero in ends]
+        data = made(
+            tensors, [Operator("MUL", [0, 0], [1], "MulOptions", {"FusedActivationFunction": at % 4})], [0], [1]
+        )
+        (tmp_path / "one.tflite").write_bytes(data)
+        net, want = from_tflite(tmp_path / "one.tflite"), litert(data, {"t0": every})
+        assert same(run(net, every)[0], want)
+        assert same(net.plan()(every), want)
+
+
+def test_tables_of_parts_with_other_scales_beside_litert(tmp_path):
+    pytest.importorskip("tflite", reason="tflite is not installed")
+    every, rng = np.arange(256, dtype=np.uint8)[None], rng_of(13)
+    for _ in range(200):
+        scale = rng.uniform(0.001, 1)
+        scales = (scale, scale * 2.0 ** rng.uniform(-4, 4), scale * 2.0 ** rng.integers(-3, 4), scale)
+        ends = zip(scales, rng.integers(0, 256, 4), (256, 256, 256, 768), strict=True)
+        tensors = [Tensor((1, n), "uint8", scale, int(zero)) for scale, zero, n in ends]
+        concatenation = Operator("CONCATENATION", [0, 1, 2], [3], "ConcatenationOptions", {"Axis": 1})
+        data = made(tensors, [concatenation], [0, 1, 2], [3])
+        (tmp_path / "one.tflite").write_bytes(data)
+        net, want = from_tflite(tmp_path / "one.tflite"), litert(data, {"t0": every, "t1": every, "t2": every})
+        assert same(run(net, every, every, every)[0], want)
+        assert same(net.plan()(every, every, every), want)
 
 
 @pytest.mark.parametrize(("tensors", "op"), [pytest.param(*case, id=name) for name, case in convolutions("int8")])

@@ -52,6 +52,14 @@ def linear(inputs=(0, 1, 2), outputs=(3,), **options) -> Operator:
     return Operator("FULLY_CONNECTED", list(inputs), list(outputs), "FullyConnectedOptions", ACT | options)
 
 
+def product(inputs=(0, 0)) -> Operator:
+    return Operator("MUL", list(inputs), [3], "MulOptions", ACT)
+
+
+def joined(inputs=(0, 0), **options) -> Operator:
+    return Operator("CONCATENATION", list(inputs), [3], "ConcatenationOptions", options)
+
+
 def bias(**changed) -> Tensor:
     return Tensor(**{"shape": (4,), "dtype": "int32", "scale": 0.125, "data": np.zeros(4, np.int32)} | changed)
 
@@ -123,6 +131,42 @@ REFUSED = {
     "beta": ({"ops": [Operator("SOFTMAX", [0], [3], "SoftmaxOptions", {"Beta": 2.0})]}, "expected beta 1, got 2.0"),
     "rescale": ({"ops": [Operator("QUANTIZE", [0], [3])], "y": x(scale=0.7)}, "got codes to rescale"),
     "broadcast": ({"ops": [Operator("ADD", [0, 0], [3], "AddOptions", ACT)]}, "nothing is broadcast"),
+    "no addend": ({"ops": [Operator("ADD", [0, -1], [3], "AddOptions", ACT)]}, "expected a tensor, got none"),
+    "factor's shape": (
+        {"ops": [product()]},
+        r"one shape, or a number for each channel, got \(6,\), \(6,\) and \(4,\)",
+    ),
+    "constant factor": ({"ops": [product((0, 1))]}, "expected 't1' to be computed, got a constant"),
+    "factor's dtype": (
+        {"ops": [product((0, 4))], "y": x(), "z": x(dtype="uint8"), "inputs": (0, 4)},
+        "one dtype for inputs and output, got int8 and uint8",
+    ),
+    "small product": (
+        {"ops": [product()], "y": x(scale=2.0**15)},
+        "2.-16 to 2.8 times the output's, got 7.6.*e-06 times",
+    ),
+    "large product": ({"ops": [product()], "y": x(scale=2.0**-10)}, "2.-16 to 2.8 times the output's, got 256.0 times"),
+    "endless product": ({"ops": [product()], "x": x(scale=1e30), "y": x()}, "2.-16 to 2.8 times .* got inf times"),
+    "endless square": (
+        {"ops": [product()], "x": x(scale=1e-20), "y": x(scale=1e-39)},
+        "'t3' of a scale whose inverse is finite, got 1.*e-39",
+    ),
+    "axis of the batch": ({"ops": [joined(Axis=0)]}, "one of 2 axes, and not that of the batch, got axis 0"),
+    "last axis": ({"ops": [joined(Axis=2)]}, "one of 2 axes, and not that of the batch, got axis 2"),
+    "first axis": ({"ops": [joined(Axis=-3)]}, "one of 2 axes, and not that of the batch, got axis -3"),
+    "joined activation": ({"ops": [joined(Axis=1, FusedActivationFunction=1)]}, "expected no fused activation, got 1"),
+    "no parts": ({"ops": [joined([], Axis=1)]}, "expected inputs and 1 output, got 0 and 1"),
+    "no part": ({"ops": [joined([0, -1], Axis=1)]}, "expected a tensor, got none"),
+    "constant part": ({"ops": [joined([0, 1], Axis=1)]}, "expected 't1' to be computed, got a constant"),
+    "dtypes of parts": ({"ops": [joined(Axis=1)], "x": x(dtype="uint8")}, "one dtype .*, got uint8 and int8"),
+    "scale of a part": (
+        {"ops": [joined(Axis=1)], "y": x(shape=(1, 12), scale=0.25)},
+        "'t0' with scale 0.25 and zero point 3, as the output, got scale 0.5 and zero point 3",
+    ),
+    "larger part": (
+        {"ops": [joined(Axis=1)], "x": x(dtype="uint8", scale=2.0**20), "y": x(dtype="uint8", scale=1.0)},
+        "'t0' of a scale below 2.20 times the output's, got 1048576.0 times",
+    ),
     "pad": ({"ops": [Operator("PAD", [0, 2], [3])]}, "constant padding, two integers per axis"),
     "window": (
         {"ops": [Operator("MAX_POOL_2D", [0], [3], "Pool2DOptions", ACT)]},
@@ -289,11 +333,40 @@ def test_too_much_of_everything(tmp_path):
     with pytest.raises(ValueError, match=r"tensors of 0 to 3, got \[9\]"):
         read(file_of(inputs=[9]), tmp_path)
 
+    with pytest.raises(ValueError, match="operator 0: inputs: expected at most 64, got 65"):
+        read(file_of([joined([0] * 65, Axis=1)]), tmp_path)
+    with pytest.raises(ValueError, match="inputs of all operators: expected at most 16384, got 16448"):
+        read(file_of([joined([0] * 64, Axis=1)] * 257), tmp_path)
+    many = [x(dtype="uint8", scale=1 + i) for i in range(1100)]
+    ops = [Operator("CONCATENATION", [0], [i], "ConcatenationOptions", {"Axis": 1}) for i in range(1, 1100)]
+    with pytest.raises(ValueError, match="expected at most 1024 parts with other scales than their output's"):
+        read(made(many, ops, [0], [1]), tmp_path)
+
+
+def test_parts_with_other_scales_become_tables_once_each_under_names_of_their_own(tmp_path):
+    about = [("x", 0.5), ("x#rescaled", 0.25), ("y", 0.25), ("z", 0.25)]
+    parts = [x(name=name, dtype="uint8", scale=scale) for name, scale in about]
+    parts[2].shape, parts[3].shape = (1, 18), (1, 12)
+    ops = [
+        Operator("CONCATENATION", [0, 1, 0], [2], "ConcatenationOptions", {"Axis": -1}),
+        Operator("CONCATENATION", [1, 0], [3], "ConcatenationOptions", {"Axis": 1}),
+    ]
+    got = read(made(parts, ops, [0, 1], [2, 3]), tmp_path)
+    assert [op.kind for op in got.operations] == ["table", "concatenate", "concatenate"]
+    assert got.operations[1].parts == ("x#rescaled#", "x#rescaled", "x#rescaled#")
+    assert got.operations[2].parts == ("x#rescaled", "x#rescaled#")
+    assert got.operations[1].axis == 0
+    table = got.constants[got.operations[0].table].data
+    np.testing.assert_array_equal(table, np.clip((np.arange(256) - 3) * 2 + 3, 0, 255))
+
 
 def test_memory_that_a_small_file_takes(tmp_path):
     named = [x(name=f"{i:05}" * 300) for i in range(4090)]
     ops = [Operator("RESHAPE", [i], [i + 1]) for i in range(4089)]
     assert survives(made(named, ops, [0], [4089]), tmp_path / "net.tflite")
+    named = [x(name=f"{i:05}" * 300, dtype="uint8", scale=1 + i) for i in range(1200)]
+    ops = [Operator("CONCATENATION", [0] * 13, [i], "ConcatenationOptions", {"Axis": 1}) for i in range(1, 1200)]
+    assert not survives(made(named, ops, [0], [1]), tmp_path / "net.tflite")
 
 
 def test_paths_that_are_no_files(tmp_path):  # row 50

@@ -31,6 +31,8 @@ __all__ = ["from_tflite"]
 
 #: A table of a file can be named many times over, so the file's size does not bound these.
 MOST_OPERATORS, MOST_TENSORS = 4096, 8192
+#: Inputs of one concatenation, of all operators together, and tables that are made for them.
+MOST_PARTS, MOST_INPUTS, MOST_RESCALED = 64, 4 * MOST_OPERATORS, 1024
 #: Bytes of one name, and of all names.
 NAME, NAMES = 1000, 2**19
 
@@ -45,6 +47,8 @@ OPTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "DEPTHWISE_CONV_2D": ("DepthwiseConv2DOptions", (*WINDOW, "DilationHFactor", "DilationWFactor")),
     "FULLY_CONNECTED": ("FullyConnectedOptions", ("FusedActivationFunction", "WeightsFormat")),
     "ADD": ("AddOptions", ("FusedActivationFunction",)),
+    "MUL": ("MulOptions", ("FusedActivationFunction",)),
+    "CONCATENATION": ("ConcatenationOptions", ("Axis", "FusedActivationFunction")),
     "AVERAGE_POOL_2D": ("Pool2DOptions", (*WINDOW, "FilterHeight", "FilterWidth")),
     "MAX_POOL_2D": ("Pool2DOptions", (*WINDOW, "FilterHeight", "FilterWidth")),
     "SOFTMAX": ("SoftmaxOptions", ("Beta",)),
@@ -73,10 +77,11 @@ CONVERT = "convert the network with full integer quantization and a representati
 def from_tflite(path: str | os.PathLike[str]) -> g.Graph:
     """Reads a fully quantized network of int8 or uint8.
 
-    Taken are CONV_2D, DEPTHWISE_CONV_2D, FULLY_CONNECTED, ADD, AVERAGE_POOL_2D,
-    MAX_POOL_2D, SOFTMAX, RESHAPE and PAD of codes, fused activations, QUANTIZE
-    of float32 or from int8 to uint8 and back, and DEQUANTIZE. The batch axis, which
-    has to be 1, is left out. Results are those of LiteRT with XNNPACK.
+    Taken are CONV_2D, DEPTHWISE_CONV_2D, FULLY_CONNECTED, ADD, MUL of one shape or
+    with a number for each channel, CONCATENATION, AVERAGE_POOL_2D, MAX_POOL_2D,
+    SOFTMAX, RESHAPE and PAD of codes, fused activations, QUANTIZE of float32 or from
+    int8 to uint8 and back, and DEQUANTIZE. The batch axis, which has to be 1, is left
+    out. Results are those of LiteRT with XNNPACK.
 
     Parameters
     ----------
@@ -97,8 +102,8 @@ def from_tflite(path: str | os.PathLike[str]) -> g.Graph:
     FileFormatError
         No TFLite file, or a malformed one.
     ValueError
-        A network that cannot be taken: every operator and
-        tensor in the way, and what would do instead.
+        A network that cannot be taken: every operator and tensor in the way, those of
+        floats in one line, and what would do instead.
     """
     try:
         import tflite
@@ -171,6 +176,7 @@ class _Model:
         self.outputs = _indices("outputs", subgraph.OutputsAsNumpy(), n_tensors)
         for i in range(_count("operators", subgraph.OperatorsLength(), MOST_OPERATORS)):
             self.operators.append(self._operator(subgraph.Operators(i), codes, n_tensors, f"operator {i}"))
+        _count("inputs of all operators", sum(len(op.inputs) for op in self.operators), MOST_INPUTS)
         used = {*self.inputs, *self.outputs}.union(*(op.inputs + op.outputs for op in self.operators)) - {-1}
         _count("tensors in use", len(used), MOST_TENSORS)
         names: set[str] = set()
@@ -203,7 +209,8 @@ class _Model:
         kind = codes[op.OpcodeIndex()]
         if kind not in OPTIONS:
             return _Operator(kind, [], [], {})
-        inputs = _indices(f"{where}: inputs", op.InputsAsNumpy(), n_tensors, -1)
+        most = MOST_PARTS if kind == "CONCATENATION" else 4
+        inputs = _indices(f"{where}: inputs", op.InputsAsNumpy(), n_tensors, -1, most)
         outputs = _indices(f"{where}: outputs", op.OutputsAsNumpy(), n_tensors)
         cls, names = OPTIONS[kind]
         options = {}
@@ -267,9 +274,9 @@ def _count(what: str, n: int, most: int) -> int:
     return n
 
 
-def _indices(what: str, vector: Any, end: int, least: int = 0) -> list[int]:
+def _indices(what: str, vector: Any, end: int, least: int = 0, most: int = 64) -> list[int]:
     found = _array(vector)
-    _count(what, len(found), 64 if least == 0 else 4)
+    _count(what, len(found), most)
     if ((found < least) | (found >= end)).any():
         raise ValueError(f"{what}: expected tensors of {least} to {end - 1}, got {found.tolist()}")
     return found.tolist()
@@ -297,13 +304,18 @@ class _Reader:
     path: str
     tensors: dict[str, g.Tensor] = field(default_factory=dict)
     constants: dict[str, g.Constant] = field(default_factory=dict)
+    operations: list[g.Operation] = field(default_factory=list)
+    #: By tensor, scale and zero point: the tensor of that scale and zero point that was made of it.
+    rescaled: dict[tuple[str, float | None, int], str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.taken = {t.name for t in self.model.tensors.values()}
 
     def graph(self) -> g.Graph:
         """The graph, or all reasons why there is none."""
         model = self.model
         problems: list[str] = []
         floats: dict[int, str] = {}
-        operations: list[g.Operation] = []
         inputs: tuple[str, ...] = ()
         outputs: tuple[str, ...] = ()
         if model.version != 3:
@@ -316,7 +328,7 @@ class _Reader:
                 try:
                     if not problems and not floats:  # else what is missing may be what an operator refused makes
                         self._in_order(op, known)
-                    operations.append(self._operation(op))
+                    self.operations.append(self._operation(op))
                 except _Floats:
                     floats[i] = op.kind
                 except _CannotTake as reason:
@@ -332,7 +344,7 @@ class _Reader:
         if problems:
             raise ValueError("\n  ".join([f"{self.path}: cannot take", *problems]))
         try:
-            return g.Graph(self.tensors, self.constants, tuple(operations), inputs, outputs, {"source": "TFLite"})
+            return g.Graph(self.tensors, self.constants, tuple(self.operations), inputs, outputs, {"source": "TFLite"})
         except ValueError as error:
             raise ValueError(f"{self.path}: {error}") from error
 
@@ -361,6 +373,8 @@ class _Reader:
             "DEPTHWISE_CONV_2D": self._conv2d,
             "FULLY_CONNECTED": self._fully_connected,
             "ADD": self._add,
+            "MUL": self._multiply,
+            "CONCATENATION": self._concatenate,
             "AVERAGE_POOL_2D": self._pool,
             "MAX_POOL_2D": self._pool,
             "SOFTMAX": self._softmax,
@@ -378,6 +392,8 @@ class _Reader:
 
     def _tensor(self, index: int, dtypes: tuple[str, ...] = (*CODES, "float32")) -> g.Tensor:
         """What flows, without the batch axis."""
+        if index < 0:
+            raise _CannotTake("expected a tensor, got none")
         t = self.model.tensors[index]
         if t.wrong:
             raise _CannotTake(f"{_short(t.name)} {t.wrong}")
@@ -513,6 +529,86 @@ class _Reader:
         if not a.shape == b.shape == out.shape:
             raise _CannotTake(f"expected one shape, got {a.shape}, {b.shape} and {out.shape}; nothing is broadcast")
         return g.Add(a.name, b.name, out.name, **self._clamp(op, out))
+
+    def _multiply(self, op: _Operator) -> g.Operation:
+        a, out = self._ends(op, 2)
+        b = self._tensor(op.inputs[1], CODES)
+        if b.dtype != out.dtype:
+            raise _CannotTake(f"expected one dtype for inputs and output, got {a.dtype} and {b.dtype}")
+        if a.shape != out.shape:
+            a, b = b, a
+        channels = a.shape[-1:] or (1,)
+        each = b.shape[-1:] == channels and math.prod(b.shape) == channels[0]
+        if a.shape != out.shape or not (b.shape == a.shape or each):
+            raise _CannotTake(
+                f"expected one shape, or a number for each channel, got {a.shape}, {b.shape} and {out.shape}"
+            )
+        with np.errstate(all="ignore"):
+            factor = np.float32(a.scale) * np.float32(b.scale) / np.float32(out.scale)
+        if not 2.0**-16 <= factor < 2.0**8:  # XNNPACK leaves others to a kernel that rounds in another way
+            raise _CannotTake(
+                f"expected the product of both scales to be 2^-16 to 2^8 times the output's, got {factor} times"
+            )
+        clamp = self._clamp(op, out)
+        return self._square(a, out, **clamp) if a is b else g.Multiply(a.name, b.name, out.name, **clamp)
+
+    def _square(self, x: g.Tensor, out: g.Tensor, qmin: int | None, qmax: int | None) -> g.Table:
+        """The product of a tensor with itself: XNNPACK makes a table of it, and rounds otherwise than products."""
+        limits = np.iinfo(out.dtype)
+        with np.errstate(over="ignore"):
+            inverse = np.float32(1) / np.float32(out.scale)
+        if np.isinf(inverse):
+            raise _CannotTake(f"expected {_short(out.name)} of a scale whose inverse is finite, got {out.scale}")
+        every = np.arange(limits.min, limits.max + 1)
+        numbers = (every - x.zero_point).astype(np.float32) * np.float32(x.scale)
+        # Each step in float32, the zero point added before it is rounded.
+        codes = np.rint(numbers * numbers * inverse + np.float32(out.zero_point))
+        codes = np.clip(codes, limits.min if qmin is None else qmin, limits.max if qmax is None else qmax)
+        table = self._constant(g.Constant(f"{out.name}#table", codes.astype(out.dtype)))
+        return g.Table(x.name, table.name, out.name)
+
+    def _concatenate(self, op: _Operator) -> g.Concatenate:
+        if not op.inputs or len(op.outputs) != 1:
+            raise _CannotTake(f"expected inputs and 1 output, got {len(op.inputs)} and {len(op.outputs)}")
+        parts, out = [self._tensor(index, CODES) for index in op.inputs], self._tensor(op.outputs[0], CODES)
+        if dtypes := {part.dtype for part in parts} - {out.dtype}:
+            raise _CannotTake(f"expected one dtype for inputs and output, got {min(dtypes)} and {out.dtype}")
+        if op.options["FusedActivationFunction"] != 0:
+            raise _CannotTake(f"expected no fused activation, got {op.options['FusedActivationFunction']}")
+        n_axes, axis = len(out.shape) + 1, op.options["Axis"]
+        if axis % n_axes == 0 or not -n_axes <= axis < n_axes:
+            raise _CannotTake(f"expected one of {n_axes} axes, and not that of the batch, got axis {axis}")
+        names = tuple(self._rescaled(part, out) for part in parts)
+        return g.Concatenate(names, out.name, axis % n_axes - 1)
+
+    def _rescaled(self, x: g.Tensor, out: g.Tensor) -> str:
+        """What has the scale and zero point of ``out``: of uint8 by a table, as LiteRT computes it; int8 it refuses."""
+        if (x.scale, x.zero_point) == (out.scale, out.zero_point):
+            return x.name
+        key = x.name, out.scale, out.zero_point
+        if key in self.rescaled:
+            return self.rescaled[key]
+        if x.dtype != "uint8":
+            wanted, got = (f"scale {t.scale} and zero point {t.zero_point}" for t in (out, x))
+            raise _CannotTake(f"expected {_short(x.name)} with {wanted}, as the output, got {got}")
+        with np.errstate(all="ignore"):
+            factor = np.float32(x.scale) * (np.float32(1) / np.float32(out.scale))
+        if not factor < 2.0**20:
+            raise _CannotTake(f"expected {_short(x.name)} of a scale below 2^20 times the output's, got {factor} times")
+        if len(self.rescaled) >= MOST_RESCALED:
+            raise _CannotTake(f"expected at most {MOST_RESCALED} parts with other scales than their output's")
+        # Each step in float32; halves away from 0.
+        values = np.arange(256, dtype=np.float32) * factor + np.float32(-x.zero_point) * factor
+        whole = np.trunc(values.astype(np.float64) + np.copysign(0.5, values)) + out.zero_point
+        name = f"{x.name}#rescaled"
+        while name in self.taken:
+            name += "#"
+        self.taken.add(name)
+        self.rescaled[key] = name
+        self.tensors[name] = g.Tensor(name, x.shape, "uint8", out.scale, out.zero_point)
+        table = self._constant(g.Constant(f"{name}#table", np.clip(whole, 0, 255).astype(np.uint8)))
+        self.operations.append(g.Table(x.name, table.name, name))
+        return name
 
     def _pool(self, op: _Operator) -> g.AveragePool2d | g.MaxPool2d:
         x, out = self._planes(op)
