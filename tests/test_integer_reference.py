@@ -537,6 +537,33 @@ def test_operators_beside_litert(tensors, op, tmp_path):
     assert same(run(net, *inputs.values())[0], litert(data, inputs))
 
 
+def half_case(kind, dtype, act, scale, zero):
+    """An operator whose fused activation ends half way between two codes."""
+    tensors = [Tensor((1, 4, 4, 2), dtype, 0.1, codes_of(dtype, 128))]
+    tensors.append(replace(tensors[0], scale=scale, zero_point=codes_of(dtype, zero)))
+    step = {"FusedActivationFunction": act, "StrideH": 1, "StrideW": 1, "Padding": 0}
+    if kind in ("ADD", "MUL"):
+        tensors.insert(1, tensors[0])
+        return tensors, Operator(kind, [0, 1], [2], f"{kind.title()}Options", {"FusedActivationFunction": act})
+    if kind == "CONV_2D":
+        weight = np.full((2, 1, 1, 2), 100).astype(dtype)
+        tensors.append(Tensor(weight.shape, dtype, 0.1, 0, weight))
+        tensors.append(Tensor((2,), "int32", 0.01, 0, np.zeros(2, np.int32)))
+        step |= {"DilationHFactor": 1, "DilationWFactor": 1}
+        return tensors, Operator(kind, [0, 2, 3], [1], "Conv2DOptions", step)
+    return [tensors[1]] * 2, Operator(kind, [0], [1], "Pool2DOptions", step | {"FilterHeight": 1, "FilterWidth": 1})
+
+
+@pytest.mark.parametrize("kind", ["ADD", "MUL", "CONV_2D", "AVERAGE_POOL_2D", "MAX_POOL_2D"])
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+def test_activations_that_end_between_two_codes_beside_litert(dtype, kind, tmp_path):
+    for (act, scale), zero in itertools.product(
+        ((2, 0.08), (2, 0.4), (2, 2 / 9), (3, 0.48), (3, 12 / 27)), (57, 58, 100)
+    ):
+        data, net, inputs = one_operator(*half_case(kind, dtype, act, scale, zero), tmp_path)
+        assert same(run(net, *inputs.values())[0], litert(data, inputs))
+
+
 @pytest.mark.parametrize("dtype", ["int8", "uint8"])
 def test_all_products_of_codes_beside_litert(dtype, tmp_path):
     pytest.importorskip("tflite", reason="tflite is not installed")

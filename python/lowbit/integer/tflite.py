@@ -465,7 +465,9 @@ class _Reader:
         return kept
 
     def _clamp(self, op: _Operator, out: g.Tensor) -> dict[str, Any]:
-        """A fused activation as the output's codes, rounded as XNNPACK rounds them."""
+        """A fused activation as the output's codes. XNNPACK adds the zero point and rounds, halves to even; means
+        are left to a kernel that rounds first, halves away from 0.
+        """
         names = {0: "NONE", 1: "RELU", 2: "RELU_N1_TO_1", 3: "RELU6"}
         name = names.get(op.options["FusedActivationFunction"])
         if name is None:
@@ -475,11 +477,12 @@ class _Reader:
         if name == "NONE":
             return {"qmin": None, "qmax": None}
         limits = np.iinfo(out.dtype)
-        least, most = np.float32(limits.min - out.zero_point), np.float32(limits.max - out.zero_point)
         with np.errstate(over="ignore"):
             reals = np.array(ACTIVATIONS[name], np.float32) / np.float32(out.scale)
-        qmin, qmax = (int(code) + out.zero_point for code in np.rint(np.clip(reals, least, most)))
-        return {"qmin": qmin, "qmax": qmax}
+        if op.kind == "AVERAGE_POOL_2D":
+            reals = np.trunc(reals.astype(np.float64) + np.copysign(0.5, reals))
+        qmin, qmax = np.rint(np.clip(reals + np.float32(out.zero_point), limits.min, limits.max))
+        return {"qmin": int(qmin), "qmax": int(qmax)}
 
     def _window(self, op: _Operator, x: g.Tensor, out: g.Tensor, kernel: tuple[int, int]) -> dict[str, Any]:
         """Stride, dilation and padding; SAME keeps ``ceil(size / stride)``, the odd zero after."""
