@@ -15,7 +15,6 @@ activations in floats.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -90,76 +89,12 @@ def folder(given: str | None = None) -> Path:
 
 
 def model(path: Path) -> Any:
-    """The network in torch, under the names of its checkpoint."""
+    """The network in torch."""
     try:
-        import torch
+        from lowbit.models.llama import load_llama
     except ImportError as e:
         raise Skip(f"not installed: {e.name}") from None
-    from safetensors.torch import load_file
-    from torch import nn
-    from torch.nn import functional
-
-    c = json.loads((path / "config.json").read_text())
-    dim, heads, kv_heads = c["dim"], c["n_heads"], c["n_kv_heads"]
-    size = dim // heads
-
-    def linear(k: int, n: int) -> nn.Linear:
-        return nn.Linear(k, n, bias=False)
-
-    def rotate(x: Any) -> Any:
-        """Positions into pairs of neighbours, (..., T, size)."""
-        angle = torch.arange(x.shape[-2])[:, None] * c["rope_theta"] ** (-torch.arange(0, size, 2) / size)
-        a, b, cos, sin = x[..., ::2], x[..., 1::2], angle.cos(), angle.sin()
-        return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
-
-    class Attention(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.wq, self.wo = linear(dim, dim), linear(dim, dim)
-            self.wk, self.wv = linear(dim, kv_heads * size), linear(dim, kv_heads * size)
-
-        def forward(self, x: Any) -> Any:
-            q, k, v = (w(x).unflatten(-1, (-1, size)).transpose(1, 2) for w in (self.wq, self.wk, self.wv))
-            y = functional.scaled_dot_product_attention(rotate(q), rotate(k), v, is_causal=True, enable_gqa=True)
-            return self.wo(y.transpose(1, 2).flatten(2))
-
-    class FeedForward(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            hidden = c["hidden_dim"]
-            self.w1, self.w2, self.w3 = linear(dim, hidden), linear(hidden, dim), linear(dim, hidden)
-
-        def forward(self, x: Any) -> Any:
-            return self.w2(functional.silu(self.w1(x)) * self.w3(x))
-
-    class Block(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.attention, self.feed_forward = Attention(), FeedForward()
-            self.attention_norm, self.ffn_norm = (nn.RMSNorm(dim, c["rms_eps"]) for _ in range(2))
-
-        def forward(self, x: Any) -> Any:
-            x = x + self.attention(self.attention_norm(x))
-            return x + self.feed_forward(self.ffn_norm(x))
-
-    class Llama(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.tok_embeddings = nn.Embedding(c["vocab_size"], dim)
-            self.layers = nn.ModuleList(Block() for _ in range(c["n_layers"]))
-            self.norm, self.output = nn.RMSNorm(dim, c["rms_eps"]), linear(dim, c["vocab_size"])
-            self.output.weight = self.tok_embeddings.weight
-
-        def forward(self, tokens: Any) -> Any:
-            x = self.tok_embeddings(tokens)
-            for layer in self.layers:
-                x = layer(x)
-            return self.output(self.norm(x))
-
-    llama = Llama()
-    weights = load_file(path / "stories260K.safetensors")
-    llama.load_state_dict({**weights, "output.weight": weights["tok_embeddings.weight"]})
-    return llama.eval().requires_grad_(False)
+    return load_llama(path)
 
 
 def nats(llama: Any, tokens: np.ndarray) -> np.ndarray:

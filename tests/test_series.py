@@ -314,6 +314,7 @@ def test_dtypes_and_layouts_of_inputs(kind):
         assert torch.allclose(got.float(), want, rtol=0.05, atol=0.05 * float(want.abs().max()))
     if kind != "linear":
         assert torch.equal(model(x.to(memory_format=torch.channels_last)), want)
+        assert torch.equal(model.to(memory_format=torch.channels_last)(x), want)
         assert torch.equal(model(x[0]), want[0])
         with pytest.raises(ValueError, match=r"x: expected \(N, "):
             model(x[:, :1])
@@ -349,6 +350,11 @@ def test_changed_codes_are_seen():
         model[0].codes.zero_()
     assert before.abs().max() > 0
     assert not model(x).any()
+    with torch.inference_mode():
+        model = layer("wide", S(4, 2, 4, 2))
+        assert torch.equal(model(x), before)
+        model[0].codes.zero_()
+        assert not model(x).any()
 
 
 class Net(nn.Module):

@@ -369,9 +369,10 @@ def expand(
     wide = as_array("x", x, _FLOATS).astype(np.float64)
     if not np.isfinite(wide).all():
         raise ValueError(f"x: expected finite values, got {int((~np.isfinite(wide)).sum())} that are not")
-    low, high, squares = _extremes(wide, granularity)
+    low, high = (_reduced(f, wide, granularity) for f in (np.minimum, np.maximum))
     if clip is not None:
-        reach = clip * np.sqrt(squares)
+        sizes = _reduced(np.add, np.ones_like(wide), granularity)
+        reach = clip * np.sqrt(_reduced(np.add, wide * wide, granularity) / sizes)
         low, high = np.maximum(low, -reach), np.minimum(high, reach)
     scale, zero_point = _series_scale(low, high, bits, terms, symmetric)
     scale, zero_point = np.asarray(scale).reshape(shape), np.asarray(zero_point).reshape(shape)
@@ -430,21 +431,12 @@ def reconstruct(expansion: Expansion, *, terms: int | None = None, dtype: DTypeL
     return (total * scale.astype(np.float64)).astype(dtype)
 
 
-def _extremes(x: NDArray[np.float64], granularity: Granularity) -> tuple[NDArray[np.float64], ...]:
-    """Least, greatest and mean square of the values that share scales."""
-    size: Any
+def _reduced(function: np.ufunc, x: NDArray[np.float64], granularity: Granularity) -> NDArray[np.float64]:
+    """Of the values that share scales."""
     if isinstance(granularity, PerGroup):
-        starts = np.arange(0, x.shape[-1], granularity.group_size)
-        size = np.diff(np.append(starts, x.shape[-1]))
-        parts = (f.reduceat(y, starts, axis=-1) for f, y in ((np.minimum, x), (np.maximum, x), (np.add, x * x)))
-    else:
-        axes = None
-        if isinstance(granularity, PerAxis):
-            axes = tuple(i for i in range(x.ndim) if i != granularity.axis % x.ndim)
-        parts = (np.asarray(f(y, axis=axes)) for f, y in ((np.min, x), (np.max, x), (np.sum, x * x)))
-        size = x.size if axes is None else x.size // x.shape[granularity.axis]  # type: ignore[union-attr]
-    low, high, squares = parts
-    return low, high, squares / size
+        return function.reduceat(x, np.arange(0, x.shape[-1], granularity.group_size), axis=-1)  # type: ignore[no-any-return]
+    kept = granularity.axis % x.ndim if isinstance(granularity, PerAxis) else None
+    return np.asarray(function.reduce(x, axis=tuple(i for i in range(x.ndim) if i != kept)))
 
 
 def _series_scale(

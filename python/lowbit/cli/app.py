@@ -290,6 +290,79 @@ def nonuniform(
         raise typer.Exit(FAILED)
 
 
+# ------------------------------------------------------------------ series
+
+
+@app.command()
+@command
+def series(
+    model: Annotated[str, typer.Argument(help="resnet20, resnet32, resnet44, minilm or stories260k.")],
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Folder of the models and CIFAR-10; LOWBIT_DATA by default.")
+    ] = None,
+    count: Annotated[
+        int | None, typer.Option("--images", min=2, help="So many images, passages or sequences, at most.")
+    ] = None,
+    rivals: Annotated[bool, typer.Option(help="Rows of what series are compared with.")] = True,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Write a picture of error against terms, PNG.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what series of terms of few bits cost and what they keep: digits, layers, a model, anytime precision.
+
+    Needs no calibration data; a row of onnxruntime's, where it is installed, has its own. Exit code 1 if a bound
+    does not hold.
+
+    Example: lowbit series resnet20 --data FOLDER
+    """
+    from lowbit.cli import series as tables
+    from lowbit.cli.nonuniform import as_dicts, check_lines
+
+    if model not in tables.MODELS:
+        fail(f"MODEL: expected one of {', '.join(tables.MODELS)}, got {model}", MISUSE)
+    if data is not None and not data.is_dir():
+        fail(f"--data: there is no folder {data}", MISUSE)
+    try:
+        network = tables.subject(model, data, count)
+    except tables.Missing as reason:
+        fail(f"{model}: {reason}", MISUSE)
+    say = (lambda _="": None) if as_json else functools.partial(print, flush=True)
+    weights = {n: p.detach().numpy() for n, p in network.make().named_parameters() if p.ndim in (2, 4)}
+    told: dict[str, Any] = {"model": network.name, "inputs": network.what, "isa": lowbit.isa()}
+    told["digits"], checks = tables.digits(weights)
+    told["outputs"], found = tables.outputs(network)
+    checks += found
+    for line in [*tables.digit_lines(told["digits"], len(weights)), "", *tables.output_lines(told["outputs"]), ""]:
+        say(line)
+    told["accuracy"] = []
+    with _status() as busy:
+        for row in tables.accuracy(network, rivals=rivals):
+            for line in [] if told["accuracy"] else tables.accuracy_head(network, row.measured):
+                say(line)
+            say(tables.accuracy_line(row))
+            told["accuracy"].append(asdict(row))
+            busy(f"after {row.name}")
+    if model in tables.RESNETS:
+        told["anytime"], found = tables.anytime(network)
+        checks += found
+        for line in ["", *tables.anytime_lines(told["anytime"])]:
+            say(line)
+    if plot is not None:
+        measured = "output_error" if model == "minilm" else "logit_error"
+        try:
+            tables.draw(told["accuracy"], measured, plot, f"{network.name}, {lowbit.isa()}")
+        except ImportError as error:
+            fail(f"--plot needs {error.name}: pip install 'lowbit[plots]'", MISUSE)
+        except OSError as error:
+            fail(f"--plot: {error}", MISUSE)
+    say()
+    for line in check_lines(checks):
+        say(line)
+    if as_json:
+        print(json.dumps({**told, "checks": as_dicts(checks)}, indent=2, ensure_ascii=False))
+    if any(not check.holds and check.kind != "trend" for check in checks):
+        raise typer.Exit(FAILED)
+
+
 # ------------------------------------------------------------------ demo
 
 

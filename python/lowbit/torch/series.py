@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -413,7 +414,7 @@ class SeriesLinear(QuantLinear, SeriesLayer):
 class SeriesConv2d(SeriesLayer):
     """A convolution on series (:class:`lowbit.Series`): each sample is rounded by its own range.
 
-    Buffers: ``codes``, int8 (parts, O, KH, KW, C / groups), each part 256 times coarser than the
+    Buffers: ``codes``, int8 (parts, O, KH · KW · C / groups), each part 256 times coarser than the
     one before; ``scale``, float32 (O,); ``bias``, float32 (O,), or None. The order in which kernels
     read the weights is made for each size of image when it is first seen, and not saved.
     """
@@ -458,11 +459,15 @@ class SeriesConv2d(SeriesLayer):
     @property
     def weight(self) -> torch.Tensor:
         """Shape and dtype of the weight before, on the meta device: no data."""
-        _, o, kh, kw, c = self.codes.shape
-        return torch.empty((o, c, kh, kw), dtype=self.dtype, device="meta")
+        kh, kw = self.kernel_size
+        return torch.empty(
+            (self.out_channels, self.in_channels // self.groups, kh, kw), dtype=self.dtype, device="meta"
+        )
 
     def _parts(self) -> list[NDArray[np.int8]]:
-        return list(_bridge.view(self.codes))
+        # Three axes in the buffer, for torch lays those of four out as channels_last asks.
+        shape = (-1, self.out_channels, *self.kernel_size, self.in_channels // self.groups)
+        return list(_bridge.view(self.codes.contiguous()).reshape(shape))
 
     def integers(self) -> NDArray[np.int64]:
         return sum(part.astype(np.int64) << 8 * i for i, part in enumerate(self._parts()))  # type: ignore[return-value]
@@ -528,7 +533,9 @@ class SeriesConv2d(SeriesLayer):
         part = self._parts()[0]
         n, *image = images.shape
         height, width = _core.conv2d_size(images.shape, part.shape, self._steps)
-        key = (*image, self.codes.data_ptr(), self.codes._version, lowbit.isa())
+        # Tensors made in inference mode count no versions.
+        version = crc32(_bridge.view(self.codes)) if self.codes.is_inference() else self.codes._version
+        key = (*image, self.codes.data_ptr(), version, lowbit.isa())
         if key not in self._plans:
             while len(self._plans) >= PLANS:
                 del self._plans[next(iter(self._plans))]
@@ -567,7 +574,8 @@ def _quantized(weight: torch.Tensor, config: Series) -> tuple[NDArray[np.int64],
 
 
 def _stacked(codes: NDArray[np.int64]) -> torch.Tensor:
-    return torch.from_numpy(np.stack(_bytes_of(codes)))
+    parts = np.stack(_bytes_of(codes))
+    return torch.from_numpy(parts.reshape(*parts.shape[:2], -1))
 
 
 def _pair(value: Any) -> tuple[int, int]:
