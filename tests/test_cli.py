@@ -422,7 +422,7 @@ def data_with(*parts: str) -> None:
 def test_series_of_a_few_images(tmp_path):
     data_with("resnet_cifar10", "resnet20.safetensors")
     pytest.importorskip("matplotlib")
-    args = ["series", "resnet20", "--images", "60", "--no-rivals", "--plot", str(tmp_path / "plot.png")]
+    args = ["series", "resnet20", "--images", "30", "--no-rivals", "--plot", str(tmp_path / "plot.png")]
     told = json.loads(cli(*args, "--json").stdout)
     assert all(check["holds"] for check in told["checks"] if check["kind"] != "trend")
     rows = {(row["name"], row["weight"], row["activation"]): row for row in told["accuracy"]}

@@ -149,7 +149,8 @@ def _resnet(root: Path, name: str, count: int) -> Subject:
         }
 
     what = f"{len(x)} images of CIFAR-10's test set, from JPEG"
-    others = list(images(other, None)[0].split(100))
+    # As many to measure margins on, at least.
+    others = list(images(other, None if count >= 1000 else 2 * count)[0].split(100))
     return Subject(name, lambda: load_resnet(network), run, tell, what, len(x), "conv1", x[:4], others, y)
 
 
@@ -245,7 +246,9 @@ def digits(weights: dict[str, np.ndarray]) -> tuple[list[dict[str, Any]], list[C
             row = {"bits": bits, "terms": terms, "error": float(error), "over_bound": float(over)}
             row |= {"clamped_over_bound": float(clamped), "fall": min(falls) if falls else None}
             rows.append(row)
-            checks.append(Check("bound", f"{bits} bits, {terms} terms: no layer's error exceeds its bound", bool(over <= 1)))
+            checks.append(
+                Check("bound", f"{bits} bits, {terms} terms: no layer's error exceeds its bound", bool(over <= 1))
+            )
             if falls:
                 text = f"{bits} bits: term {terms} makes the bound {2**bits} times smaller, to a sixth"
                 checks.append(Check("identity", text, min(falls) > 2**bits * (1 - 1 / 6)))
@@ -542,7 +545,7 @@ def _onnxruntime(subject: Subject) -> tuple[Callable[[], Any], int] | None:
 
 def anytime(subject: Subject) -> tuple[list[dict[str, Any]], list[Check]]:
     """Table 4: what stopping early saves, by the certain bound and by measured margins."""
-    from lowbit.methods.series import first_terms
+    from lowbit.methods.series import first_terms, leads, margin
     from lowbit.torch import quantize_
 
     told, checks = [], []
@@ -557,7 +560,11 @@ def anytime(subject: Subject) -> tuple[list[dict[str, Any]], list[Check]]:
                 {"terms": [weight, activation], "products": weight * activation, "error": _differ(got, want)}
             )
         row["certain"] = _certain(subject, model, first_terms(model, *stages[0]))
-        row["measured"] = [_measured(subject, model, stages, risk, want, row["fixed"]) for risk in RISKS]
+        found = leads(model, stages, subject.others)
+        row["measured"] = [
+            _measured(subject, model, stages, risk, [margin(*each, risk) for each in found], want, row["fixed"])
+            for risk in RISKS
+        ]
         told.append(row)
         text = f"{row['series']}: by the certain bound the first choice of all terms, on every image"
         checks.append(Check("bound", text, row["certain"]["differ"] == 0))
@@ -598,13 +605,18 @@ def _certain(subject: Subject, model: Any, few: Any) -> dict[str, Any]:
 
 
 def _measured(
-    subject: Subject, model: Any, stages: Sequence[Any], risk: float, want: Any, fixed: Sequence[dict[str, Any]]
+    subject: Subject,
+    model: Any,
+    stages: Sequence[Any],
+    risk: float,
+    margins: list[float],
+    want: Any,
+    fixed: Sequence[dict[str, Any]],
 ) -> dict[str, Any]:
     import torch
 
-    from lowbit.methods.series import Anytime, measure_margins
+    from lowbit.methods.series import Anytime
 
-    margins = measure_margins(model, stages, subject.others, risk=risk)
     runner, stopped = Anytime(model, stages, margins), []
 
     def run(part: Any) -> Any:

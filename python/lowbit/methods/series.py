@@ -385,7 +385,6 @@ def _lead(logits: torch.Tensor) -> torch.Tensor:
     return first - second
 
 
-@torch.no_grad()
 def measure_margins(
     model: nn.Module, stages: Sequence[Pair], data: Iterable[torch.Tensor], *, risk: float = 0.0
 ) -> list[float]:
@@ -406,28 +405,35 @@ def measure_margins(
     Returns
     -------
     list of float
-        One for each stage but the last: infinity where none may stop.
+        One for each stage but the last.
     """
     if not 0 <= risk < 1:
         raise ValueError(f"risk: expected 0 to below 1, got {risk}")
+    return [margin(*each, risk) for each in leads(model, stages, data)]
+
+
+@torch.no_grad()
+def leads(
+    model: nn.Module, stages: Sequence[Pair], data: Iterable[torch.Tensor]
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Of each stage but the last: by how much first choices lead, and whether they are not those of all terms."""
     models = _models_of(model, stages)
-    leads: list[list[torch.Tensor]] = [[] for _ in models[:-1]]
-    wrong: list[list[torch.Tensor]] = [[] for _ in models[:-1]]
+    found: list[list[tuple[torch.Tensor, torch.Tensor]]] = [[] for _ in models[:-1]]
     for batch in data:
         choice = models[-1](batch).argmax(1)
-        for at, few in enumerate(models[:-1]):
+        for few, each in zip(models, found, strict=False):
             logits = few(batch)
-            leads[at].append(_lead(logits))
-            wrong[at].append(logits.argmax(1) != choice)
-    if models[:-1] and not leads[0]:
+            each.append((_lead(logits), logits.argmax(1) != choice))
+    if not all(found):
         raise ValueError("data: expected at least one batch")
-    margins = []
-    for lead, differ in zip(leads, wrong, strict=True):
-        leading, differs = torch.cat(lead), torch.cat(differ)
-        worst = leading[differs].sort(descending=True).values
-        allowed = int(risk * len(leading))
-        margins.append(float(worst[allowed]) if len(worst) > allowed else 0.0)
-    return margins
+    return [(torch.cat([a for a, _ in each]), torch.cat([b for _, b in each])) for each in found]
+
+
+def margin(lead: torch.Tensor, differs: torch.Tensor, risk: float) -> float:
+    """The margin of a stage, from what :func:`leads` gives of it."""
+    worst = lead[differs].sort(descending=True).values
+    allowed = int(risk * len(lead))
+    return float(worst[allowed]) if len(worst) > allowed else 0.0
 
 
 # ------------------------------------------------------------------ what is certain

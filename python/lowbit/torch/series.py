@@ -26,7 +26,7 @@ from lowbit.gemm import linear
 from lowbit.torch import _bridge
 from lowbit.torch.modules import QuantLinear
 from lowbit.types import RowCodes, half_of_ones
-from lowbit.weights import QuantizedWeight
+from lowbit.weights import QuantizedWeight, TiledMatrix
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -35,8 +35,8 @@ __all__ = ["SATURATION", "SeriesConv2d", "SeriesLayer", "SeriesLinear", "Sums"]
 
 #: The sparse term's place among those of a weight.
 SATURATION = -1
-#: Sizes of images that a convolution keeps a plan for.
-PLANS = 4
+#: What a layer keeps: the order in which kernels read its weights, for sizes of images, and its terms.
+KEPT = 6
 
 #: From a layer's name for itself, and its partial sums, to their total.
 Reduce = Callable[[np.ndarray], np.ndarray]
@@ -124,9 +124,27 @@ class SeriesLayer(nn.Module):
     config: Series
     bias: torch.Tensor | None
 
-    def _series(self) -> None:
+    def _series(self, parts: int) -> None:
         self.coefficients: dict[tuple[int, int], int] | None = None
         self.reduce: Reduce | None = None
+        bits = self.config.activation_bits * self.config.activation_terms
+        # Terms that merge into one product of 8 bits.
+        self._single = parts == 1 and bits <= 8 and not self.config.triangular
+        self._kept: dict[Any, Any] = {}
+
+    def _keep(self, what: Any, make: Callable[[], Any]) -> Any:
+        """What is made from the buffers, until they change. It is never saved."""
+        state = tuple(_version(buffer) for buffer in self._buffers.values() if buffer is not None)
+        if self._kept.get("of") != state:
+            self._kept = {"of": state}
+        if what not in self._kept:
+            while len(self._kept) > KEPT:
+                del self._kept[list(self._kept)[1]]
+            self._kept[what] = make()
+        return self._kept[what]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": {}}
 
     # ---- what each kind of layer does in its way
 
@@ -138,7 +156,12 @@ class SeriesLayer(nn.Module):
         """The weight's codes, int64 (N, ...), what is saturated with them."""
         raise NotImplementedError
 
-    def _parts(self) -> list[NDArray[np.int8]]:
+    def _parts(self) -> list[Any]:
+        """The integers as int8, as :meth:`_product` takes them, each part 256 times the one before."""
+        raise NotImplementedError
+
+    def _part(self, codes: NDArray[np.int8]) -> Any:
+        """Codes of the weight's shape as :meth:`_product` takes them."""
         raise NotImplementedError
 
     def _row_scale(self) -> NDArray[np.float32]:
@@ -148,7 +171,7 @@ class SeriesLayer(nn.Module):
         """Inputs as rows that have one scale each, and what shape a row has."""
         raise NotImplementedError
 
-    def _product(self, part: NDArray[np.int8], x: NDArray[np.uint8], zero: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _product(self, part: Any, x: NDArray[np.uint8], zero: NDArray[np.int64]) -> NDArray[np.int64]:
         raise NotImplementedError
 
     def _exact_product(self, weight: NDArray[np.int64], x: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -230,26 +253,26 @@ class SeriesLayer(nn.Module):
     def _merged(self, codes: Codes) -> NDArray[np.int64]:
         total: Any = 0
         for field, zero, shift in codes.fields(8):
-            for i, part in enumerate(self._parts()):
+            for i, part in enumerate(self._keep("parts", self._parts)):
                 total = total + (self._product(part, field, zero) << (8 * i + shift))
         return total  # type: ignore[no-any-return]
 
     def _apart(self, codes: Codes) -> NDArray[np.int64]:
         coefficients = self.all_coefficients() if self.coefficients is None else self.coefficients
         fields = list(codes.fields(self.config.activation_bits))
-        digits = self.digits()
+        terms = self._keep("terms", lambda: [self._part(digit) for digit in self.digits()])
         total: Any = 0
         for (i, j), coefficient in coefficients.items():
             field, zero, _ = fields[j]
             if i == SATURATION:
                 each = field.astype(np.int64) - zero.reshape(-1, *(1,) * (field.ndim - 1))
-                product = self._exact_product(self.saturation(), each)
+                product = self._exact_product(self._keep("saturation", self.saturation), each)
             else:
-                product = self._product(digits[i], field, zero)
+                product = self._product(terms[i], field, zero)
             total = total + coefficient * product
-        if not coefficients:
+        if not coefficients:  # a share of nothing has the sums' shape
             field, zero, _ = fields[0]
-            total = self._product(np.zeros_like(digits[0]), field, zero)
+            total = 0 * self._product(terms[0], field, zero)
         return total  # type: ignore[no-any-return]
 
     def _finished(self, sums: Sums) -> NDArray[np.float32]:
@@ -261,10 +284,21 @@ class SeriesLayer(nn.Module):
 
     @property
     def plain(self) -> bool:
-        """Whether the layer is one product of 8 bits."""
-        config = self.config
-        merged = self.coefficients is None and self.reduce is None and not config.triangular
-        return merged and len(self._parts()) == 1 and config.activation_bits * config.activation_terms <= 8
+        """Whether the layer is one product of 8 bits or fewer."""
+        return self._single and self.coefficients is None and self.reduce is None
+
+
+def _version(buffer: torch.Tensor) -> tuple[int, int]:
+    """What tells that a tensor's values have changed; those made in inference mode count no versions."""
+    return buffer.data_ptr(), crc32(_bridge.view(buffer)) if buffer.is_inference() else buffer._version
+
+
+class Part:
+    """A matrix of int8 (K, N), tiled, and the sums of its columns, int64 (N,)."""
+
+    def __init__(self, matrix: TiledMatrix) -> None:
+        self.matrix = matrix
+        self.sums = lowbit.matmul_int8(np.ones((1, matrix.k), np.uint8), matrix)[0].astype(np.int64)
 
 
 class SeriesLinear(QuantLinear, SeriesLayer):
@@ -289,19 +323,13 @@ class SeriesLinear(QuantLinear, SeriesLayer):
         for i, part in enumerate(parts[1:], 1):
             self.register_buffer(f"tiled_{i}", part)
         self._names = ["tiled", *(f"tiled_{i}" for i in range(1, len(parts)))]
-        self._series()
+        self._series(len(parts))
+        self._eight = config.activation_bits * config.activation_terms == 8
 
     @property
     def fusible(self) -> bool:
         """Whether :class:`QuantLinear`'s operator computes the same."""
-        config = self.config
-        return self.plain and config.activation_bits * config.activation_terms == 8
-
-    @property
-    def plain(self) -> bool:
-        config = self.config
-        merged = self.coefficients is None and self.reduce is None and not config.triangular
-        return merged and len(self._names) == 1 and config.activation_bits * config.activation_terms <= 8
+        return self._eight and self.plain
 
     def _weights(self) -> list[QuantizedWeight]:
         """The parts, without the equalizer."""
@@ -313,14 +341,18 @@ class SeriesLinear(QuantLinear, SeriesLayer):
         """What each input is multiplied with before it is rounded, float32 (K,); None for no such thing."""
         return QuantizedWeight(_bridge.view(self.tiled), self.in_features, self.out_features, self.config).equalizer()
 
-    def _parts(self) -> list[NDArray[np.int8]]:
-        return [weight.codes() for weight in self._weights()]
+    def _parts(self) -> list[Part]:
+        return [Part(weight) for weight in self._weights()]
+
+    def _part(self, codes: NDArray[np.int8]) -> Part:
+        return Part(lowbit.tile_matrix(np.ascontiguousarray(codes.T)))
 
     def integers(self) -> NDArray[np.int64]:
-        return sum(part.astype(np.int64) << 8 * i for i, part in enumerate(self._parts()))  # type: ignore[return-value]
+        parts = (weight.codes().astype(np.int64) for weight in self._weights())
+        return sum(part << 8 * i for i, part in enumerate(parts))  # type: ignore[return-value]
 
     def _row_scale(self) -> NDArray[np.float32]:
-        return self._weights()[0].scale()
+        return self._keep("scale", lambda: self._weights()[0].scale())  # type: ignore[no-any-return]
 
     def dequantize(self) -> torch.Tensor:
         values = self.integers() * self._row_scale().astype(np.float64)[:, None]
@@ -347,9 +379,8 @@ class SeriesLinear(QuantLinear, SeriesLayer):
         equalizer = self.equalizer()
         return (rows if equalizer is None else rows / torch.from_numpy(equalizer.copy())).reshape(x.shape)
 
-    def _product(self, part: NDArray[np.int8], x: NDArray[np.uint8], zero: NDArray[np.int64]) -> NDArray[np.int64]:
-        sums = lowbit.matmul_int8(x, np.ascontiguousarray(part.T)).astype(np.int64)
-        return sums - zero[:, None] * part.sum(1, dtype=np.int64)  # type: ignore[no-any-return]
+    def _product(self, part: Part, x: NDArray[np.uint8], zero: NDArray[np.int64]) -> NDArray[np.int64]:
+        return lowbit.matmul_int8(x, part.matrix).astype(np.int64) - zero[:, None] * part.sums
 
     def _exact_product(self, weight: NDArray[np.int64], x: NDArray[np.int64]) -> NDArray[np.int64]:
         columns = np.flatnonzero(weight.any(0))  # few
@@ -453,8 +484,7 @@ class SeriesConv2d(SeriesLayer):
         self.register_buffer("codes", codes)
         self.register_buffer("scale", scale)
         self.register_buffer("bias", bias)
-        self._plans: dict[Any, Any] = {}
-        self._series()
+        self._series(len(codes))
 
     @property
     def weight(self) -> torch.Tensor:
@@ -468,6 +498,9 @@ class SeriesConv2d(SeriesLayer):
         # Three axes in the buffer, for torch lays those of four out as channels_last asks.
         shape = (-1, self.out_channels, *self.kernel_size, self.in_channels // self.groups)
         return list(_bridge.view(self.codes.contiguous()).reshape(shape))
+
+    def _part(self, codes: NDArray[np.int8]) -> NDArray[np.int8]:
+        return np.ascontiguousarray(codes)
 
     def integers(self) -> NDArray[np.int64]:
         return sum(part.astype(np.int64) << 8 * i for i, part in enumerate(self._parts()))  # type: ignore[return-value]
@@ -530,25 +563,20 @@ class SeriesConv2d(SeriesLayer):
         return y.reshape(*x.shape[:-3], *y.shape[1:]).to(x.dtype)
 
     def _rounded(self, images: NDArray[np.float32]) -> torch.Tensor:
-        part = self._parts()[0]
         n, *image = images.shape
-        height, width = _core.conv2d_size(images.shape, part.shape, self._steps)
-        # Tensors made in inference mode count no versions.
-        version = crc32(_bridge.view(self.codes)) if self.codes.is_inference() else self.codes._version
-        key = (*image, self.codes.data_ptr(), version, lowbit.isa())
-        if key not in self._plans:
-            while len(self._plans) >= PLANS:
-                del self._plans[next(iter(self._plans))]
-            self._plans[key] = _core.RoundedConv2d(part, tuple(image), self._steps, None)
+        plan, (height, width) = self._keep((*image, lowbit.isa()), lambda: self._plan(images.shape))
         out = torch.empty((n, height, width, self.out_channels), dtype=torch.float32)
-        bias = np.zeros(self.out_channels, np.float32) if self.bias is None else _bridge.view(self.bias)
+        bias = self._keep("no bias", lambda: np.zeros(self.out_channels, np.float32))
+        bias = bias if self.bias is None else _bridge.view(self.bias)
         bits = self.config.activation_bits * self.config.activation_terms
-        scale = _bridge.view(self.scale)
-        self._plans[key].run(images, bits, scale, bias, out.numpy(), _bridge.count(), _bridge.openmp)
+        plan.run(images, bits, _bridge.view(self.scale), bias, out.numpy(), _bridge.count(), _bridge.openmp)
         return out
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_plans": {}}
+    def _plan(self, shape: tuple[int, ...]) -> tuple[Any, list[int]]:
+        """The convolution for images of one size, and the size of what it makes."""
+        part = self._parts()[0]
+        size = _core.conv2d_size(shape, part.shape, self._steps)
+        return _core.RoundedConv2d(part, shape[1:], self._steps, None), size  # type: ignore[arg-type]
 
     def extra_repr(self) -> str:
         return (
