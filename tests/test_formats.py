@@ -5,6 +5,7 @@ Packed codes are in test_packing.py, rounding in test_affine.py.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import lowbit
@@ -196,6 +197,124 @@ def test_the_signs_of_a_rotation():
             numbers.append(z ^ z >> 31)
         assert numbers[0] == 0xE220A8397B1DCDAF  # what others have for the seed 0
         assert ((ours.equalizer() < 0) == [number >= 2**63 for number in numbers]).all()
+
+
+def numbers(cell: str, kind=int) -> list:
+    """Rows of numbers, which "/" separates."""
+    return [[kind(x) for x in row.split()] for row in cell.split("/")]
+
+
+def upwards(exact: float) -> float:
+    """The least float32 that is no less, from 2^-126 on; 1 for 0."""
+    near = np.float32(exact)
+    if float(near) < exact:
+        near = np.nextafter(near, np.float32(np.inf))
+    return max(float(near), 2.0**-126) if exact else 1.0
+
+
+def series(values: list[float], bits: int, terms: int, symmetric: bool, clip: float | None):
+    """Scale, zero point, codes and steps, in the words of the text; in Python's float64."""
+    most = 2 ** (bits * terms) - 1
+    half = 2 ** (bits - 1) * most // (2**bits - 1)
+    low, high = min(values), max(values)
+    if clip is not None:
+        reach = clip * math.sqrt(sum(x * x for x in values) / len(values))
+        low, high = max(low, -reach), min(high, reach)
+    if symmetric:
+        scale, zero = upwards(max(high, -low) / (most - half - (0.5 if terms > 1 else 0))), half
+    else:
+        low, high = min(low, 0.0), max(high, 0.0)
+        scale = upwards(high / most - low / most)
+        zero = min(max(round(-low / scale), 0), most)
+    steps = [round(x / scale) for x in values]  # half to even
+    inside = [min(max(step, -zero), most - zero) for step in steps]
+    left = [(a - b) * (clip is not None) for a, b in zip(steps, inside, strict=True)]
+    return scale, zero, [step + zero for step in inside], left
+
+
+@pytest.mark.parametrize("row", table("Series", "bits"), ids=lambda row: f"{row[0]} {row[1]} {row[2]} {row[5]}")
+def test_the_examples_of_series(row, isa, ran):
+    (bits, terms), (scheme, clip, dtype) = map(int, row[:2]), row[2:5]
+    (values,), clip = numbers(row[5], float), None if clip == "-" else float(clip)
+    x = np.array(values, dtype)
+    got = lowbit.expand(x, bits, terms, symmetric=scheme == "symmetric", clip=clip, isa=isa)
+    scale, zero, codes, steps = series(x.tolist(), bits, terms, scheme == "symmetric", clip)
+    assert float(got.scale) == float(np.float32(row[6])) == scale
+    assert got.zero_point == int(row[7]) == zero
+    assert codes == numbers(row[8])[0]
+    fields = [[code >> bits * i & 2**bits - 1 for code in codes] for i in reversed(range(terms))]
+    assert got.codes.tolist() == fields
+    assert got.digits().tolist() == [[f - 2 ** (bits - 1) for f in field] for field in fields] == numbers(row[9])
+    sparse = [f"{i}:{step}" for i, step in enumerate(steps) if step]
+    assert (" ".join(sparse) or "-") == row[10]
+    assert [f"{i}:{step}" for i, step in zip(got.positions, got.steps, strict=True)] == sparse
+    # Values, of all terms and of the first.
+    for count in range(terms + 1):
+        left = bits * (terms - count)
+        half = sum(2 ** (bits * i + bits - 1) for i in range(terms - count))
+        want = [((c >> left << left) + half - zero + step) * scale for c, step in zip(codes, steps, strict=True)]
+        back = lowbit.reconstruct(got, terms=count, dtype=np.float64)
+        assert back.tolist() == want
+        if count:
+            assert got.bound(count) == scale * (0.5 + 2.0**-19 + half)
+            assert (np.abs(back - x) <= got.bound(count)).all()
+    total = sum(scale * 2.0 ** (bits * (terms - 1 - i)) * d for i, d in enumerate(got.digits())) + got.bias
+    total[got.positions] += got.steps * scale
+    assert np.allclose(total, back, rtol=1e-12)
+    ran(isa)
+
+
+@pytest.mark.parametrize("row", table("Series", "nbits"), ids=lambda row: f"{row[0]} {row[1]} {row[2]}")
+def test_the_examples_of_rows(row, isa, ran):
+    x = np.array(numbers(row[2], float), np.float32)
+    got = lowbit.quantize_rows(x, nbits=int(row[0]), symmetric=row[1] == "symmetric", isa=isa)
+    assert np.array_equal(got.scale, np.array(row[3].split(), np.float32), equal_nan=True)
+    assert got.zero_point.tolist() == numbers(row[4])[0]
+    assert got.codes.tolist() == numbers(row[5])
+    assert got.group_sums[:, 0].tolist() == numbers(row[6])[0]
+    ran(isa)
+
+
+def test_the_examples_of_layers_on_series():
+    torch = pytest.importorskip("torch")
+    from lowbit.torch import quantize_
+
+    rows = table("Series", "layer")
+    model = torch.nn.Sequential(torch.nn.Linear(5, 2)).requires_grad_(False).eval()
+    model[0].weight.copy_(torch.tensor([numbers(row[1], float)[0] for row in rows]))
+    quantize_(model, lowbit.Series(4, 2, 4, 2, equalize=False))
+    layer, expected = model[0], bytearray(256)
+    for offset, data, _ in table("Series", "offset"):
+        expected[int(offset) : int(offset) + 4] = bytes.fromhex(data)
+    assert list(layer.state_dict()) == ["tiled", "bias"]
+    assert layer.tiled.numpy().tobytes() == bytes(expected)
+    assert layer.integers().tolist() == [numbers(row[3])[0] for row in rows]
+    assert layer.digits().transpose(1, 0, 2).tolist() == [numbers(row[4]) for row in rows]
+    # An equalizer behind the first bytes; the others without one, and coarser.
+    w = torch.tensor([[1910.5, -1, 300], [1e4, 2, 3]])
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2, bias=False)).requires_grad_(False).eval()
+    model[0].weight.copy_(w)
+    quantize_(model, lowbit.Series(4, 3, 4, 2))
+    layer, c = model[0], lowbit.quantize_weight(w.numpy()).equalizer()
+    assert list(layer.state_dict()) == ["tiled", "tiled_1"]
+    assert layer.tiled.numpy()[192:].tobytes() == c.astype("<f4").tobytes()
+    scale, integers = [], []
+    for row in (w.numpy() / c).tolist():
+        s, zero, codes, _ = series(row, 4, 3, True, None)
+        scale.append(s)
+        integers.append([code - zero for code in codes])
+    low = (np.array(integers) + 128) % 256 - 128
+    assert layer.tiled.numpy()[:192].tobytes() == tiled(low.astype(np.int8), scale)
+    coarse = (np.array(integers) - low) // 256
+    assert layer.tiled_1.numpy().tobytes() == tiled(coarse.astype(np.int8), np.array(scale) * 256)
+    # A convolution.
+    model = torch.nn.Sequential(torch.nn.Conv2d(2, 1, (1, 2), bias=False)).requires_grad_(False).eval()
+    model[0].weight.copy_(torch.tensor([[[[1910.5, 300]], [[-1, 0]]]]))
+    quantize_(model, lowbit.Series(4, 3, 4, 2))
+    assert model[0].codes.shape == (2, 1, 4)
+    assert model[0].codes.flatten().tolist() == [118, -1, 44, 0, 7, 0, 1, 0]
+    assert model[0].scale == 1
+    assert "118 −1 44 0 and 7 0 1 0" in TEXT
 
 
 @pytest.mark.parametrize("off", [-1, 1])
