@@ -221,7 +221,7 @@ def series(values: list[float], bits: int, terms: int, symmetric: bool, clip: fl
         reach = clip * math.sqrt(sum(x * x for x in values) / len(values))
         low, high = max(low, -reach), min(high, reach)
     if symmetric:
-        scale, zero = upwards(max(high, -low) / (most - half - (0.5 if terms > 1 else 0))), half
+        scale, zero = upwards(max(high, -low) / (most - half)), half
     else:
         low, high = min(low, 0.0), max(high, 0.0)
         scale = upwards(high / most - low / most)
@@ -291,7 +291,7 @@ def test_the_examples_of_layers_on_series():
     assert layer.integers().tolist() == [numbers(row[3])[0] for row in rows]
     assert layer.digits().transpose(1, 0, 2).tolist() == [numbers(row[4]) for row in rows]
     # An equalizer behind the first bytes; the others without one, and coarser.
-    w = torch.tensor([[1910.5, -1, 300], [1e4, 2, 3]])
+    w = torch.tensor([[1911.0, -1, 300], [1e4, 2, 3]])
     model = torch.nn.Sequential(torch.nn.Linear(3, 2, bias=False)).requires_grad_(False).eval()
     model[0].weight.copy_(w)
     quantize_(model, lowbit.Series(4, 3, 4, 2))
@@ -309,12 +309,12 @@ def test_the_examples_of_layers_on_series():
     assert layer.tiled_1.numpy().tobytes() == tiled(coarse.astype(np.int8), np.array(scale) * 256)
     # A convolution.
     model = torch.nn.Sequential(torch.nn.Conv2d(2, 1, (1, 2), bias=False)).requires_grad_(False).eval()
-    model[0].weight.copy_(torch.tensor([[[[1910.5, 300]], [[-1, 0]]]]))
+    model[0].weight.copy_(torch.tensor([[[[1911.0, 300]], [[-1, 0]]]]))
     quantize_(model, lowbit.Series(4, 3, 4, 2))
     assert model[0].codes.shape == (2, 1, 4)
-    assert model[0].codes.flatten().tolist() == [118, -1, 44, 0, 7, 0, 1, 0]
+    assert model[0].codes.flatten().tolist() == [119, -1, 44, 0, 7, 0, 1, 0]
     assert model[0].scale == 1
-    assert "118 −1 44 0 and 7 0 1 0" in TEXT
+    assert "119 −1 44 0 and 7 0 1 0" in TEXT
 
 
 @pytest.mark.parametrize("off", [-1, 1])

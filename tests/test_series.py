@@ -396,7 +396,7 @@ def test_layers_that_a_series_is_not_for_say_why():
     report = quantize_(Net(), lowbit.Int8(), rules=[("second", S(4, 2, 4, 2))])
     told = {one.name: (one.reason, one.kernel) for one in report.layers}
     assert "no convolution" in told["first"][0]
-    assert told["second"][1].startswith("8 x 8 bits conv2d")
+    assert told["second"][1].startswith("2x4 by 2x4 bits conv2d")
     with pytest.raises(ValueError, match="cannot be swapped"):
         quantize_(nn.Conv2d(3, 3, 3), S(4, 2, 4, 2))
 
@@ -496,3 +496,147 @@ def test_anytime_stops_where_it_may():
         measure_margins(model, stages, [x], risk=1.0)
     with pytest.raises(ValueError, match="data"):
         measure_margins(model, stages, [])
+
+
+# ------------------------------------------------------------------ what was once wrong
+
+
+def test_small_things_of_arrays():
+    with pytest.raises(ValueError, match=r"clip: 1e-30 leaves values of more than 2\*\*53 steps"):
+        lowbit.expand([1.0, 2.0, 3.0], 4, 2, clip=1e-30)
+    series = lowbit.expand(np.array([1e40, -1e40]), 4, 2)
+    assert np.isfinite(series.scales()).all()
+    with np.errstate(all="raise"):
+        assert lowbit.reconstruct(series).tolist() == [np.finfo(np.float32).max, -np.finfo(np.float32).max]
+    for terms, error in ((3, ValueError), (-1, ValueError), (1.5, TypeError)):
+        with pytest.raises(error):
+            series.bound(terms)
+    one = lowbit.expand(some(2, 3), 4, 2, granularity=PerGroup(10**13), clip=2.0)
+    assert lowbit.reconstruct(one).shape == (2, 3)
+
+
+def test_tied_layers_stay_tied():
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+            self.c, self.d = nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3, padding=1)
+            self.b.weight, self.d.weight = self.a.weight, self.c.weight
+            self.again = self.a
+
+    model = Tied().eval()
+    quantize_(model, S(4, 2, 4, 2))
+    assert model.a.tiled is model.b.tiled
+    assert model.a.bias is not model.b.bias
+    assert model.c.codes is model.d.codes
+    assert model.again is model.a
+    from lowbit.methods.series import first_terms
+
+    few = first_terms(model, 1, 1)
+    assert few.again is few.a
+    assert few.again.config.weight_terms == 1
+
+
+def test_the_number_of_buffers_is_the_config_s():
+    zeros = nn.Sequential(nn.Linear(8, 4, bias=False)).eval()
+    with torch.no_grad():
+        zeros[0].weight.zero_()
+    quantize_(zeros, S(4, 3, 4, 2))
+    other = nn.Sequential(nn.Linear(8, 4, bias=False)).eval()
+    quantize_(other, S(4, 3, 4, 2))
+    zeros.load_state_dict(other.state_dict())
+    assert torch.equal(zeros(torch.ones(1, 8)), other(torch.ones(1, 8)))
+
+
+def test_linear_layers_are_fused_beside_convolutions():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 2))
+    x = torch.from_numpy(some(3, 3, 4, 4))
+    want = model.eval()(x)
+    assert len(quantize_(model, S(4, 2, 4, 2)).fused) == 1
+    assert torch.allclose(model(x), want, atol=0.05)
+
+
+def test_some_of_the_terms_are_not_taken_for_all():
+    from lowbit.methods.series import abelian_add, abelian_mul, basis_models, first_terms
+
+    model = net(S(4, 2, 4, 2))
+    part = basis_models(model)[0, 1]
+    assert "terms {(0, 1): 1}" in repr(part)
+    with pytest.raises(ValueError, match="some terms of a weight alone"):
+        dequantize_(part)
+    with pytest.raises(ValueError, match="expected one of all its terms"):
+        first_terms(part, 1, 1)
+    large = abelian_mul(part, 1 << 45)
+    with pytest.raises(ValueError, match="int64"):
+        abelian_mul(large, 1 << 20)
+    with pytest.raises(ValueError, match="int64"):
+        functools.reduce(abelian_add, [abelian_mul(part, 1 << 50)] * 20)
+
+
+def test_no_samples():
+    from lowbit.methods.series import Anytime
+
+    for kind in KINDS:
+        for config in (S(4, 2, 4, 2), S(4, 3, 4, 3)):
+            model, x = layer(kind, config), inputs(kind)
+            assert model(x[:0]).shape == (0, *model(x).shape[1:])
+    assert Anytime(net(S(4, 2, 4, 2)), [(1, 1), (2, 2)], [1.0])(torch.zeros(0, 3, 8, 8)).logits.shape == (0, 5)
+
+
+def test_stages_and_data_that_do_not_fit():
+    from lowbit.methods.series import Anytime, measure_margins
+
+    model, x = net(S(4, 2, 4, 2)), torch.from_numpy(some(4, 3, 8, 8))
+    for stages, error in (
+        ([], ValueError),
+        ([(1, 1), (3, 3)], ValueError),
+        ([(2, 1), (1, 2), (2, 2)], ValueError),
+        ([(1, 1)], ValueError),
+        ([(1, 1, 1), (2, 2)], TypeError),
+        ([(0, 1), (2, 2)], TypeError),
+    ):
+        with pytest.raises(error, match="stages: expected"):
+            Anytime(model, stages, [0.0] * (len(stages) - 1))
+    stages = [(1, 1), (2, 2)]
+    for data, words in ((x, "got a tensor"), ([(x, 1)], "inputs alone")):
+        with pytest.raises(TypeError, match=words):
+            measure_margins(model, stages, data)
+    with pytest.raises(TypeError, match="risk"):
+        measure_margins(model, stages, [x], risk="a")
+    one = nn.Sequential(nn.Flatten(), nn.Linear(192, 1)).eval()
+    quantize_(one, S(4, 2, 4, 2))
+    with pytest.raises(ValueError, match="at least 2 classes"):
+        measure_margins(one, stages, [x])
+
+
+def test_intervals_know_what_they_do_not_know():
+    from lowbit.methods.series import certain_bound, first_terms
+
+    class Scaled(Net):
+        def forward(self, x):
+            return self.down(self.up(torch.add(self.first(x), self.second(self.first(x)), alpha=100).mean((2, 3))))
+
+    model, x = Scaled().eval(), torch.from_numpy(some(2, 3, 8, 8))
+    quantize_(model, S(4, 2, 4, 2))
+    with pytest.raises(NotImplementedError, match="add with alpha"):
+        certain_bound(first_terms(model, 1, 1), model, x)
+    model = net(S(4, 2, 4, 2))
+    few = first_terms(model, 1, 1)
+    with pytest.raises(ValueError, match="the first terms of a model"):
+        certain_bound(model, few, x)
+    with pytest.raises(ValueError, match="quantize_"):
+        certain_bound(Net().eval(), model, x)
+    model.norm.running_var = model.norm.running_mean = None
+    few = first_terms(model, 1, 1)
+    with pytest.raises(NotImplementedError, match="by the batch"):
+        certain_bound(few, model, x)
+
+
+def test_series_take_no_data():
+    from lowbit.torch import calibrate_
+
+    model = nn.Sequential(nn.Linear(8, 4)).eval()
+    with pytest.raises(ValueError, match="a series takes no data"):
+        calibrate_(model, [torch.ones(2, 8)], S(4, 2, 4, 2))
+    with pytest.raises(ValueError, match=r"rules\[0\]: a series takes no data"):
+        calibrate_(model, [torch.ones(2, 8)], None, rules=[("0", S(4, 2, 4, 2))])

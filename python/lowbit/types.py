@@ -126,7 +126,8 @@ class Expansion:
 
     def scales(self) -> NDArray[np.float64]:
         """Each term's scale, float64 (terms, *scale.shape)."""
-        return np.stack([self.scale * 2.0 ** (self.bits * i) for i in reversed(range(self.terms))], dtype=np.float64)
+        last = self.scale.astype(np.float64)
+        return np.stack([last * 2.0 ** (self.bits * i) for i in reversed(range(self.terms))])
 
     @property
     def bias(self) -> NDArray[np.float64]:
@@ -139,8 +140,10 @@ class Expansion:
         Half of the last scale; and what the terms after them can hold. A float32 result is
         rounded once more.
         """
-        left = self.bits * (self.terms - (self.terms if terms is None else terms))
-        dropped = half_of_ones(self.bits, left // self.bits)
+        count = self.terms if terms is None else operator.index(terms)
+        if not 0 <= count <= self.terms:
+            raise ValueError(f"terms: expected 0 to {self.terms}, got {count}")
+        dropped = half_of_ones(self.bits, self.terms - count)
         return self.scale * np.float64(0.5 + 2.0**-19 + dropped)
 
     def __repr__(self) -> str:

@@ -12,10 +12,12 @@ in any order. ``n`` terms of ``X`` bits have the numerics of one code of ``nX`` 
 from __future__ import annotations
 
 import copy
+import itertools
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -128,6 +130,8 @@ def abelian_add(a: nn.Module, b: nn.Module) -> nn.Module:
         total = dict(_coefficients(ours[name]))
         for pair, coefficient in _coefficients(theirs[name]).items():
             total[pair] = total.get(pair, 0) + coefficient
+        if _most(ours[name], total) >= 1 << 63:
+            raise ValueError(f"a, b: their sums of {name} may be beyond int64")
         return {pair: c for pair, c in sorted(total.items()) if c}
 
     return _with_coefficients(a, added)
@@ -139,16 +143,17 @@ def abelian_mul(model: nn.Module, coefficient: int) -> nn.Module:
     Raises
     ------
     TypeError, ValueError
-        No layers on series, no int, or one beyond 32 bits.
+        No layers on series, no int, or one with which sums may be beyond int64.
     """
     layers = series_layers(model)
     if isinstance(coefficient, bool) or not isinstance(coefficient, int):
         raise TypeError(f"coefficient: expected an int, got {coefficient!r}")
-    if abs(coefficient) >= 1 << 32:
-        raise ValueError(f"coefficient: expected less than 2**32, got {coefficient}")
 
     def multiplied(name: str) -> dict[Pair, int]:
-        return {p: coefficient * c for p, c in sorted(_coefficients(layers[name]).items()) if coefficient}
+        product = {p: coefficient * c for p, c in sorted(_coefficients(layers[name]).items()) if coefficient}
+        if _most(layers[name], product) >= 1 << 63:
+            raise ValueError(f"coefficient: {coefficient} makes sums of {name} that int64 may not hold")
+        return product
 
     return _with_coefficients(model, multiplied)
 
@@ -216,7 +221,7 @@ def distribute_(model: nn.Module, group: ProcessGroup | None = None, *, order: i
     Raises
     ------
     TypeError, ValueError
-        No layers on series.
+        No layers on series, a model that is distributed already, or other layers on another process.
     RuntimeError
         torch.distributed is not initialised. From the model, when it is called: a process ended, or took
         longer than the timeout.
@@ -226,7 +231,11 @@ def distribute_(model: nn.Module, group: ProcessGroup | None = None, *, order: i
     layers = series_layers(model)
     if not dist.is_available() or not dist.is_initialized():
         raise RuntimeError("group: torch.distributed.init_process_group('gloo', ...) has to be called first")
+    again = [name for name, layer in layers.items() if layer.reduce is not None]
+    if again:
+        raise ValueError(f"model: expected one that is not distributed yet; {again[0]} is")
     rank, ranks = dist.get_rank(group), dist.get_world_size(group)
+    _check_same(layers, group, ranks)
     fusion.unfuse_(model)
     rng = None if order is None else np.random.default_rng(order)
     shares = Shares(rank, ranks, {})
@@ -243,6 +252,23 @@ def distribute_(model: nn.Module, group: ProcessGroup | None = None, *, order: i
         layer.reduce = _all_reduce(name, group, shares, dtype)
         shares.terms[name] = tuple(pair for pair, _ in mine)
     return shares
+
+
+def _check_same(layers: dict[str, SeriesLayer], group: Any, ranks: int) -> None:
+    """Whether all processes have these layers: what they add up would otherwise be nobody's."""
+    import torch.distributed as dist
+
+    told = 0
+    for name, layer in layers.items():
+        told = crc32(f"{name} {layer.config} {layer.coefficients}".encode(), told)
+        for buffer in layer.buffers(recurse=False):
+            told = crc32(np.ascontiguousarray(buffer.detach().numpy()), told)
+    mine = torch.tensor([told])
+    every = [torch.empty_like(mine) for _ in range(ranks)]
+    dist.all_gather(every, mine, group=group)
+    other = [rank for rank, one in enumerate(every) if int(one) != told]
+    if other:
+        raise ValueError(f"model: expected the same layers on every process, but rank {other[0]} has others")
 
 
 def _most(layer: SeriesLayer, coefficients: dict[Pair, int]) -> int:
@@ -286,7 +312,7 @@ def first_terms(model: nn.Module, weight_terms: int, activation_terms: int) -> n
     Raises
     ------
     TypeError, ValueError
-        No layers on series, less than one term.
+        No layers on series, some terms of a model instead of all, less than one term.
 
     Examples
     --------
@@ -307,11 +333,16 @@ def first_terms(model: nn.Module, weight_terms: int, activation_terms: int) -> n
     series_layers(model)
     twin = _twin(model)
     fusion.unfuse_(twin)
-    for name, layer in series_layers(twin).items():
-        config = layer.config
-        few = layer.first_terms(min(weight_terms, config.weight_terms), min(activation_terms, config.activation_terms))
+    done: dict[int, nn.Module] = {}
+    for name, layer in list(twin.named_modules(remove_duplicate=False)):
+        if not isinstance(layer, SeriesLayer):
+            continue
+        if id(layer) not in done:
+            config = layer.config
+            terms = min(weight_terms, config.weight_terms), min(activation_terms, config.activation_terms)
+            done[id(layer)] = layer.first_terms(*terms).train(layer.training)
         parent, _, child = name.rpartition(".")
-        setattr(twin.get_submodule(parent), child, few.train(layer.training))
+        setattr(twin.get_submodule(parent), child, done[id(layer)])
     fusion.fuse_(twin)
     return twin
 
@@ -342,17 +373,18 @@ class Anytime:
 
     Attributes
     ----------
-    products : tuple of int
-        Integer matrix products a layer of a sample that stops at a stage, those of the stages before it with
+    products : tuple of float
+        Integer matrix products a layer, on average, of a sample that stops at a stage, those of the stages before it with
         them.
     """
 
     def __init__(self, model: nn.Module, stages: Sequence[Pair], margins: Sequence[float]) -> None:
-        if len(margins) != len(stages) - 1:
-            raise ValueError(f"margins: expected {len(stages) - 1} for {len(stages)} stages, got {len(margins)}")
-        self.stages, self.margins = tuple(stages), tuple(margins)
-        self.models = _models_of(model, stages)
-        each = [weight * activation for weight, activation in stages]
+        self.stages = _check_stages(model, stages)
+        if len(margins) != len(self.stages) - 1:
+            raise ValueError(f"margins: expected {len(self.stages) - 1} for {len(stages)} stages, got {len(margins)}")
+        self.margins = tuple(map(float, margins))
+        self.models = _models_of(model, self.stages)
+        each = [_products(one) for one in self.models]
         self.products = tuple(sum(each[: i + 1]) for i in range(len(each)))
 
     @torch.no_grad()
@@ -367,20 +399,41 @@ class Anytime:
             logits[left], stage[left] = y, at
             if at + 1 < len(self.models):
                 left = left[_lead(y) <= self.margins[at]]
-            if not len(left):
+            if not len(left):  # without samples the first stage alone runs
                 break
         assert logits is not None
         return Answers(logits, stage)
 
 
+def _check_stages(model: nn.Module, stages: Sequence[Pair]) -> tuple[Pair, ...]:
+    layers = series_layers(model).values()
+    most = tuple(max(getattr(layer.config, f"{w}_terms") for layer in layers) for w in ("weight", "activation"))
+    checked = []
+    for stage in stages:
+        pair = tuple(stage) if isinstance(stage, (tuple, list)) else ()
+        if len(pair) != 2 or not all(isinstance(t, int) and not isinstance(t, bool) and t > 0 for t in pair):
+            raise TypeError(f"stages: expected pairs of (weight terms, activation terms), got {stage!r}")
+        checked.append(pair)
+    rising = all(a != b and a[0] <= b[0] and a[1] <= b[1] for a, b in itertools.pairwise(checked))
+    if not checked or not rising or checked[-1] != most:
+        raise ValueError(f"stages: expected ascending ones of which the last is the model's {most}, got {checked}")
+    return tuple(checked)
+
+
+def _products(model: nn.Module) -> float:
+    """Integer matrix products of a layer, on average."""
+    layers = series_layers(model).values()
+    return sum(layer.config.products for layer in layers) / len(layers)
+
+
 def _models_of(model: nn.Module, stages: Sequence[Pair]) -> list[nn.Module]:
-    if not stages:
-        raise ValueError("stages: expected at least one")
     return [*(first_terms(model, *stage) for stage in stages[:-1]), model]
 
 
 def _lead(logits: torch.Tensor) -> torch.Tensor:
     """By how much each sample's first choice leads."""
+    if logits.ndim != 2 or logits.shape[1] < 2:
+        raise ValueError(f"model: expected outputs (N, classes) of at least 2 classes, got {tuple(logits.shape)}")
     first, second = logits.topk(2, dim=1).values.unbind(1)
     return first - second
 
@@ -407,6 +460,8 @@ def measure_margins(
     list of float
         One for each stage but the last.
     """
+    if isinstance(risk, bool) or not isinstance(risk, (int, float)):
+        raise TypeError(f"risk: expected a number, got {risk!r}")
     if not 0 <= risk < 1:
         raise ValueError(f"risk: expected 0 to below 1, got {risk}")
     return [margin(*each, risk) for each in leads(model, stages, data)]
@@ -417,9 +472,13 @@ def leads(
     model: nn.Module, stages: Sequence[Pair], data: Iterable[torch.Tensor]
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Of each stage but the last: by how much first choices lead, and whether they are not those of all terms."""
-    models = _models_of(model, stages)
+    models = _models_of(model, _check_stages(model, stages))
+    if isinstance(data, torch.Tensor):
+        raise TypeError("data: expected batches, got a tensor; x.split(100), say")
     found: list[list[tuple[torch.Tensor, torch.Tensor]]] = [[] for _ in models[:-1]]
     for batch in data:
+        if not isinstance(batch, torch.Tensor):
+            raise TypeError(f"data: expected batches of inputs alone, tensors, got a {type(batch).__name__}")
         choice = models[-1](batch).argmax(1)
         for few, each in zip(models, found, strict=False):
             logits = few(batch)
@@ -465,10 +524,15 @@ def certain_bound(few: nn.Module, model: nn.Module, x: torch.Tensor) -> tuple[to
     NotImplementedError
         A step that intervals are not known for.
     """
+    ours, theirs = series_layers(few), series_layers(model)
+    for name, layer in ours.items():
+        other = theirs.get(name)
+        if other is None or layer.config.weight_terms > other.config.weight_terms:
+            raise ValueError(f"few, model: expected the first terms of a model and that model, but {name} is not so")
     twin = _twin(few)
     fusion.unfuse_(twin)
     graph = _Tracer().trace(twin)
-    return _Intervals(fx.GraphModule(twin, graph), series_layers(model)).run(x)  # type: ignore[no-any-return]
+    return _Intervals(fx.GraphModule(twin, graph), theirs).run(x)  # type: ignore[no-any-return]
 
 
 class _Tracer(fx.Tracer):
@@ -502,6 +566,8 @@ class _Intervals(fx.Interpreter):
         if n.op == "call_module":
             return self._module(str(n.target), *args)
         name = str(getattr(n.target, "__name__", n.target)).rstrip("_")
+        if any(map(_interval, kwargs.values())) or (name in ("add", "iadd") and kwargs):
+            raise NotImplementedError(f"certain_bound: no interval is known for {name} with {', '.join(kwargs)}")
         values = [a[0] if _interval(a) else a for a in args]
         radii = [a[1] if _interval(a) else a for a in args]
 
@@ -528,7 +594,8 @@ class _Intervals(fx.Interpreter):
             return self._layer(module, self.whole[name], value, radius)
         y = module(value)
         if isinstance(module, nn.BatchNorm2d):
-            assert module.running_var is not None
+            if module.running_var is None:
+                raise NotImplementedError(f"certain_bound: {name} normalizes by the batch")
             gain = (module.running_var + module.eps).rsqrt()
             gain = gain if module.weight is None else gain * module.weight.abs()
             return y, _wider(radius * gain[:, None, None], y)

@@ -177,7 +177,7 @@ def expand(
     >>> from lowbit import reference
     >>> reference.expand([-1.0, 0.25], 4, 2).codes - 8.0
     array([[-7.,  2.],
-           [-6., -2.]])
+           [-7., -2.]])
     """
     x = _real(x).astype(np.float64)
     if not np.isfinite(x).all() or x.size == 0:
@@ -188,10 +188,11 @@ def expand(
     low = np.where(valid, groups, np.inf).min(axis=1)
     high = np.where(valid, groups, -np.inf).max(axis=1)
     if clip is not None:
-        reach = clip * np.sqrt(np.array([np.sum(g[v] ** 2) / v.sum() for g, v in zip(groups, valid, strict=True)]))
+        squares = [sum(float(x) ** 2 for x in g[v]) / v.sum() for g, v in zip(groups, valid, strict=True)]
+        reach = clip * np.sqrt(np.array(squares))
         low, high = np.maximum(low, -reach), np.minimum(high, reach)
     if symmetric:
-        exact = np.maximum(high, -low) / (most - half - (0.5 if terms > 1 else 0))
+        exact = np.maximum(high, -low) / (most - half)
     else:
         low, high = np.minimum(low, 0), np.maximum(high, 0)
         exact = high / most - low / most
@@ -225,7 +226,7 @@ def reconstruct(expansion: Expansion, *, terms: int | None = None, dtype: DTypeL
     --------
     >>> from lowbit import reference
     >>> reference.reconstruct(reference.expand([-1.0, 0.25], 4, 2)).round(3)
-    array([-0.996,  0.253], dtype=float32)
+    array([-1.   ,  0.252], dtype=float32)
     """
     shape, count = expansion.codes.shape[1:], expansion.terms if terms is None else terms
     scale = _spread(expansion.scale, shape, expansion.granularity).astype(np.float64)

@@ -18,7 +18,7 @@ from lowbit.torch.integer import begin, bits_of, check_config
 from lowbit.torch.quantize import (
     Progress,
     Rule,
-    _check_config,
+    _check_fitted,
     _check_model,
     _layers,
     _least,
@@ -107,7 +107,7 @@ def allocate_bits(
     for i, config in enumerate(configs):
         if config is None:
             raise TypeError(f"configs[{i}]: expected lowbit.Int8() or lowbit.Uniform(...), got None")
-        (check_config if integer else _check_config)(f"configs[{i}]", config)
+        (check_config if integer else _check_fitted)(f"configs[{i}]", config)
     if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 < budget < float("inf"):
         raise ValueError(f"budget: expected a number of bits above 0, got {budget!r}")
     tell = _teller(progress, "allocate_bits")

@@ -19,7 +19,7 @@ from lowbit.torch.quantize import (
     Progress,
     Report,
     Rule,
-    _check_config,
+    _check_fitted,
     _check_model,
     _check_rules,
     _decide,
@@ -101,12 +101,12 @@ def calibrate_(
     [('0', 'Uniform'), ('2', 'Uniform')]
     """
     _check_model(model)
-    _check_config("config", config)
+    _check_fitted("config", config)
     if order not in ("activation", "index"):
         raise ValueError(f"order: expected 'activation' or 'index', got {order!r}")
     batches = _batches(data)
     names = [name for name, _ in _layers(model)]
-    decided = _decide(names, config, _check_rules(rules))
+    decided = _decide(names, config, _check_rules(rules, _check_fitted))
     before = _state_bytes(model)
     tell = _teller(progress, "calibrate_")
 

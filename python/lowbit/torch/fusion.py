@@ -21,6 +21,7 @@ from torch import fx, nn
 from torch.nn import functional
 
 from lowbit.torch.modules import FeedForward, PassThrough, QuantEmbedding, QuantLinear, ResidualNorm, Whole
+from lowbit.torch.series import SeriesLayer
 
 _FUNCTIONS: dict[Any, str] = {
     functional.relu: "relu",
@@ -68,7 +69,7 @@ class _Tracer(fx.Tracer):
         self.opaque = opaque
 
     def is_leaf_module(self, m: nn.Module, qualname: str) -> bool:
-        known = isinstance(m, (QuantLinear, QuantEmbedding, PassThrough, Whole))
+        known = isinstance(m, (QuantLinear, QuantEmbedding, SeriesLayer, PassThrough, Whole))
         return known or id(m) in self.opaque or super().is_leaf_module(m, qualname)
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:

@@ -19,7 +19,7 @@ from lowbit.config import Codebook, Config, Int8, Series, Uniform
 from lowbit.gemm import MAX_K_UINT8
 from lowbit.torch import fusion
 from lowbit.torch.modules import QuantEmbedding, QuantLinear
-from lowbit.torch.series import SeriesConv2d, SeriesLinear
+from lowbit.torch.series import SeriesConv2d, SeriesLayer, SeriesLinear
 from lowbit.weights import Weight
 
 #: Products of a convolution's sums, at most.
@@ -197,6 +197,8 @@ def dequantize_(model: nn.Module) -> nn.Module:
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if not isinstance(module, (QuantLinear, QuantEmbedding, SeriesConv2d)):
             continue
+        if isinstance(module, SeriesLayer) and module.coefficients is not None:
+            raise ValueError(f"model: {name} has some terms of a weight alone; no torch layer computes the same")
         if id(module) not in done:
             key = id(module._buffers.get("tiled", module._buffers.get("codes")))
             if key not in weights:
@@ -261,6 +263,13 @@ def _check_config(name: str, config: Any) -> None:
         raise TypeError(f"{name}: expected {expected}, got {config!r}")
 
 
+def _check_fitted(name: str, config: Any) -> None:
+    """A config whose weights data can fit."""
+    _check_config(name, config)
+    if isinstance(config, Series):
+        raise ValueError(f"{name}: a series takes no data; quantize_(model, {config})")
+
+
 def _check_rules(
     rules: Sequence[Any] | None, check: Callable[[str, Any], None] = _check_config
 ) -> list[tuple[re.Pattern[str], Any]]:
@@ -280,7 +289,7 @@ def _decide(
     names: Iterable[str],
     config: Any,
     rules: list[tuple[re.Pattern[str], Any]],
-    what: str = "linear layer or embedding",
+    what: str = "layer that is quantized",
 ) -> dict[str, Any]:
     names = list(names)
     for i, (pattern, _) in enumerate(rules):
@@ -374,6 +383,8 @@ class _Swaps:
         self.reports, self.todo, self._kinds = _plan(model, decided)
         #: The buffers of weights that are quantized already.
         self.made: dict[Shared, Made] = {}
+        #: The layers on series, by kind, weight and config: those that share a weight share its codes.
+        self.series: dict[tuple[type[nn.Module], int, Config], SeriesLayer] = {}
         self._swapped: dict[int, nn.Module] = {}
 
     def swap(self, name: str, module: nn.Module) -> nn.Module:
@@ -381,12 +392,23 @@ class _Swaps:
         config = self.decided[name]
         assert config is not None
         if id(module) not in self._swapped:
-            self._swapped[id(module)] = _quantized(module, config, self._kinds, self.made)
+            if isinstance(config, Series):
+                self._swapped[id(module)] = self._expanded(module, config)
+            else:
+                self._swapped[id(module)] = _quantized(module, config, self._kinds, self.made)
             _inherit(self._swapped[id(module)], module)
         new = self._swapped[id(module)]
         self.reports[name] = _report(name, module, new)
         _replace(self.model, name, new)
         return new
+
+    def _expanded(self, module: nn.Module, config: Series) -> SeriesLayer:
+        assert isinstance(module, (nn.Linear, nn.Conv2d))
+        key = type(module), id(module.weight), config
+        tied = self.series.get(key)
+        conv = isinstance(module, nn.Conv2d)
+        new = SeriesConv2d.of(module, config, tied) if conv else SeriesLinear.of(module, config, tied)
+        return self.series.setdefault(key, new) if tied is None else new
 
 
 def _quantized(
@@ -398,9 +420,6 @@ def _quantized(
     """The layer that takes the place of ``module``; ``made``: the buffers that others have."""
     weight = module.weight
     assert isinstance(weight, torch.Tensor)
-    if isinstance(config, Series):
-        assert isinstance(module, (nn.Linear, nn.Conv2d))
-        return SeriesConv2d.of(module, config) if isinstance(module, nn.Conv2d) else SeriesLinear.of(module, config)
     (n, k), shared = weight.shape, (id(weight), config)
     if shared not in made:
         made[shared] = _made(weight, config, rows=nn.Linear not in kinds[shared])
@@ -508,7 +527,7 @@ def _report(name: str, old: nn.Module, new: nn.Module) -> LayerReport:
         bits += " rotated"
     what = "look-up"
     if isinstance(config, Series):
-        bits = "{} x {} bits".format(*config.effective_bits)
+        bits = f"{config.weight_terms}x{config.weight_bits} by {config.activation_terms}x{config.activation_bits} bits"
     if isinstance(new, SeriesConv2d):
         what = "conv2d"
     elif isinstance(new, QuantLinear):

@@ -103,10 +103,11 @@ def _codes_of(weight: NDArray[Any], config: Series) -> tuple[NDArray[np.int64], 
     return total.reshape(weight.shape), series.scale
 
 
-def _bytes_of(codes: NDArray[np.int64]) -> list[NDArray[np.int8]]:
-    """Integers as int8, each part 256 times the one before: one where all fit in ±127."""
-    parts = []
-    while np.abs(codes).max(initial=0) > 127:
+def _bytes_of(codes: NDArray[np.int64], config: Series) -> list[NDArray[np.int8]]:
+    """Integers as int8, each part 256 times the one before: as many as the terms need, more where that is saturated."""
+    parts: list[NDArray[np.int8]] = []
+    least = -(-config.weight_bits * config.weight_terms // 8)
+    while np.abs(codes).max(initial=0) > 127 or len(parts) + 1 < least:
         low = (codes + 128 & 255) - 128
         parts.append(low.astype(np.int8))
         codes = codes - low >> 8
@@ -225,6 +226,8 @@ class SeriesLayer(nn.Module):
 
         Inputs are rounded anew, by the coarser step: terms cut off would leave twice the error.
         """
+        if self.coefficients is not None:
+            raise ValueError("model: expected one of all its terms, got a basis model, a sum of such or a share of one")
         config = replace(self.config, weight_terms=weight_terms, activation_terms=activation_terms)
         left = self.config.weight_terms - weight_terms
         shift = self.config.weight_bits * left
@@ -281,6 +284,9 @@ class SeriesLayer(nn.Module):
         if self.bias is not None:
             y = y + _bridge.view(self.bias)
         return y  # type: ignore[no-any-return]
+
+    def _of_terms(self) -> str:
+        return "" if self.coefficients is None else f", terms {self.coefficients}"
 
     @property
     def plain(self) -> bool:
@@ -387,6 +393,9 @@ class SeriesLinear(QuantLinear, SeriesLayer):
         # Below 2^53 each, and so exact in float64.
         return (x[:, columns].astype(np.float64) @ weight[:, columns].T.astype(np.float64)).astype(np.int64)  # type: ignore[no-any-return]
 
+    def extra_repr(self) -> str:
+        return super().extra_repr() + self._of_terms()
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.fusible or (self._deferred and not self.training):
             return super().forward(x)
@@ -396,6 +405,8 @@ class SeriesLinear(QuantLinear, SeriesLayer):
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _slow(self, x: torch.Tensor) -> torch.Tensor:
+        if not x.numel():
+            return x.new_zeros((*x.shape[:-1], self.out_features))
         if self.plain:
             rows, _ = self._rows(x)
             codes = lowbit.quantize_rows(rows, nbits=self.config.activation_bits * self.config.activation_terms)
@@ -406,8 +417,12 @@ class SeriesLinear(QuantLinear, SeriesLayer):
         return torch.from_numpy(y).reshape(*x.shape[:-1], self.out_features).to(x.dtype)
 
     @staticmethod
-    def of(module: nn.Linear, config: Series) -> SeriesLinear:
-        """The layer in series."""
+    def of(module: nn.Linear, config: Series, tied: SeriesLayer | None = None) -> SeriesLinear:
+        """The layer in series, with the buffers of one that it is tied to."""
+        if isinstance(tied, SeriesLinear):
+            bias = None if module.bias is None else module.bias.detach().float().clone()
+            parts = [tied.get_buffer(name) for name in tied._names]
+            return SeriesLinear(tied.in_features, tied.out_features, parts, bias, config, tied.dtype)
         bias, weight, equalizer = module.bias, module.weight.detach(), None
         if config.equalize:
             equalizer = lowbit.quantize_weight(weight.float().numpy(), lowbit.Int8()).equalizer()
@@ -428,7 +443,7 @@ class SeriesLinear(QuantLinear, SeriesLayer):
         config: Series,
         dtype: torch.dtype,
     ) -> SeriesLinear:
-        tiled, (n, k), parts = [], codes.shape, _bytes_of(codes)
+        tiled, (n, k), parts = [], codes.shape, _bytes_of(codes, config)
         for i, part in enumerate(parts):
             raw = np.empty(_core.tiled_len(k, n), np.uint8)
             scales = np.ascontiguousarray(scale * np.float32(256**i))
@@ -558,7 +573,9 @@ class SeriesConv2d(SeriesLayer):
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         images = self._images(x)
-        y = self._rounded(images) if self.plain else torch.from_numpy(self._finished(self.sums(x)))
+        # No images have a shape too.
+        plain = self.plain or not len(images)
+        y = self._rounded(images) if plain else torch.from_numpy(self._finished(self.sums(x)))
         y = y.permute(0, 3, 1, 2)
         return y.reshape(*x.shape[:-3], *y.shape[1:]).to(x.dtype)
 
@@ -568,7 +585,7 @@ class SeriesConv2d(SeriesLayer):
         out = torch.empty((n, height, width, self.out_channels), dtype=torch.float32)
         bias = self._keep("no bias", lambda: np.zeros(self.out_channels, np.float32))
         bias = bias if self.bias is None else _bridge.view(self.bias)
-        bits = self.config.activation_bits * self.config.activation_terms
+        bits = min(8, self.config.activation_bits * self.config.activation_terms)  # more where there are no images
         plan.run(images, bits, _bridge.view(self.scale), bias, out.numpy(), _bridge.count(), _bridge.openmp)
         return out
 
@@ -581,18 +598,20 @@ class SeriesConv2d(SeriesLayer):
     def extra_repr(self) -> str:
         return (
             f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
-            f"padding={self.padding}, bias={self.bias is not None}, {self.config}"
+            f"padding={self.padding}, bias={self.bias is not None}, {self.config}{self._of_terms()}"
         )
 
     @staticmethod
-    def of(module: nn.Conv2d, config: Series) -> SeriesConv2d:
-        """The convolution in series."""
+    def of(module: nn.Conv2d, config: Series, tied: SeriesLayer | None = None) -> SeriesConv2d:
+        """The convolution in series, with the buffers of one that it is tied to."""
         bias = None if module.bias is None else module.bias.detach().float().clone()
+        if isinstance(tied, SeriesConv2d):
+            return SeriesConv2d(module, tied.codes, tied.scale, bias, config)
         codes, scale = _quantized(module.weight.permute(0, 2, 3, 1), config)
-        return SeriesConv2d(module, _stacked(codes), torch.from_numpy(scale), bias, config)
+        return SeriesConv2d(module, _stacked(codes, config), torch.from_numpy(scale), bias, config)
 
     def with_codes(self, codes: NDArray[np.int64], scale: NDArray[np.float32], config: Series) -> SeriesConv2d:
-        return SeriesConv2d(self, _stacked(codes), torch.from_numpy(scale), self.bias, config)
+        return SeriesConv2d(self, _stacked(codes, config), torch.from_numpy(scale), self.bias, config)
 
 
 def _quantized(weight: torch.Tensor, config: Series) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -601,8 +620,8 @@ def _quantized(weight: torch.Tensor, config: Series) -> tuple[NDArray[np.int64],
     return _codes_of(floats.contiguous().numpy(), config)
 
 
-def _stacked(codes: NDArray[np.int64]) -> torch.Tensor:
-    parts = np.stack(_bytes_of(codes))
+def _stacked(codes: NDArray[np.int64], config: Series) -> torch.Tensor:
+    parts = np.stack(_bytes_of(codes, config))
     return torch.from_numpy(parts.reshape(*parts.shape[:2], -1))
 
 
