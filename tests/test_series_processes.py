@@ -198,7 +198,7 @@ class Run:
 
 
 def run_orders(rank: int, ranks: int, path: Path, orders: list[int | None]) -> dict[str, list[Run]]:
-    """Two forward passes in each order."""
+    """A forward pass in each order; two in that of the config, None."""
     found: dict[str, list[Run]] = {}
     with met(rank, ranks, path):
         for name in CONFIGS:
@@ -208,7 +208,7 @@ def run_orders(rank: int, ranks: int, path: Path, orders: list[int | None]) -> d
                 shares = distribute_(mine, order=order)
                 assert (shares.rank, shares.ranks, shares.calls, shares.bytes) == (rank, ranks, 0, 0)
                 run = Run([], dict(shares.terms), [])
-                for x in (images(), images()[:1]):
+                for x in (images(), images()[:1])[: 1 + (order is None)]:
                     start = time.perf_counter()
                     run.outputs.append(mine(x).numpy())
                     run.told.append((shares.calls, shares.bytes, shares.seconds, time.perf_counter() - start))
@@ -243,7 +243,7 @@ def test_outputs_are_the_same_bits(runs, name):
     for of_rank in runs:
         assert len(of_rank[name]) == 1 + ORDERS
         for run in of_rank[name]:
-            for got, exact in zip(run.outputs, want, strict=True):
+            for got, exact in zip(run.outputs, want, strict=False):  # the second pass is of one order alone
                 assert got.dtype == exact.dtype
                 assert np.array_equal(got.view(np.uint32), exact.view(np.uint32))
 
@@ -268,16 +268,19 @@ def test_shares_tell_calls_bytes_and_seconds(runs, name):
     layers = len(series_layers(model))
     for of_rank in runs:
         for run in of_rank[name]:
-            (calls, size, seconds, whole), (calls_2, size_2, seconds_2, whole_2) = run.told
-            assert (calls, calls_2) == (layers, 2 * layers)
+            calls, size, seconds, whole = run.told[0]
+            assert calls == layers
             if name == "3 x 3 terms":  # some layers' sums fit in 32 bits
                 assert 4 * sums[0] < size < 8 * sums[0]
             else:
-                assert (size, size_2) == (4 * sums[0], 4 * sum(sums))
+                assert size == 4 * sums[0]
             assert 0 < seconds < whole
-            assert seconds < seconds_2 < seconds + whole_2
-    told = {tuple(told[:2] for told in run.told) for of_rank in runs for run in of_rank[name]}
-    assert len(told) == 1
+        (_, size, seconds, _), (calls, size_2, seconds_2, whole) = of_rank[name][0].told
+        assert calls == 2 * layers
+        assert (size_2 - size) * sums[0] == size * sums[1]
+        assert seconds < seconds_2 < seconds + whole
+    # All agree on how many, and on how many bytes, whatever the order.
+    assert len({run.told[0][:2] for of_rank in runs for run in of_rank[name]}) == 1
 
 
 def in_a_group(rank: int, ranks: int, path: Path) -> list[np.ndarray]:
