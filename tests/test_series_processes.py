@@ -301,6 +301,37 @@ def test_a_group_of_some_of_the_processes(workers, tmp_path):
     assert all(np.array_equal(one, exact) for outputs in answers for one in outputs)
 
 
+# ------------------------------------------------------------------ misuse
+
+
+def misuse(rank: int, ranks: int, path: Path) -> list[str]:
+    """What is said of a model that is not everyone's, and of one that is distributed already."""
+    words = []
+    with met(rank, ranks, path):
+        twice = made("clip")
+        distribute_(twice)
+        for model in (made("rules" if rank else "clip"), twice):
+            with pytest.raises(ValueError, match="model: ") as told:
+                distribute_(model)
+            words.append(str(told.value))
+    return words
+
+
+def test_models_that_cannot_be_distributed(workers, tmp_path):
+    for rank, (other, twice) in enumerate(workers.run(2, misuse, tmp_path)):
+        assert f"the same layers on every process, but rank {1 - rank} has others" in other
+        assert "expected one that is not distributed yet" in twice
+
+
+def test_without_a_group_or_layers():
+    with pytest.raises(RuntimeError, match=r"group: torch\.distributed\.init_process_group\('gloo', \.\.\.\)"):
+        distribute_(made("clip"))
+    with pytest.raises(ValueError, match=r"model: expected layers on series; quantize_"):
+        distribute_(ResNet(1))
+    with pytest.raises(TypeError, match=r"model: expected a torch\.nn\.Module, got list"):
+        distribute_([])
+
+
 # ------------------------------------------------------------------ lost processes
 
 LOST = 1
@@ -388,18 +419,6 @@ def test_a_process_that_ends_is_told_at_once(workers, tmp_path, ranks):
         workers.stop()
         raise Late(f"seconds after the end, by rank: {late}")
     workers.run(ranks, leave, tmp_path)
-
-
-# ------------------------------------------------------------------ misuse
-
-
-def test_without_a_group_or_layers():
-    with pytest.raises(RuntimeError, match=r"group: torch\.distributed\.init_process_group\('gloo', \.\.\.\)"):
-        distribute_(made("clip"))
-    with pytest.raises(ValueError, match=r"model: expected layers on series; quantize_"):
-        distribute_(ResNet(1))
-    with pytest.raises(TypeError, match=r"model: expected a torch\.nn\.Module, got list"):
-        distribute_([])
 
 
 def test_no_process_is_left(workers):
