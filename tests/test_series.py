@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 
@@ -325,7 +326,6 @@ def test_dtypes_and_layouts_of_inputs(kind):
 
 
 def test_the_way_back_and_copies(tmp_path):
-    import copy
     import pickle
 
     for kind in KINDS:
@@ -640,3 +640,28 @@ def test_series_take_no_data():
         calibrate_(model, [torch.ones(2, 8)], S(4, 2, 4, 2))
     with pytest.raises(ValueError, match=r"rules\[0\]: a series takes no data"):
         calibrate_(model, [torch.ones(2, 8)], None, rules=[("0", S(4, 2, 4, 2))])
+
+
+def test_biases_take_up_what_rounding_moves():
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.conv = nn.BatchNorm2d(8), nn.Conv2d(8, 6, 3, bias=False)
+
+        def forward(self, x):
+            return self.conv(nn.functional.relu(self.norm(x)))
+
+    from lowbit.methods.series import first_terms
+
+    torch.manual_seed(1)
+    x = torch.randn(64, 8, 12, 12)
+    exact = Normed().eval()
+    means = {}
+    for correct in (False, True):
+        model = copy.deepcopy(exact)
+        quantize_(model, S(3, 2, 4, 2, bias_correction=correct))
+        assert (model.conv.bias is not None) == correct
+        for few, of in ((model, "all"), (first_terms(model, 1, 2), "first")):
+            means[correct, of] = (few(x) - exact(x)).mean((0, 2, 3)).abs().max()
+    assert means[True, "all"] < means[False, "all"] / 4
+    assert means[True, "first"] < means[False, "first"] / 4

@@ -402,11 +402,8 @@ def test_a_process_that_hangs_is_told_after_the_timeout(workers, tmp_path):
     workers.run(4, leave, tmp_path)
 
 
-# gloo sums in a ring: who is no neighbour of the lost one waits for neighbours that have given up.
-@pytest.mark.parametrize(
-    "ranks",
-    [2, pytest.param(4, marks=pytest.mark.xfail(raises=Late, reason="one rank is told after the timeout alone"))],
-)
+# gloo sums in a ring: who is no neighbour of the lost one has to be told.
+@pytest.mark.parametrize("ranks", [2, 4])
 def test_a_process_that_ends_is_told_at_once(workers, tmp_path, ranks):
     workers.send(ranks, lose_one, tmp_path, PATIENCE, die)
     ended = workers.ended(LOST)

@@ -220,6 +220,9 @@ class Series(Config):
         mean square is a sparse term of its own.
     equalize : bool
         As in :class:`Int8`, of linear layers.
+    bias_correction : bool
+        Let a layer's bias take up what rounding its weight moves the mean of its outputs by, where BatchNorms
+        before it tell the mean of its inputs (:func:`lowbit.torch.correction.input_moments`).
     triangular : bool
         Leave out the products of terms ``i`` and ``j`` with ``i + j`` beyond the greater count
         plus 1: their part is no larger than that of terms which are left out anyway.
@@ -227,7 +230,8 @@ class Series(Config):
     References
     ----------
     B. Zhang et al., "FP=xINT: a low-bit series expansion algorithm for post-training
-    quantization", 2024. Triangular sums are ours.
+    quantization", 2024. Triangular sums are ours; the correction is M. Nagel et al.'s, "Data-free quantization
+    through weight equalization and bias correction", 2019.
 
     Examples
     --------
@@ -243,6 +247,7 @@ class Series(Config):
     activation_terms: int
     clip: float | None = None
     equalize: bool = True
+    bias_correction: bool = True
     triangular: bool = False
 
     def __post_init__(self) -> None:
@@ -260,9 +265,9 @@ class Series(Config):
                 raise TypeError(f"clip: expected a number or None, got {self.clip!r}")
             if not 0 < self.clip < float("inf"):
                 raise ValueError(f"clip: expected above 0 and finite, got {self.clip}")
-        for name, value in (("equalize", self.equalize), ("triangular", self.triangular)):
-            if not isinstance(value, bool):
-                raise TypeError(f"{name}: expected a bool, got {value!r}")
+        for name in ("equalize", "bias_correction", "triangular"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name}: expected a bool, got {getattr(self, name)!r}")
 
     @property
     def effective_bits(self) -> tuple[int, int]:

@@ -250,8 +250,8 @@ def digits(weights: dict[str, np.ndarray]) -> tuple[list[dict[str, Any]], list[C
                 Check("bound", f"{bits} bits, {terms} terms: no layer's error exceeds its bound", bool(over <= 1))
             )
             if falls:
-                text = f"{bits} bits: term {terms} makes the bound {2**bits} times smaller, to a sixth"
-                checks.append(Check("identity", text, min(falls) > 2**bits * (1 - 1 / 6)))
+                text = f"{bits} bits: term {terms} makes the bound at least {2**bits} times smaller"
+                checks.append(Check("identity", text, min(falls) > 2**bits * (1 - 2.0**-20)))  # scales are float32
             before = bounds
         text = f"{bits} bits: residual digits that are clamped stall, {clamped:.3g} times the bound at {most} terms"
         checks.append(Check("trend", text, bool(clamped > 1)))

@@ -11,11 +11,13 @@ in any order. ``n`` terms of ``X`` bits have the numerics of one code of ``nX`` 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
@@ -209,10 +211,10 @@ def distribute_(model: nn.Module, group: ProcessGroup | None = None, *, order: i
         With layers on series, the same on every process.
     group : torch.distributed.ProcessGroup, optional
         None: the default one. Its backend has to sum CPU tensors of int32 and int64, as gloo does. A
-        process that ends makes the others' next AllReduce fail at once; one that hangs, after the
-        group's timeout, which `torch.distributed.init_process_group` takes.
+        process that ends makes the others' next AllReduce fail at once, within half a second; one that hangs, after
+        the group's timeout, which `torch.distributed.init_process_group` takes.
     order : int, optional
-        A seed: deal and sum the terms in a random order.
+        A seed, the same on every process: deal and sum the terms in a random order.
 
     Returns
     -------
@@ -221,7 +223,8 @@ def distribute_(model: nn.Module, group: ProcessGroup | None = None, *, order: i
     Raises
     ------
     TypeError, ValueError
-        No layers on series, a model that is distributed already, or other layers on another process.
+        No layers on series, a model that is distributed already, other layers or another order on another process,
+        a group that this process is not in.
     RuntimeError
         torch.distributed is not initialised. From the model, when it is called: a process ended, or took
         longer than the timeout.
@@ -235,7 +238,9 @@ def distribute_(model: nn.Module, group: ProcessGroup | None = None, *, order: i
     if again:
         raise ValueError(f"model: expected one that is not distributed yet; {again[0]} is")
     rank, ranks = dist.get_rank(group), dist.get_world_size(group)
-    _check_same(layers, group, ranks)
+    if rank < 0:
+        raise ValueError("group: expected one that this process is in")
+    _check_same(layers, order, group, ranks)
     fusion.unfuse_(model)
     rng = None if order is None else np.random.default_rng(order)
     shares = Shares(rank, ranks, {})
@@ -254,11 +259,11 @@ def distribute_(model: nn.Module, group: ProcessGroup | None = None, *, order: i
     return shares
 
 
-def _check_same(layers: dict[str, SeriesLayer], group: Any, ranks: int) -> None:
+def _check_same(layers: dict[str, SeriesLayer], order: int | None, group: Any, ranks: int) -> None:
     """Whether all processes have these layers: what they add up would otherwise be nobody's."""
     import torch.distributed as dist
 
-    told = 0
+    told = crc32(str(order).encode())
     for name, layer in layers.items():
         told = crc32(f"{name} {layer.config} {layer.coefficients}".encode(), told)
         for buffer in layer.buffers(recurse=False):
@@ -268,7 +273,7 @@ def _check_same(layers: dict[str, SeriesLayer], group: Any, ranks: int) -> None:
     dist.all_gather(every, mine, group=group)
     other = [rank for rank, one in enumerate(every) if int(one) != told]
     if other:
-        raise ValueError(f"model: expected the same layers on every process, but rank {other[0]} has others")
+        raise ValueError(f"model, order: expected the same on every process, but rank {other[0]} has others")
 
 
 def _most(layer: SeriesLayer, coefficients: dict[Pair, int]) -> int:
@@ -280,15 +285,39 @@ def _most(layer: SeriesLayer, coefficients: dict[Pair, int]) -> int:
     return sum(abs(c) * most * (sparse if i < 0 else int(each[i])) for (i, _), c in coefficients.items())
 
 
-def _all_reduce(name: str, group: Any, shares: Shares, dtype: Any) -> Callable[[np.ndarray], np.ndarray]:
+#: How often a process that waits looks whether another has given up.
+LOOK = timedelta(seconds=0.2)
+
+
+def _summed(total: torch.Tensor, group: Any) -> None:
+    """AllReduce. Only a lost process's neighbours notice that it ended: they tell the others, through the store."""
     import torch.distributed as dist
+    from torch.distributed import distributed_c10d as c10d
+
+    store = c10d._get_default_store()
+    key = f"lowbit/{(group or c10d._get_default_group()).group_name}/failed"
+    work = dist.all_reduce(total, group=group, async_op=True)
+    while True:
+        try:
+            work.wait(LOOK)
+            return
+        except RuntimeError:
+            if work.is_completed():
+                with contextlib.suppress(RuntimeError):  # who keeps the store may be who is lost
+                    store.set(key, "1")
+                raise
+        if store.check([key]):
+            raise RuntimeError("another process was told so")
+
+
+def _all_reduce(name: str, group: Any, shares: Shares, dtype: Any) -> Callable[[np.ndarray], np.ndarray]:
 
     def reduce(sums: np.ndarray) -> np.ndarray:
         start = time.perf_counter()
         total = torch.from_numpy(np.ascontiguousarray(sums, dtype))
         try:
-            dist.all_reduce(total, group=group)
-        except RuntimeError as error:
+            _summed(total, group)
+        except (RuntimeError, ValueError) as error:  # ValueError: the group is gone
             raise RuntimeError(
                 f"the AllReduce of layer {name} failed on rank {shares.rank} of {shares.ranks}: "
                 f"another process ended, or took longer than the timeout ({error})"

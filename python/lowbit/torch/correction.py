@@ -139,14 +139,20 @@ def correct_bias_(
 
 
 @torch.no_grad()
+def moved_mean(layer: nn.Module, before: torch.Tensor, after: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+    """What another weight moves the mean of each output by, float64; ``mean`` is of the inputs' channels."""
+    old, new = before.double().flatten(1), after.double().flatten(1)
+    return ((new - old) * _by_weight(layer, mean, old)).sum(1)
+
+
+@torch.no_grad()
 def _corrected(model: nn.Module, name: str, before: torch.Tensor, inputs: Inputs) -> Correction:
     if inputs.mean is None:
         return Correction(name, reason=inputs.reason)
     layer = model.get_submodule(name)
     after = layer.dequantize() if isinstance(layer, QuantLinear) else layer.weight
     old, new = before.double().flatten(1), after.double().flatten(1)
-    mean = _by_weight(layer, inputs.mean, old)
-    moved = ((new - old) * mean).sum(1)
+    moved = moved_mean(layer, before, after, inputs.mean)
     if inputs.norm is None:
         if layer.bias is None:
             return Correction(name, reason="no BatchNorm takes its outputs alone, and it has no bias")

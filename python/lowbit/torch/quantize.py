@@ -18,6 +18,7 @@ import lowbit
 from lowbit.config import Codebook, Config, Int8, Series, Uniform
 from lowbit.gemm import MAX_K_UINT8
 from lowbit.torch import fusion
+from lowbit.torch.correction import input_moments
 from lowbit.torch.modules import QuantEmbedding, QuantLinear
 from lowbit.torch.series import SeriesConv2d, SeriesLayer, SeriesLinear
 from lowbit.weights import Weight
@@ -385,6 +386,9 @@ class _Swaps:
         self.made: dict[Shared, Made] = {}
         #: The layers on series, by kind, weight and config: those that share a weight share its codes.
         self.series: dict[tuple[type[nn.Module], int, Config], SeriesLayer] = {}
+        corrected = any(isinstance(c, Series) and c.bias_correction for c in decided.values())
+        #: What is known of layers' inputs, where it is wanted.
+        self._inputs = input_moments(model) if corrected else {}
         self._swapped: dict[int, nn.Module] = {}
 
     def swap(self, name: str, module: nn.Module) -> nn.Module:
@@ -393,7 +397,7 @@ class _Swaps:
         assert config is not None
         if id(module) not in self._swapped:
             if isinstance(config, Series):
-                self._swapped[id(module)] = self._expanded(module, config)
+                self._swapped[id(module)] = self._expanded(name, module, config)
             else:
                 self._swapped[id(module)] = _quantized(module, config, self._kinds, self.made)
             _inherit(self._swapped[id(module)], module)
@@ -402,12 +406,15 @@ class _Swaps:
         _replace(self.model, name, new)
         return new
 
-    def _expanded(self, module: nn.Module, config: Series) -> SeriesLayer:
+    def _expanded(self, name: str, module: nn.Module, config: Series) -> SeriesLayer:
         assert isinstance(module, (nn.Linear, nn.Conv2d))
         key = type(module), id(module.weight), config
         tied = self.series.get(key)
         conv = isinstance(module, nn.Conv2d)
         new = SeriesConv2d.of(module, config, tied) if conv else SeriesLinear.of(module, config, tied)
+        if config.bias_correction and name in self._inputs:
+            new.mean = self._inputs[name].mean
+            new.correct_(module.weight.detach())
         return self.series.setdefault(key, new) if tied is None else new
 
 

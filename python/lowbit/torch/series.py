@@ -24,6 +24,7 @@ from lowbit import _core
 from lowbit.config import Series
 from lowbit.gemm import linear
 from lowbit.torch import _bridge
+from lowbit.torch.correction import moved_mean
 from lowbit.torch.modules import QuantLinear
 from lowbit.types import RowCodes, half_of_ones
 from lowbit.weights import QuantizedWeight, TiledMatrix
@@ -132,6 +133,14 @@ class SeriesLayer(nn.Module):
         # Terms that merge into one product of 8 bits.
         self._single = parts == 1 and bits <= 8 and not self.config.triangular
         self._kept: dict[Any, Any] = {}
+        #: The mean of the inputs' channels, where it is known: for other weights' biases.
+        self.mean: torch.Tensor | None = None
+
+    def correct_(self, before: torch.Tensor) -> None:
+        """Lets the bias take up what the weight, another than before, moves the mean of outputs by."""
+        if self.mean is not None:
+            moved = moved_mean(self, before, self.dequantize(), self.mean).float()
+            self.bias = -moved if self.bias is None else self.bias - moved
 
     def _keep(self, what: Any, make: Callable[[], Any]) -> Any:
         """What is made from the buffers, until they change. It is never saved."""
@@ -199,6 +208,10 @@ class SeriesLayer(nn.Module):
 
     # ---- terms
 
+    def dequantize(self) -> torch.Tensor:
+        """The weight that the codes stand for."""
+        raise NotImplementedError
+
     def digits(self) -> NDArray[np.int8]:
         """The weight's digits, int8 (terms, N, ...), without what is saturated."""
         bits, terms = self.config.weight_bits, self.config.weight_terms
@@ -233,7 +246,10 @@ class SeriesLayer(nn.Module):
         shift = self.config.weight_bits * left
         # Digits that are cut off are about 0, so cutting rounds.
         codes = self.integers() + half_of_ones(self.config.weight_bits, left) >> shift
-        return self.with_codes(codes, np.ldexp(self._row_scale(), shift), config)
+        few = self.with_codes(codes, np.ldexp(self._row_scale(), shift), config)
+        few.mean = self.mean
+        few.correct_(self.dequantize())
+        return few
 
     def _shift(self, i: int, j: int) -> int:
         config = self.config
@@ -536,8 +552,9 @@ class SeriesConv2d(SeriesLayer):
         """Channels last."""
         if x.ndim not in (3, 4) or x.shape[-3] != self.in_channels:
             raise ValueError(f"x: expected (N, {self.in_channels}, H, W), got {tuple(x.shape)}")
-        x = x.float().reshape(-1, *x.shape[-3:]).contiguous(memory_format=torch.channels_last)
-        return _bridge.view(x.permute(0, 2, 3, 1))
+        if x.ndim == 3 or x.dtype is not torch.float32:
+            x = x.float().reshape(-1, *x.shape[-3:])
+        return _bridge.view(x.permute(0, 2, 3, 1).contiguous())
 
     def _rows(self, x: torch.Tensor) -> tuple[NDArray[np.float32], tuple[int, ...]]:
         images = self._images(x)
@@ -557,7 +574,10 @@ class SeriesConv2d(SeriesLayer):
         stride, dilation, padding, groups = self._steps
         steps: dict[str, Any] = {"stride": stride, "dilation": dilation, "padding": padding, "groups": groups}
         total: Any = None
-        for one in np.unique(zero):  # samples without negatives all have 0
+        several = np.unique(zero)  # samples without negatives all have 0
+        if len(several) == 1:
+            return lowbit.conv2d(x, part, x_zero_point=int(several[0]), **steps).astype(np.int64)
+        for one in several:
             these = zero == one
             sums = lowbit.conv2d(x[these], part, x_zero_point=int(one), **steps)
             total = np.empty((len(x), *sums.shape[1:]), np.int64) if total is None else total
@@ -574,26 +594,28 @@ class SeriesConv2d(SeriesLayer):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         images = self._images(x)
         # No images have a shape too.
-        plain = self.plain or not len(images)
-        y = self._rounded(images) if plain else torch.from_numpy(self._finished(self.sums(x)))
-        y = y.permute(0, 3, 1, 2)
+        if not (self.plain or not len(images)):
+            y = torch.from_numpy(self._finished(self.sums(x))).permute(0, 3, 1, 2)
+        else:
+            plan, size, scale, bias, bits = self._keep(
+                (images.shape[1:], lowbit.isa()), lambda: self._plan(images.shape)
+            )
+            y = torch.empty((len(images), *size), dtype=torch.float32)
+            plan.run(images, bits, scale, bias, y.numpy(), _bridge.count(), _bridge.openmp)
+            y = y.permute(0, 3, 1, 2)
+        if x.ndim == 4 and x.dtype is torch.float32:
+            return y
         return y.reshape(*x.shape[:-3], *y.shape[1:]).to(x.dtype)
 
-    def _rounded(self, images: NDArray[np.float32]) -> torch.Tensor:
-        n, *image = images.shape
-        plan, (height, width) = self._keep((*image, lowbit.isa()), lambda: self._plan(images.shape))
-        out = torch.empty((n, height, width, self.out_channels), dtype=torch.float32)
-        bias = self._keep("no bias", lambda: np.zeros(self.out_channels, np.float32))
-        bias = bias if self.bias is None else _bridge.view(self.bias)
-        bits = min(8, self.config.activation_bits * self.config.activation_terms)  # more where there are no images
-        plan.run(images, bits, _bridge.view(self.scale), bias, out.numpy(), _bridge.count(), _bridge.openmp)
-        return out
-
-    def _plan(self, shape: tuple[int, ...]) -> tuple[Any, list[int]]:
-        """The convolution for images of one size, and the size of what it makes."""
+    def _plan(self, shape: tuple[int, ...]) -> tuple[Any, ...]:
+        """The convolution for images of one size, the size of what it makes, and what ends it."""
         part = self._parts()[0]
-        size = _core.conv2d_size(shape, part.shape, self._steps)
-        return _core.RoundedConv2d(part, shape[1:], self._steps, None), size  # type: ignore[arg-type]
+        size = (*_core.conv2d_size(shape, part.shape, self._steps), self.out_channels)
+        plan = _core.RoundedConv2d(part, shape[1:], self._steps, None)  # type: ignore[arg-type]
+        scale = _bridge.view(self.scale).copy()
+        bias = np.zeros(self.out_channels, np.float32) if self.bias is None else _bridge.view(self.bias).copy()
+        bits = min(8, self.config.activation_bits * self.config.activation_terms)  # more where there are no images
+        return plan, size, scale, bias, bits
 
     def extra_repr(self) -> str:
         return (
