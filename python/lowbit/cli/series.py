@@ -442,7 +442,10 @@ def _clipped(model: Any, bits: int, config: Series) -> Any:
         w = (w.permute(0, 2, 3, 1) if w.ndim == 4 else w).contiguous().numpy()
         qparams = lowbit.choose_qparams(w, bits, granularity=lowbit.PerAxis(0), method="mse")
         codes = lowbit.quantize(w, qparams).astype(np.int64) - 2 ** (bits - 1)
-        _replace(model, name, layer.with_codes(codes, qparams.scale, layer.config))
+        new = layer.with_codes(codes, qparams.scale, layer.config)
+        new.mean = layer.mean
+        new.correct_(layer.dequantize())
+        _replace(model, name, new)
     return model
 
 
@@ -453,6 +456,7 @@ def _residual(model: Any, bits: int, orders: int) -> tuple[Any, int]:
 
     from lowbit.methods.series import series_layers
     from lowbit.torch import quantize_
+    from lowbit.torch.correction import moved_mean
 
     weights = {n: m.weight.detach().clone() for n, m in model.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
     quantize_(model, Series(4, 2, 4, 2, equalize=False), fuse=False)
@@ -466,7 +470,10 @@ def _residual(model: Any, bits: int, orders: int) -> tuple[Any, int]:
             codes = lowbit.quantize(w - values, qparams)
             values = values + lowbit.dequantize(codes, qparams)
             size += len(w) * -(-w.shape[1] * bits // 8) + qparams.scale.nbytes
-        _replace(model, name, _rounding()(layer, torch.from_numpy(values).view_as(weights[name])))
+        weight = torch.from_numpy(values).view_as(weights[name])
+        if layer.mean is not None and layer.bias is not None:
+            layer.bias = layer.bias - moved_mean(layer, layer.dequantize(), weight, layer.mean).float()
+        _replace(model, name, _rounding()(layer, weight))
     return model, size
 
 
