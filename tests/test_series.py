@@ -469,6 +469,14 @@ def test_the_certain_bound_is_never_exceeded():
         assert torch.equal(outputs, few(x))
         assert ((model(x) - outputs).abs() <= radius).all()
         assert radius.isfinite().all()
+    deep = nn.Sequential(*(nn.Linear(64, 64) for _ in range(60))).eval()
+    quantize_(deep, S(2, 2, 2, 2), fuse=False)
+    with torch.no_grad():
+        for one in deep:
+            one.bias.fill_(1e3)
+    outputs, radius = certain_bound(first_terms(deep, 1, 1), deep, torch.ones(1, 64) * 1e6)
+    assert not radius.isnan().any()
+    assert ((deep(torch.ones(1, 64) * 1e6) - outputs).abs() <= radius).all()
 
 
 def test_anytime_stops_where_it_may():

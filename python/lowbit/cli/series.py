@@ -175,7 +175,7 @@ def _minilm(count: int) -> Subject:
         vectors = torch.empty(len(passages), 384)
         with torch.inference_mode():
             for at, features in batches:
-                vectors[torch.from_numpy(at)] = model(dict(features))["sentence_embedding"]
+                vectors[at.tolist()] = model(dict(features))["sentence_embedding"]
         return torch.nn.functional.normalize(vectors)
 
     def tell(vectors: Any, exact: Any) -> dict[str, float]:

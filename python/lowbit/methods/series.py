@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -655,4 +656,5 @@ def _interval(x: Any) -> bool:
 
 
 def _wider(radius: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    return radius * (1 + _SLACK) + y.abs() * _SLACK
+    # Beyond float32 it is infinite, and so is 0 times infinity.
+    return (radius * (1 + _SLACK) + y.abs() * _SLACK).nan_to_num(nan=math.inf, posinf=math.inf)
