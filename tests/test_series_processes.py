@@ -311,7 +311,7 @@ def misuse(rank: int, ranks: int, path: Path) -> list[str]:
         twice = made("clip")
         distribute_(twice)
         for model in (made("rules" if rank else "clip"), twice):
-            with pytest.raises(ValueError, match="^model") as told:
+            with pytest.raises(ValueError, match=r"^model") as told:
                 distribute_(model)
             words.append(str(told.value))
     return words
