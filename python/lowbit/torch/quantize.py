@@ -153,7 +153,9 @@ def quantize_(
     checked = _check_rules(rules)
     kinds = _kinds_of([config, *(c for _, c in checked)])
     names = [name for name, _ in _layers(model, kinds)]
-    decided = _decide(names, config, checked)
+    decided = _decide(
+        names, config, checked, "linear layer, convolution or embedding" if len(kinds) > len(_KINDS) else _WHAT
+    )
     swaps = _Swaps(model, decided)
     before = _state_bytes(model)
     tell = _teller(progress)
@@ -235,6 +237,7 @@ def _dequantized(module: QuantLinear | QuantEmbedding | SeriesConv2d, weight: nn
 # ------------------------------------------------------------------ deciding
 
 
+_WHAT = "linear layer or embedding"
 _KINDS: tuple[type[nn.Module], ...] = (nn.Linear, nn.Embedding, QuantLinear, QuantEmbedding)
 
 
@@ -290,7 +293,7 @@ def _decide(
     names: Iterable[str],
     config: Any,
     rules: list[tuple[re.Pattern[str], Any]],
-    what: str = "layer that is quantized",
+    what: str = _WHAT,
 ) -> dict[str, Any]:
     names = list(names)
     for i, (pattern, _) in enumerate(rules):
