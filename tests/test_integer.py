@@ -406,6 +406,21 @@ def test_streams_equal_the_interpreter(seed, isa, ran):
     ran(isa)
 
 
+def test_states_of_several_dtypes(isa):
+    """Three codes are kept before floats, whose memory has to be aligned all the same."""
+    shapes = {"x": "uint8", "before": "uint8", "f": "float32", "f_before": "float32", "y": "uint8"}
+    tensors = {
+        name: Tensor(name, (3,), dtype, None if dtype == "float32" else 0.5, 0) for name, dtype in shapes.items()
+    }
+    steps = Dequantize("x", "f"), Quantize("f_before", "y")
+    states = ("before", "x"), ("f_before", "f")
+    graph = Graph(tensors, {}, steps, ("x",), ("before", "y"), states=states)
+    x = np.arange(12, dtype=np.uint8).reshape(4, 3)
+    got, want = graph.plan(isa=isa).stream()(x), run(graph, x)
+    for a, b in zip(got, want, strict=True):
+        assert a.tolist() == b.tolist() == [[0, 0, 0], *x[:3].tolist()]
+
+
 def test_states_that_do_not_fit_are_named():
     more = {"x": X, "y": Y, "s": replace(X, name="s"), "t": replace(X, name="t", shape=(3,))}
     for states, words in (

@@ -27,9 +27,9 @@ pub struct Network {
 #[derive(Debug)]
 pub struct Stream {
     block: Vec<u8>,
-    /// The states' bytes one after the other: those to be read, and those being written.
-    now: Vec<u8>,
-    next: Vec<u8>,
+    /// The states one after the other, in whole words: those to be read, and those being written.
+    now: Vec<u32>,
+    next: Vec<u32>,
 }
 
 /// A step and the time that it took.
@@ -149,13 +149,13 @@ impl Network {
     /// # Errors
     /// [`Error::Memory`].
     pub fn stream(&self) -> Result<Stream> {
-        let len = self.plan.states.iter().map(|(tensor, _)| bytes(tensor)).sum();
+        let len = self.plan.states.iter().map(|(tensor, _)| words(tensor)).sum::<usize>();
         let mut stream = Stream { block: self.block()?, now: Vec::new(), next: Vec::new() };
         for state in [&mut stream.now, &mut stream.next] {
-            state.try_reserve_exact(len).map_err(|_| Error::Memory(len))?;
+            state.try_reserve_exact(len).map_err(|_| Error::Memory(len.saturating_mul(WORD)))?;
             for (tensor, _) in &self.plan.states {
                 let zero = if tensor.dtype.is_code() { tensor.zero_point as u8 } else { 0 };
-                state.resize(state.len() + bytes(tensor), zero);
+                state.resize(state.len() + words(tensor), u32::from_ne_bytes([zero; WORD]));
             }
         }
         Ok(stream)
@@ -175,13 +175,14 @@ impl Network {
     ) -> Result<()> {
         check_lengths("inputs", n, self.inputs(), inputs.iter().map(|x| x.len()))?;
         check_lengths("outputs", n, self.outputs(), outputs.iter().map(|y| y.len()))?;
-        let states = self.plan.states.iter().map(|(tensor, _)| bytes(tensor)).sum::<usize>();
+        let states = self.plan.states.iter().map(|(tensor, _)| words(tensor)).sum::<usize>();
         if stream.now.len() != states || stream.block.len() != self.plan.memory + ALIGN {
             bail!("stream: expected one of this network");
         }
         for sample in 0..n {
             let Stream { block, now, next } = stream;
-            self.sample(block, sample, n, inputs, sample, outputs, (now, next), None)?;
+            let states = (bytemuck::cast_slice(now), bytemuck::cast_slice_mut(next));
+            self.sample(block, sample, n, inputs, sample, outputs, states, None)?;
             std::mem::swap(&mut stream.now, &mut stream.next);
             ctl.check()?;
         }
@@ -206,7 +207,8 @@ impl Network {
         let Stream { mut block, now, mut next } = self.stream()?;
         for _ in 0..rounds.max(1) {
             let mut took = |step: usize, time| timed[step].time = timed[step].time.min(time);
-            self.sample(&mut block, 0, 1, inputs, 0, &mut outputs, (&now, &mut next), Some(&mut took))?;
+            let states = (bytemuck::cast_slice(&now), bytemuck::cast_slice_mut(&mut next));
+            self.sample(&mut block, 0, 1, inputs, 0, &mut outputs, states, Some(&mut took))?;
         }
         self.give_back(block);
         Ok(timed)
@@ -249,8 +251,8 @@ impl Network {
             }
             None => {
                 let (states, i) = (&self.plan.states, i - inputs.len());
-                let first = states[..i].iter().map(|(tensor, _)| bytes(tensor)).sum::<usize>();
-                &now[first..][..bytes(&states[i].0)]
+                let first = states[..i].iter().map(|(tensor, _)| words(tensor)).sum::<usize>();
+                &now[WORD * first..][..bytes(&states[i].0)]
             }
         };
         for (at, step) in self.plan.steps.iter().enumerate() {
@@ -271,7 +273,7 @@ impl Network {
         let mut first = 0;
         for (tensor, source) in &self.plan.states {
             next[first..][..bytes(tensor)].copy_from_slice(of(source));
-            first += bytes(tensor);
+            first += WORD * words(tensor);
         }
         Ok(())
     }
@@ -379,6 +381,13 @@ fn advance(index: &mut [usize], shape: &[usize]) {
         }
         index[axis] = 0;
     }
+}
+
+/// Bytes of the widest element: each state begins at a multiple of it.
+const WORD: usize = size_of::<u32>();
+
+fn words(tensor: &Tensor) -> usize {
+    bytes(tensor).div_ceil(WORD)
 }
 
 fn bytes(tensor: &Tensor) -> usize {
