@@ -437,6 +437,26 @@ def test_states_that_do_not_fit_are_named():
             small(tensors=more, states=states)
 
 
+def test_what_is_read_reshaped_too_is_not_only_added(isa):
+    """A layer that adds to what it writes writes nothing that others could read."""
+    x = Tensor("x", (5, 6, 2), "int8", 1.0, 0)
+    made = {
+        name: replace(x, name=name, scale=scale) for name, scale in (("y", 1.0), ("z", 1.0), ("s", 2.0), ("t", 2.0))
+    }
+    weight = Constant("w", np.int8([[[[1, 2]]], [[[-3, 4]]]]), scale=np.float32([0.5, 0.25]))
+    conv, shown = Conv2d("x", "w", None, "y"), Reshape("y", "z")
+    codes = np.random.default_rng(0).integers(-128, 128, (3, 5, 6, 2), np.int8)
+    for rest, outputs in (
+        ((Add("x", "z", "s"), Add("z", "z", "t")), ("s", "t")),
+        ((Add("x", "z", "s"),), ("s", "z")),
+        ((Add("x", "y", "s"), Add("y", "z", "t")), ("t", "s")),
+    ):
+        tensors = {name: t for name, t in {"x": x, **made}.items() if name != "t" or "t" in outputs}
+        graph = Graph(tensors, {"w": weight}, (conv, shown, *rest), ("x",), outputs)
+        for a, b in zip(graph.plan(isa=isa)(codes), run(graph, codes), strict=True):
+            assert np.array_equal(a, b)
+
+
 def test_numbers_without_axes_are_padded_and_sliced():
     one = Tensor("x", (), "int8", 0.5, -3)
     padded, sliced = replace(one, name="y"), replace(one, name="z")

@@ -180,13 +180,22 @@ fn check_bytes(graph: &Graph, constants: &[&[u8]]) -> Result<()> {
     Ok(())
 }
 
-/// How often each tensor is read, outputs of the graph among the reads.
+/// How often each tensor is read, under its own name or reshaped, outputs of the graph among the reads.
 fn uses(graph: &Graph, names: &Names) -> Result<Vec<usize>> {
+    let mut shown: Vec<usize> = (0..graph.tensors.len()).collect();
     let mut uses = vec![0; graph.tensors.len()];
-    let reads = graph.operations.iter().flat_map(|operation| operation.inputs());
-    let kept = graph.outputs.iter().chain(graph.states.iter().map(|state| &state.write)).map(|name| &name[..]);
-    for name in reads.chain(kept) {
-        uses[names.index(name)?] += 1;
+    for operation in &graph.operations {
+        let inputs = operation.inputs();
+        if let Operation::Reshape { .. } = operation {
+            shown[names.index(operation.output())?] = shown[names.index(inputs[0])?];
+            continue;
+        }
+        for name in inputs {
+            uses[shown[names.index(name)?]] += 1;
+        }
+    }
+    for name in graph.outputs.iter().chain(graph.states.iter().map(|state| &state.write)) {
+        uses[shown[names.index(name)?]] += 1;
     }
     Ok(uses)
 }
