@@ -425,11 +425,8 @@ def reconstruct(expansion: Expansion, *, terms: int | None = None, dtype: DTypeL
     shape, bits = expansion.codes.shape[1:], expansion.bits
     scale, zero = (_each(v, shape, expansion.granularity) for v in (expansion.scale, expansion.zero_point))
     left = bits * (expansion.terms - count)
-    total = np.zeros(shape, np.int64)
-    for codes in expansion.codes[:count]:
-        total = (total << bits) + codes
     # The digits that are left out are 0, which is half of ones.
-    total = (total << left) + half_of_ones(bits, left // bits) - zero.astype(np.int64)
+    total = (expansion.code() >> left << left) + half_of_ones(bits, left // bits) - zero.astype(np.int64)
     total.reshape(-1)[expansion.positions] += expansion.steps
     most = np.finfo(dtype).max
     return np.clip(total * scale.astype(np.float64), -most, most).astype(dtype)  # type: ignore[no-any-return]

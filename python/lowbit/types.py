@@ -120,6 +120,13 @@ class Expansion:
         """How many there are."""
         return len(self.codes)
 
+    def code(self) -> NDArray[np.int64]:
+        """The code that the terms are fields of, int64 of x's shape."""
+        total = np.zeros(self.codes.shape[1:], np.int64)
+        for codes in self.codes:
+            total = (total << self.bits) | codes
+        return total
+
     def digits(self) -> NDArray[np.int16]:
         """The digits, int16 (terms, *x.shape), from ``-2**(bits - 1)`` to ``2**(bits - 1) - 1``."""
         return self.codes.astype(np.int16) - np.int16(1 << (self.bits - 1))

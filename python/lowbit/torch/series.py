@@ -26,7 +26,7 @@ from lowbit.gemm import linear
 from lowbit.torch import _bridge
 from lowbit.torch.correction import moved_mean
 from lowbit.torch.modules import QuantLinear
-from lowbit.types import RowCodes, half_of_ones
+from lowbit.types import half_of_ones
 from lowbit.weights import QuantizedWeight, TiledMatrix
 
 if TYPE_CHECKING:
@@ -84,9 +84,7 @@ def round_rows(x: NDArray[np.float32], config: Series) -> Codes:
     series = lowbit.expand(
         x, config.activation_bits, config.activation_terms, granularity=lowbit.PerAxis(0), symmetric=False
     )
-    codes = np.zeros(x.shape, np.uint16)
-    for term in series.codes:
-        codes = (codes << np.uint16(config.activation_bits)) | term
+    codes = series.code().astype(np.uint16)
     scale = np.where(broken, np.float32(np.nan), series.scale)
     return Codes(codes, scale, series.zero_point.astype(np.uint16), bits)
 
@@ -97,9 +95,7 @@ def _codes_of(weight: NDArray[Any], config: Series) -> tuple[NDArray[np.int64], 
     series = lowbit.expand(
         flat, config.weight_bits, config.weight_terms, granularity=lowbit.PerAxis(0), clip=config.clip
     )
-    total = np.full(flat.shape, -half_of_ones(config.weight_bits, config.weight_terms), np.int64)
-    for i, term in enumerate(reversed(series.codes)):
-        total += term.astype(np.int64) << (config.weight_bits * i)
+    total = series.code() - half_of_ones(config.weight_bits, config.weight_terms)
     total.reshape(-1)[series.positions] += series.steps
     return total.reshape(weight.shape), series.scale
 
@@ -426,7 +422,6 @@ class SeriesLinear(QuantLinear, SeriesLayer):
         if self.plain:
             rows, _ = self._rows(x)
             codes = lowbit.quantize_rows(rows, nbits=self.config.activation_bits * self.config.activation_terms)
-            codes = RowCodes(codes.codes, codes.scale, codes.zero_point, codes.group_sums)
             y = linear(codes, self._weights()[0], None if self.bias is None else _bridge.view(self.bias))
         else:
             y = self._finished(self.sums(x))
