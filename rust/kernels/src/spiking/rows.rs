@@ -1,0 +1,454 @@
+//! Rows of neurons at once: [`scalar::step`], with the loops turned inside out so
+//! that the compiler makes vectors of them. No operation is contracted, so the
+//! bits are the definition's.
+
+use super::scalar::{self, One, Voltage};
+use super::{BLOCK, Each, Leak, Neurons, Reset, State};
+use crate::Isa;
+use crate::lanes::{Lanes, on_isa};
+
+/// What all tasks read.
+pub(super) struct Rows<'a, V> {
+    pub x: &'a [V],
+    /// Neurons of the layer.
+    pub n: usize,
+    /// The first of this task.
+    pub first: usize,
+    /// Neurons in a row of bits.
+    pub row: usize,
+    /// Spikes as bits.
+    pub pack: bool,
+}
+
+/// What one task writes: its neurons' part of the state, and of each step's spikes and trace.
+pub(super) struct Part<'a, V> {
+    pub state: State<'a, V>,
+    pub spikes: Vec<&'a mut [u8]>,
+    pub trace: Vec<&'a mut [V]>,
+}
+
+/// Takes a task's neurons through all steps.
+pub(super) fn run<V: Voltage>(rows: &Rows<'_, V>, neurons: &Neurons<'_, V>, part: Part<'_, V>, isa: Isa) {
+    if isa == Isa::Scalar {
+        by_definition(rows, neurons, part);
+    } else {
+        in_blocks(rows, neurons, part, isa);
+    }
+}
+
+on_isa! {
+    fn in_blocks<V: Voltage>(rows: &Rows<'_, V>, neurons: &Neurons<'_, V>, part: Part<'_, V>) = blocks;
+}
+
+/// One neuron after the other.
+fn by_definition<V: Voltage>(rows: &Rows<'_, V>, neurons: &Neurons<'_, V>, mut part: Part<'_, V>) {
+    let or_zero = |x: &[f32], j: usize| x.get(j).copied().unwrap_or(0.0);
+    let row_bytes = rows.row.div_ceil(8);
+    for j in 0..part.state.v.len() {
+        let state = &mut part.state;
+        let left = state.left.get(j).copied().unwrap_or(0);
+        let mut one = One { v: state.v[j], i: or_zero(state.i, j), a: or_zero(state.a, j), left };
+        for (t, spikes) in part.spikes.iter_mut().enumerate() {
+            let fired = scalar::step(neurons, rows.first + j, &mut one, rows.x[t * rows.n + rows.first + j]);
+            if rows.pack {
+                let (row, bit) = (j / rows.row, j % rows.row);
+                let byte = &mut spikes[row * row_bytes + bit / 8];
+                *byte = if bit % 8 == 0 { 0 } else { *byte } | u8::from(fired) << (bit % 8);
+            } else {
+                spikes[j] = u8::from(fired);
+            }
+            if let Some(trace) = part.trace.get_mut(t) {
+                trace[j] = one.v;
+            }
+        }
+        state.v[j] = one.v;
+        if let Some(i) = state.i.get_mut(j) {
+            *i = one.i;
+        }
+        if let Some(a) = state.a.get_mut(j) {
+            *a = one.a;
+        }
+        if let Some(left) = state.left.get_mut(j) {
+            *left = one.left;
+        }
+    }
+}
+
+/// A block of neurons after the other, each through all steps.
+#[inline(always)]
+fn blocks<L: Lanes, V: Voltage>(_: L, rows: &Rows<'_, V>, neurons: &Neurons<'_, V>, mut part: Part<'_, V>) {
+    let total = part.state.v.len();
+    let mut levels = Levels::new(neurons);
+    let mut bytes = [0u8; BLOCK];
+    let mut scratch = Scratch::new();
+    let (mut at, mut byte) = (0, 0);
+    while at < total {
+        let len = BLOCK.min(total - at).min(rows.row - at % rows.row);
+        let out_len = if rows.pack { len.div_ceil(8) } else { len };
+        levels.fill(neurons, rows.first + at, len);
+        let state = &mut part.state;
+        for (t, spikes) in part.spikes.iter_mut().enumerate() {
+            let from = t * rows.n + rows.first + at;
+            let x = &rows.x[from..from + len];
+            let out = &mut spikes[byte..byte + out_len];
+            let fired = if rows.pack { &mut bytes[..len] } else { &mut out[..len] };
+            // The next row lies far from this one.
+            prefetch(rows.x.get(from + rows.n..from + rows.n + len));
+            if neurons.is_plain() {
+                plain(x, &mut state.v[at..at + len], &levels, fired);
+            } else {
+                let mut part = Rest {
+                    v: &mut state.v[at..at + len],
+                    i: state.i.get_mut(at..at + len).unwrap_or_default(),
+                    a: state.a.get_mut(at..at + len).unwrap_or_default(),
+                    left: state.left.get_mut(at..at + len).unwrap_or_default(),
+                };
+                staged(x, neurons, &mut part, &levels, &mut scratch, fired);
+            }
+            if rows.pack {
+                pack_bits(&bytes[..len], out);
+            }
+            if let Some(trace) = part.trace.get_mut(t) {
+                trace[at..at + len].copy_from_slice(&state.v[at..at + len]);
+            }
+        }
+        (at, byte) = (at + len, byte + out_len);
+    }
+}
+
+/// Asks for a row of inputs before it is needed.
+#[inline]
+fn prefetch<V>(x: Option<&[V]>) {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(x) = x {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        for line in x.chunks(64 / size_of::<V>()) {
+            // SAFETY: a hint: nothing is read, and the pointer is that of a slice.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = x;
+}
+
+/// The parameters of a block.
+struct Levels<V> {
+    /// Whether they differ from neuron to neuron; else the first stands for all.
+    each: bool,
+    leak: u8,
+    reset: u8,
+    beta: [V; BLOCK],
+    drive: [V; BLOCK],
+    /// The least h that fires.
+    fire: [V; BLOCK],
+    threshold: [V; BLOCK],
+    to: [V; BLOCK],
+    alpha: [f32; BLOCK],
+    gain: [f32; BLOCK],
+    rho: [f32; BLOCK],
+    jump: [f32; BLOCK],
+    filled: bool,
+}
+
+const NO_LEAK: u8 = 0;
+const KEEP: u8 = 1;
+const KEEP_AND_DRIVE: u8 = 2;
+const TOWARD: u8 = 3;
+
+const NO_RESET: u8 = 0;
+const SOFT: u8 = 1;
+const HARD: u8 = 2;
+const SOFT_LATER: u8 = 3;
+const HARD_LATER: u8 = 4;
+
+impl<V: Voltage> Levels<V> {
+    fn new(neurons: &Neurons<'_, V>) -> Self {
+        let zero = V::default();
+        // A drive of 0 changes no sum but the sign of 0, which nothing shows.
+        let no_drive = |drive: &Each<'_, V>| matches!(drive, Each::All(x) if *x == zero);
+        let leak = match &neurons.leak {
+            Leak::None => NO_LEAK,
+            Leak::Keep { drive, .. } if no_drive(drive) => KEEP,
+            Leak::Keep { .. } => KEEP_AND_DRIVE,
+            Leak::Toward { .. } => TOWARD,
+        };
+        let reset = match neurons.reset {
+            Reset::None => NO_RESET,
+            Reset::Soft => SOFT,
+            Reset::Hard(_) => HARD,
+            Reset::SoftLater => SOFT_LATER,
+            Reset::HardLater(_) => HARD_LATER,
+        };
+        let mut levels = Levels {
+            each: false,
+            leak,
+            reset,
+            beta: [zero; BLOCK],
+            drive: [zero; BLOCK],
+            fire: [zero; BLOCK],
+            threshold: [zero; BLOCK],
+            to: [zero; BLOCK],
+            alpha: [0.0; BLOCK],
+            gain: [0.0; BLOCK],
+            rho: [0.0; BLOCK],
+            jump: [0.0; BLOCK],
+            filled: false,
+        };
+        levels.each = levels.read(neurons, 0, 0);
+        levels
+    }
+
+    /// The parameters of `len` neurons from `first` on.
+    fn fill(&mut self, neurons: &Neurons<'_, V>, first: usize, len: usize) {
+        if self.each || !self.filled {
+            // A few stages read one for each neuron, whether or not they differ.
+            self.read(neurons, first, if neurons.is_plain() && !self.each { 1 } else { BLOCK.min(len) });
+            self.filled = !self.each && (neurons.is_plain() || len == BLOCK);
+        }
+    }
+
+    /// Whether any differ.
+    fn read(&mut self, neurons: &Neurons<'_, V>, first: usize, len: usize) -> bool {
+        let mut each = take(&neurons.threshold, first, &mut self.threshold[..len]);
+        for (fire, threshold) in self.fire[..len].iter_mut().zip(&self.threshold) {
+            *fire = if neurons.strict { threshold.above() } else { *threshold };
+        }
+        match &neurons.leak {
+            Leak::None => {}
+            Leak::Keep { beta: a, drive: b } | Leak::Toward { rate: a, rest: b } => {
+                each |= take(a, first, &mut self.beta[..len]);
+                each |= take(b, first, &mut self.drive[..len]);
+            }
+        }
+        if let Reset::Hard(to) | Reset::HardLater(to) = &neurons.reset {
+            each |= take(to, first, &mut self.to[..len]);
+        }
+        if let Some(current) = &neurons.current {
+            each |= take(&current.alpha, first, &mut self.alpha[..len]);
+            each |= take(&current.gain, first, &mut self.gain[..len]);
+        }
+        if let Some(adaptation) = &neurons.adaptation {
+            each |= take(&adaptation.rho, first, &mut self.rho[..len]);
+            each |= take(&adaptation.jump, first, &mut self.jump[..len]);
+        }
+        each
+    }
+}
+
+/// A parameter's values from neuron `first` on; whether they are one for each channel.
+fn take<V: Copy>(each: &Each<'_, V>, first: usize, out: &mut [V]) -> bool {
+    match *each {
+        Each::All(x) => {
+            out.fill(x);
+            false
+        }
+        Each::Channel(x) => {
+            let mut from = first % x.len();
+            let mut out = out;
+            while !out.is_empty() {
+                let (head, tail) = out.split_at_mut(out.len().min(x.len() - from));
+                head.copy_from_slice(&x[from..from + head.len()]);
+                (out, from) = (tail, 0);
+            }
+            true
+        }
+    }
+}
+
+/// One step of neurons that have a potential and nothing else.
+#[inline(always)]
+fn plain<V: Voltage>(x: &[V], v: &mut [V], levels: &Levels<V>, spikes: &mut [u8]) {
+    macro_rules! by_reset {
+        ($leak:ident, $each:literal) => {
+            match levels.reset {
+                HARD => fused::<V, $leak, HARD, $each>(x, v, levels, spikes),
+                SOFT => fused::<V, $leak, SOFT, $each>(x, v, levels, spikes),
+                _ => fused::<V, $leak, NO_RESET, $each>(x, v, levels, spikes),
+            }
+        };
+    }
+    macro_rules! by_leak {
+        ($each:literal) => {
+            match levels.leak {
+                NO_LEAK => by_reset!(NO_LEAK, $each),
+                KEEP => by_reset!(KEEP, $each),
+                KEEP_AND_DRIVE => by_reset!(KEEP_AND_DRIVE, $each),
+                _ => by_reset!(TOWARD, $each),
+            }
+        };
+    }
+    if levels.each { by_leak!(true) } else { by_leak!(false) }
+}
+
+/// All of a step in one loop, each case of it with a loop of its own.
+#[inline(always)]
+fn fused<V: Voltage, const LEAK: u8, const RESET: u8, const EACH: bool>(
+    x: &[V],
+    v: &mut [V],
+    levels: &Levels<V>,
+    spikes: &mut [u8],
+) {
+    let n = x.len();
+    let (v, spikes) = (&mut v[..n], &mut spikes[..n]);
+    let at = |levels: &[V; BLOCK], j: usize| if EACH { levels[j] } else { levels[0] };
+    assert!(n <= BLOCK);
+    for j in 0..n {
+        let h = charge::<V, LEAK>(v[j], x[j], at(&levels.beta, j), at(&levels.drive, j));
+        let fired = h >= at(&levels.fire, j);
+        v[j] = match RESET {
+            HARD => {
+                if fired {
+                    at(&levels.to, j)
+                } else {
+                    h
+                }
+            }
+            SOFT => {
+                if fired {
+                    h.less(at(&levels.threshold, j))
+                } else {
+                    h
+                }
+            }
+            _ => h,
+        };
+        spikes[j] = u8::from(fired);
+    }
+}
+
+/// The potential before the comparison.
+#[inline(always)]
+fn charge<V: Voltage, const LEAK: u8>(v: V, x: V, beta: V, drive: V) -> V {
+    match LEAK {
+        NO_LEAK => v.charged(x),
+        KEEP => v.kept(beta).charged(x),
+        KEEP_AND_DRIVE if V::FLOAT => v.kept(beta).plus(drive).charged(x),
+        KEEP_AND_DRIVE => v.kept(beta).charged(x.plus(drive)),
+        _ => V::from_float(v.float() + (x.float() - (v.float() - drive.float())) * beta.float()),
+    }
+}
+
+/// The state of a block whose neurons have more than a potential.
+struct Rest<'a, V> {
+    v: &'a mut [V],
+    i: &'a mut [f32],
+    a: &'a mut [f32],
+    left: &'a mut [u16],
+}
+
+/// What a step of such neurons passes from one loop to the next.
+struct Scratch<V> {
+    input: [V; BLOCK],
+    h: [V; BLOCK],
+    level: [V; BLOCK],
+}
+
+impl<V: Voltage> Scratch<V> {
+    fn new() -> Self {
+        Scratch { input: [V::default(); BLOCK], h: [V::default(); BLOCK], level: [V::default(); BLOCK] }
+    }
+}
+
+/// One step of any neurons: a loop for each thing that they may have.
+#[inline(always)]
+fn staged<V: Voltage>(
+    x: &[V],
+    neurons: &Neurons<'_, V>,
+    part: &mut Rest<'_, V>,
+    levels: &Levels<V>,
+    scratch: &mut Scratch<V>,
+    spikes: &mut [u8],
+) {
+    let n = x.len();
+    let (v, spikes) = (&mut part.v[..n], &mut spikes[..n]);
+    let (input, h, level) = (&mut scratch.input[..n], &mut scratch.h[..n], &mut scratch.level[..n]);
+    let fires = |h: V, level: V| if neurons.strict { h > level } else { h >= level };
+
+    input.copy_from_slice(x);
+    if neurons.current.is_some() {
+        let i = &mut part.i[..n];
+        for j in 0..n {
+            i[j] = levels.alpha[j] * i[j] + levels.gain[j] * x[j].float();
+            input[j] = V::from_float(i[j]);
+        }
+    }
+    match levels.leak {
+        NO_LEAK => charge_all::<V, NO_LEAK>(v, input, levels, h),
+        KEEP => charge_all::<V, KEEP>(v, input, levels, h),
+        KEEP_AND_DRIVE => charge_all::<V, KEEP_AND_DRIVE>(v, input, levels, h),
+        _ => charge_all::<V, TOWARD>(v, input, levels, h),
+    }
+    match levels.reset {
+        SOFT_LATER => {
+            for j in 0..n {
+                h[j] = if fires(v[j], levels.threshold[j]) { h[j].less(levels.threshold[j]) } else { h[j] };
+            }
+        }
+        HARD_LATER => {
+            for j in 0..n {
+                h[j] = if fires(v[j], levels.threshold[j]) { levels.to[j] } else { h[j] };
+            }
+        }
+        _ => {}
+    }
+    level.copy_from_slice(&levels.threshold[..n]);
+    if neurons.adaptation.is_some() {
+        let a = &mut part.a[..n];
+        for j in 0..n {
+            a[j] *= levels.rho[j];
+            level[j] = V::from_float(levels.threshold[j].float() + a[j]);
+        }
+    }
+    for j in 0..n {
+        spikes[j] = u8::from(fires(h[j], level[j]));
+    }
+    if neurons.refractory > 0 {
+        let left = &mut part.left[..n];
+        for j in 0..n {
+            let waits = left[j] > 0;
+            spikes[j] &= u8::from(!waits);
+            // What is held is not reset below, for it does not fire.
+            h[j] = if waits { v[j] } else { h[j] };
+            left[j] = if spikes[j] != 0 { neurons.refractory } else { left[j].saturating_sub(1) };
+        }
+    }
+    match levels.reset {
+        HARD => {
+            for j in 0..n {
+                v[j] = if spikes[j] != 0 { levels.to[j] } else { h[j] };
+            }
+        }
+        SOFT => {
+            for j in 0..n {
+                v[j] = if spikes[j] != 0 { h[j].less(level[j]) } else { h[j] };
+            }
+        }
+        _ => v.copy_from_slice(h),
+    }
+    if neurons.adaptation.is_some() {
+        let a = &mut part.a[..n];
+        for j in 0..n {
+            a[j] = if spikes[j] != 0 { a[j] + levels.jump[j] } else { a[j] };
+        }
+    }
+}
+
+#[inline(always)]
+fn charge_all<V: Voltage, const LEAK: u8>(v: &[V], input: &[V], levels: &Levels<V>, h: &mut [V]) {
+    for j in 0..h.len() {
+        h[j] = charge::<V, LEAK>(v[j], input[j], levels.beta[j], levels.drive[j]);
+    }
+}
+
+/// Bytes of 0 or 1 to bits, the first in the lowest.
+#[inline(always)]
+fn pack_bits(bytes: &[u8], out: &mut [u8]) {
+    let (eights, rest) = bytes.as_chunks::<8>();
+    for (bytes, out) in eights.iter().zip(out.iter_mut()) {
+        // Byte k's bit goes to bit 56 + k, and nothing carries.
+        *out = (u64::from_le_bytes(*bytes).wrapping_mul(0x0102_0408_1020_4080) >> 56) as u8;
+    }
+    if let (Some(last), false) = (out.last_mut(), rest.is_empty()) {
+        *last = rest.iter().rev().fold(0, |bits, byte| bits << 1 | byte);
+    }
+}

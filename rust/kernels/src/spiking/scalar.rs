@@ -1,0 +1,163 @@
+//! The definition: one neuron, one step.
+
+use super::{Leak, Neurons, Reset};
+
+/// The number that a potential is: each operation is one of IEEE float32, or of
+/// integers that stay within ±(2^23 - 1).
+///
+/// There sums saturate, and float32 holds every potential and sum exactly, so
+/// that a network can be trained in floats on the arithmetic of its integers.
+/// Inputs beyond 2^30 either way wrap.
+pub trait Voltage: Copy + Default + PartialOrd + Send + Sync + std::fmt::Debug + 'static {
+    /// Whether it is float32.
+    const FLOAT: bool;
+    /// `beta * self`, beta of integers being in 256ths and the product rounded half up.
+    fn kept(self, beta: Self) -> Self;
+    /// The sum of two inputs.
+    fn plus(self, other: Self) -> Self;
+    /// The potential with an input added.
+    fn charged(self, x: Self) -> Self;
+    /// The difference.
+    fn less(self, other: Self) -> Self;
+    /// The least number above: h > threshold where h is at least this.
+    fn above(self) -> Self;
+    /// As float32, which floats are already; what floats alone have is not asked of integers.
+    fn float(self) -> f32;
+    /// Back from it.
+    fn from_float(x: f32) -> Self;
+}
+
+impl Voltage for f32 {
+    const FLOAT: bool = true;
+    #[inline(always)]
+    fn kept(self, beta: f32) -> f32 {
+        beta * self
+    }
+    #[inline(always)]
+    fn plus(self, other: f32) -> f32 {
+        self + other
+    }
+    #[inline(always)]
+    fn charged(self, x: f32) -> f32 {
+        self + x
+    }
+    #[inline(always)]
+    fn less(self, other: f32) -> f32 {
+        self - other
+    }
+    #[inline(always)]
+    fn above(self) -> f32 {
+        self.next_up()
+    }
+    #[inline(always)]
+    fn float(self) -> f32 {
+        self
+    }
+    #[inline(always)]
+    fn from_float(x: f32) -> f32 {
+        x
+    }
+}
+
+/// The greatest integer potential.
+const MOST: i32 = (1 << 23) - 1;
+
+impl Voltage for i32 {
+    const FLOAT: bool = false;
+    #[inline(always)]
+    fn kept(self, beta: i32) -> i32 {
+        self.wrapping_mul(beta).wrapping_add(128) >> 8
+    }
+    #[inline(always)]
+    fn plus(self, other: i32) -> i32 {
+        self.wrapping_add(other)
+    }
+    #[inline(always)]
+    fn charged(self, x: i32) -> i32 {
+        self.wrapping_add(x).clamp(-MOST, MOST)
+    }
+    #[inline(always)]
+    fn less(self, other: i32) -> i32 {
+        self.wrapping_sub(other)
+    }
+    #[inline(always)]
+    fn above(self) -> i32 {
+        self.saturating_add(1)
+    }
+    fn float(self) -> f32 {
+        self as f32
+    }
+    fn from_float(x: f32) -> i32 {
+        x as i32
+    }
+}
+
+/// One neuron's state.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct One<V> {
+    pub v: V,
+    pub i: f32,
+    pub a: f32,
+    pub left: u16,
+}
+
+/// Takes neuron `j` one step on with the input `x`; whether it fires.
+pub(super) fn step<V: Voltage>(neurons: &Neurons<'_, V>, j: usize, one: &mut One<V>, x: V) -> bool {
+    let mut input = x;
+    if let Some(current) = neurons.current {
+        one.i = current.alpha.at(j) * one.i + current.gain.at(j) * x.float();
+        input = V::from_float(one.i);
+    }
+    let threshold = neurons.threshold.at(j);
+    let fires = |h: V, level: V| if neurons.strict { h > level } else { h >= level };
+
+    let before = one.v;
+    let mut h = match neurons.leak {
+        Leak::None => before.charged(input),
+        Leak::Keep { beta, drive } if V::FLOAT => before.kept(beta.at(j)).plus(drive.at(j)).charged(input),
+        Leak::Keep { beta, drive } => before.kept(beta.at(j)).charged(input.plus(drive.at(j))),
+        Leak::Toward { rate, rest } => {
+            let (v, rate, rest) = (before.float(), rate.at(j).float(), rest.at(j).float());
+            V::from_float(v + (input.float() - (v - rest)) * rate)
+        }
+    };
+    match neurons.reset {
+        Reset::SoftLater if fires(before, threshold) => h = h.less(threshold),
+        Reset::HardLater(to) if fires(before, threshold) => h = to.at(j),
+        _ => {}
+    }
+
+    let mut level = threshold;
+    if let Some(adaptation) = neurons.adaptation {
+        one.a *= adaptation.rho.at(j);
+        level = V::from_float(threshold.float() + one.a);
+    }
+    if one.left > 0 {
+        one.left -= 1;
+        return false;
+    }
+    let fired = fires(h, level);
+    one.v = match neurons.reset {
+        Reset::Hard(to) if fired => to.at(j),
+        Reset::Soft if fired => h.less(level),
+        _ => h,
+    };
+    if fired {
+        one.left = neurons.refractory;
+        if let Some(adaptation) = neurons.adaptation {
+            one.a += adaptation.jump.at(j);
+        }
+    }
+    fired
+}
+
+impl<V: Copy> super::Each<'_, V> {
+    /// Of neuron j.
+    #[inline(always)]
+    pub(super) fn at(&self, j: usize) -> V {
+        match *self {
+            super::Each::All(x) => x,
+            super::Each::Channel(x) => x[j % x.len()],
+        }
+    }
+}
