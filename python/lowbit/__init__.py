@@ -19,7 +19,9 @@ from lowbit.config import Codebook, Int8, Series, Uniform
 from lowbit.conv import conv2d
 from lowbit.gemm import linear, matmul_int8, mlp, tile_matrix
 from lowbit.levels import boundaries, decode, density_levels, encode, fit_levels, fit_levels_rows
+from lowbit.neurons import ALIF, IF, LIF, CubaLIF, NeuronState, Spikes
 from lowbit.packing import pack_codes, unpack_codes
+from lowbit.spiking import simulate
 from lowbit.system import available_isas, get_num_threads, isa, set_num_threads, threads
 from lowbit.types import (
     ConvergenceWarning,
@@ -37,9 +39,13 @@ from lowbit.types import (
 from lowbit.weights import CodebookWeight, GroupedWeight, QuantizedWeight, TiledMatrix, quantize_weight
 
 __all__ = [
+    "ALIF",
+    "IF",
+    "LIF",
     "Codebook",
     "CodebookWeight",
     "ConvergenceWarning",
+    "CubaLIF",
     "Expansion",
     "FileFormatError",
     "GroupedWeight",
@@ -48,6 +54,7 @@ __all__ = [
     "KMeans",
     "KMeans1D",
     "Levels",
+    "NeuronState",
     "PerAxis",
     "PerGroup",
     "PerTensor",
@@ -55,6 +62,7 @@ __all__ = [
     "QuantizedWeight",
     "RowCodes",
     "Series",
+    "Spikes",
     "TiledMatrix",
     "Uniform",
     "__version__",
@@ -86,6 +94,7 @@ __all__ = [
     "reconstruct",
     "round_with_feedback",
     "set_num_threads",
+    "simulate",
     "threads",
     "tile_matrix",
     "unpack_codes",

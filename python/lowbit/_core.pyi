@@ -318,6 +318,51 @@ class RoundedConv2d:
         openmp: bool,
     ) -> None: ...
 
+# spiking: v, i, a and refractory steps left; parameters of one element are for all neurons
+_NeuronState: TypeAlias = tuple[
+    NDArray[Any], NDArray[np.float32] | None, NDArray[np.float32] | None, NDArray[np.uint16] | None
+]
+
+def simulate_f32(
+    x: NDArray[np.float32],
+    neuron: dict[str, Any],
+    state: _NeuronState,
+    spikes: NDArray[np.uint8],
+    row: int | None,
+    trace: NDArray[np.float32] | None,
+    isa: str | None,
+) -> None: ...
+def simulate_i32(
+    x: NDArray[np.int32],
+    neuron: dict[str, Any],
+    state: _NeuronState,
+    spikes: NDArray[np.uint8],
+    row: int | None,
+    trace: NDArray[np.int32] | None,
+    isa: str | None,
+) -> None: ...
+
+def spiking_forward(
+    x: NDArray[np.float32],
+    neuron: dict[str, Any],
+    v: NDArray[np.float32],
+    spikes: NDArray[np.float32],
+    threads: int | None,
+    openmp: bool,
+    isa: str | None,
+) -> None: ...
+def spiking_backward(
+    inputs: tuple[NDArray[np.float32], NDArray[np.float32]],
+    neuron: dict[str, Any],
+    surrogate: tuple[str, float],
+    detach_reset: bool,
+    incoming: tuple[NDArray[np.float32], NDArray[np.float32]],
+    outgoing: tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32] | None],
+    threads: int | None,
+    openmp: bool,
+    isa: str | None,
+) -> None: ...
+
 # integer: the graph is JSON, constants and inputs are of the dtypes that it says
 @final
 class Network:

@@ -28,6 +28,7 @@ from lowbit.reference.gemm import (
 )
 from lowbit.reference.levels import boundaries, decode, density_levels, encode, fit_levels, fit_levels_rows
 from lowbit.reference.packing import pack_codes, unpack_codes
+from lowbit.reference.spiking import simulate
 
 __all__ = [
     "CodebookWeight",
@@ -58,6 +59,7 @@ __all__ = [
     "quantize_weight",
     "reconstruct",
     "round_with_feedback",
+    "simulate",
     "tile_matrix",
     "unpack_codes",
 ]

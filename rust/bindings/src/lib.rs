@@ -10,6 +10,7 @@ mod gemm;
 mod integer;
 mod levels;
 mod packing;
+mod spiking;
 mod system;
 
 use numpy::{PyArray1, PyArrayMethods, PyUntypedArrayMethods};
@@ -42,5 +43,6 @@ fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     levels::register(m)?;
     conv::register(m)?;
     integer::register(m)?;
+    spiking::register(m)?;
     system::register(m)
 }

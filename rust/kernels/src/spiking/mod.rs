@@ -30,10 +30,13 @@
 //! # Ok::<(), lowbit_kernels::Error>(())
 //! ```
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
 mod rows;
 mod scalar;
 #[cfg(test)]
 mod tests;
+pub mod training;
 
 use crate::error::{bail, checked_product};
 use crate::{Ctl, Isa, Parts, Result};
@@ -136,10 +139,15 @@ impl<'a, V> Neurons<'a, V> {
         Neurons { leak, threshold, reset, strict: false, refractory: 0, current: None, adaptation: None }
     }
 
-    /// Neither current, adaptation, refractory steps nor a reset that waits.
-    fn is_plain(&self) -> bool {
+    /// Neither adaptation, refractory steps nor a reset that waits.
+    fn has_potential_alone(&self) -> bool {
         let later = matches!(self.reset, Reset::SoftLater | Reset::HardLater(_));
-        !later && self.refractory == 0 && self.current.is_none() && self.adaptation.is_none()
+        !later && self.refractory == 0 && self.adaptation.is_none()
+    }
+
+    /// As [`Neurons::has_potential_alone`], and no current.
+    fn is_plain(&self) -> bool {
+        self.has_potential_alone() && self.current.is_none()
     }
 }
 
@@ -253,27 +261,7 @@ fn check<V: Voltage>(
         bail!("x: expected steps of {n} neurons, got {} inputs", x.len());
     }
     let steps = x.len().checked_div(n).unwrap_or(0);
-    let fits = |name: &str, each: Option<usize>| match each {
-        Some(len) if len == 0 || n % len != 0 => {
-            bail!("{name}: expected a length that divides {n} neurons, got {len}")
-        }
-        _ => Ok(()),
-    };
-    fits("threshold", neurons.threshold.len())?;
-    match neurons.leak {
-        Leak::None => {}
-        Leak::Keep { beta, drive } => fits("beta", beta.len()).and(fits("drive", drive.len()))?,
-        Leak::Toward { rate, rest } => fits("rate", rate.len()).and(fits("rest", rest.len()))?,
-    }
-    if let Reset::Hard(to) | Reset::HardLater(to) = neurons.reset {
-        fits("reset", to.len())?;
-    }
-    if let Some(Current { alpha, gain }) = neurons.current {
-        fits("alpha", alpha.len()).and(fits("gain", gain.len()))?;
-    }
-    if let Some(Adaptation { rho, jump }) = neurons.adaptation {
-        fits("rho", rho.len()).and(fits("jump", jump.len()))?;
-    }
+    check_levels(neurons, n)?;
     if !V::FLOAT && (!neurons.is_plain() || matches!(neurons.leak, Leak::Toward { .. })) {
         bail!("neurons: integers have neither currents, adaptation, refractory steps, later resets nor leaking inputs");
     }
@@ -301,6 +289,32 @@ fn check<V: Voltage>(
         Some(trace) if trace.len() != x.len() => bail!("trace: expected {} elements, got {}", x.len(), trace.len()),
         _ => Ok(steps),
     }
+}
+
+/// That each parameter is one number, or one for each channel.
+fn check_levels<V: Copy>(neurons: &Neurons<'_, V>, n: usize) -> Result<()> {
+    let fits = |name: &str, each: Option<usize>| match each {
+        Some(len) if len == 0 || n % len != 0 => {
+            bail!("{name}: expected a length that divides {n} neurons, got {len}")
+        }
+        _ => Ok(()),
+    };
+    fits("threshold", neurons.threshold.len())?;
+    match neurons.leak {
+        Leak::None => {}
+        Leak::Keep { beta, drive } => fits("beta", beta.len()).and(fits("drive", drive.len()))?,
+        Leak::Toward { rate, rest } => fits("rate", rate.len()).and(fits("rest", rest.len()))?,
+    }
+    if let Reset::Hard(to) | Reset::HardLater(to) = neurons.reset {
+        fits("reset", to.len())?;
+    }
+    if let Some(Current { alpha, gain }) = neurons.current {
+        fits("alpha", alpha.len()).and(fits("gain", gain.len()))?;
+    }
+    if let Some(Adaptation { rho, jump }) = neurons.adaptation {
+        fits("rho", rho.len()).and(fits("jump", jump.len()))?;
+    }
+    Ok(())
 }
 
 impl<V> Each<'_, V> {

@@ -32,12 +32,12 @@ pub(super) fn run<V: Voltage>(rows: &Rows<'_, V>, neurons: &Neurons<'_, V>, part
     if isa == Isa::Scalar {
         by_definition(rows, neurons, part);
     } else {
-        in_blocks(rows, neurons, part, isa);
+        in_blocks(rows, neurons, part, isa, isa);
     }
 }
 
 on_isa! {
-    fn in_blocks<V: Voltage>(rows: &Rows<'_, V>, neurons: &Neurons<'_, V>, part: Part<'_, V>) = blocks;
+    fn in_blocks<V: Voltage>(rows: &Rows<'_, V>, neurons: &Neurons<'_, V>, part: Part<'_, V>, set: Isa) = blocks;
 }
 
 /// One neuron after the other.
@@ -76,9 +76,10 @@ fn by_definition<V: Voltage>(rows: &Rows<'_, V>, neurons: &Neurons<'_, V>, mut p
 
 /// A block of neurons after the other, each through all steps.
 #[inline(always)]
-fn blocks<L: Lanes, V: Voltage>(_: L, rows: &Rows<'_, V>, neurons: &Neurons<'_, V>, mut part: Part<'_, V>) {
+fn blocks<L: Lanes, V: Voltage>(_: L, rows: &Rows<'_, V>, neurons: &Neurons<'_, V>, mut part: Part<'_, V>, isa: Isa) {
     let total = part.state.v.len();
     let mut levels = Levels::new(neurons);
+    let mut currents = [V::default(); BLOCK];
     let mut bytes = [0u8; BLOCK];
     let mut scratch = Scratch::new();
     let (mut at, mut byte) = (0, 0);
@@ -87,32 +88,48 @@ fn blocks<L: Lanes, V: Voltage>(_: L, rows: &Rows<'_, V>, neurons: &Neurons<'_, 
         let out_len = if rows.pack { len.div_ceil(8) } else { len };
         levels.fill(neurons, rows.first + at, len);
         let state = &mut part.state;
+        let mut memory = Rest {
+            v: &mut state.v[at..at + len],
+            i: state.i.get_mut(at..at + len).unwrap_or_default(),
+            a: state.a.get_mut(at..at + len).unwrap_or_default(),
+            left: state.left.get_mut(at..at + len).unwrap_or_default(),
+        };
         for (t, spikes) in part.spikes.iter_mut().enumerate() {
             let from = t * rows.n + rows.first + at;
-            let x = &rows.x[from..from + len];
+            let mut x = &rows.x[from..from + len];
             let out = &mut spikes[byte..byte + out_len];
-            let fired = if rows.pack { &mut bytes[..len] } else { &mut out[..len] };
             // The next row lies far from this one.
             prefetch(rows.x.get(from + rows.n..from + rows.n + len));
-            if neurons.is_plain() {
-                plain(x, &mut state.v[at..at + len], &levels, fired);
-            } else {
-                let mut part = Rest {
-                    v: &mut state.v[at..at + len],
-                    i: state.i.get_mut(at..at + len).unwrap_or_default(),
-                    a: state.a.get_mut(at..at + len).unwrap_or_default(),
-                    left: state.left.get_mut(at..at + len).unwrap_or_default(),
-                };
-                staged(x, neurons, &mut part, &levels, &mut scratch, fired);
+            if neurons.current.is_some() {
+                flow(x, &levels, memory.i, &mut currents);
+                x = &currents[..len];
             }
-            if rows.pack {
-                pack_bits(&bytes[..len], out);
+            match (neurons.has_potential_alone(), rows.pack) {
+                (true, false) => plain::<V, Bytes>(x, memory.v, &levels, out, isa),
+                (true, true) => plain::<V, Bits>(x, memory.v, &levels, out, isa),
+                (false, false) => staged(x, neurons, &mut memory, &levels, &mut scratch, out),
+                (false, true) => {
+                    staged(x, neurons, &mut memory, &levels, &mut scratch, &mut bytes[..len]);
+                    pack_bits(&bytes[..len], out);
+                }
             }
             if let Some(trace) = part.trace.get_mut(t) {
-                trace[at..at + len].copy_from_slice(&state.v[at..at + len]);
+                trace[at..at + len].copy_from_slice(memory.v);
             }
         }
         (at, byte) = (at + len, byte + out_len);
+    }
+}
+
+/// The synaptic currents of a step, which are the potentials' inputs.
+#[inline(always)]
+fn flow<V: Voltage>(x: &[V], levels: &Levels<V>, i: &mut [f32], currents: &mut [V; BLOCK]) {
+    let n = x.len();
+    let (i, currents) = (&mut i[..n], &mut currents[..n]);
+    let (alpha, gain) = (&levels.alpha[..n], &levels.gain[..n]);
+    for j in 0..n {
+        i[j] = alpha[j] * i[j] + gain[j] * x[j].float();
+        currents[j] = V::from_float(i[j]);
     }
 }
 
@@ -132,17 +149,17 @@ fn prefetch<V>(x: Option<&[V]>) {
 }
 
 /// The parameters of a block.
-struct Levels<V> {
+pub(super) struct Levels<V> {
     /// Whether they differ from neuron to neuron; else the first stands for all.
     each: bool,
-    leak: u8,
-    reset: u8,
-    beta: [V; BLOCK],
-    drive: [V; BLOCK],
+    pub leak: u8,
+    pub reset: u8,
+    pub beta: [V; BLOCK],
+    pub drive: [V; BLOCK],
     /// The least h that fires.
-    fire: [V; BLOCK],
-    threshold: [V; BLOCK],
-    to: [V; BLOCK],
+    pub fire: [V; BLOCK],
+    pub threshold: [V; BLOCK],
+    pub to: [V; BLOCK],
     alpha: [f32; BLOCK],
     gain: [f32; BLOCK],
     rho: [f32; BLOCK],
@@ -150,19 +167,19 @@ struct Levels<V> {
     filled: bool,
 }
 
-const NO_LEAK: u8 = 0;
-const KEEP: u8 = 1;
-const KEEP_AND_DRIVE: u8 = 2;
-const TOWARD: u8 = 3;
+pub(super) const NO_LEAK: u8 = 0;
+pub(super) const KEEP: u8 = 1;
+pub(super) const KEEP_AND_DRIVE: u8 = 2;
+pub(super) const TOWARD: u8 = 3;
 
-const NO_RESET: u8 = 0;
-const SOFT: u8 = 1;
-const HARD: u8 = 2;
+pub(super) const NO_RESET: u8 = 0;
+pub(super) const SOFT: u8 = 1;
+pub(super) const HARD: u8 = 2;
 const SOFT_LATER: u8 = 3;
 const HARD_LATER: u8 = 4;
 
 impl<V: Voltage> Levels<V> {
-    fn new(neurons: &Neurons<'_, V>) -> Self {
+    pub fn new(neurons: &Neurons<'_, V>) -> Self {
         let zero = V::default();
         // A drive of 0 changes no sum but the sign of 0, which nothing shows.
         let no_drive = |drive: &Each<'_, V>| matches!(drive, Each::All(x) if *x == zero);
@@ -198,13 +215,20 @@ impl<V: Voltage> Levels<V> {
         levels
     }
 
-    /// The parameters of `len` neurons from `first` on.
-    fn fill(&mut self, neurons: &Neurons<'_, V>, first: usize, len: usize) {
-        if self.each || !self.filled {
-            // A few stages read one for each neuron, whether or not they differ.
-            self.read(neurons, first, if neurons.is_plain() && !self.each { 1 } else { BLOCK.min(len) });
-            self.filled = !self.each && (neurons.is_plain() || len == BLOCK);
+    /// The parameters of `len` neurons from `first` on; one of each where all neurons have them.
+    pub fn fill(&mut self, neurons: &Neurons<'_, V>, first: usize, len: usize) {
+        if self.each {
+            self.read(neurons, first, len);
+        } else if !self.filled {
+            // The loops of what is no potential read one for each neuron all the same.
+            self.read(neurons, 0, if neurons.is_plain() { 1 } else { BLOCK });
+            self.filled = true;
         }
+    }
+
+    /// The parameters of `len` neurons from `first` on, one for each.
+    pub fn read_all(&mut self, neurons: &Neurons<'_, V>, first: usize, len: usize) {
+        self.read(neurons, first, len);
     }
 
     /// Whether any differ.
@@ -255,15 +279,66 @@ fn take<V: Copy>(each: &Each<'_, V>, first: usize, out: &mut [V]) -> bool {
     }
 }
 
+/// How spikes lie in memory.
+pub(super) trait Spiked {
+    /// What memory is made of.
+    type E: Copy + Default;
+    /// Elements of this many neurons.
+    fn elements(n: usize) -> usize;
+    /// Neuron j's; they come in ascending order.
+    fn put(out: &mut [Self::E], j: usize, fired: bool);
+    /// Writes those of 32 neurons.
+    ///
+    /// # Safety
+    /// The CPU has AVX2; `elements(32)` elements from `out` on are writable.
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn write(fired: [std::arch::x86_64::__m256i; 4], out: *mut Self::E);
+}
+
+/// A byte of 0 or 1 for each neuron.
+pub(super) enum Bytes {}
+/// Eight neurons to a byte, the first in the lowest bit; those after the last are 0.
+pub(super) enum Bits {}
+/// A float of 0 or 1 for each neuron.
+pub(super) enum Floats {}
+
+macro_rules! spiked {
+    ($name:ident, $e:ty, $write:ident, $elements:expr, $put:expr) => {
+        impl Spiked for $name {
+            type E = $e;
+            #[inline(always)]
+            fn elements(n: usize) -> usize {
+                $elements(n)
+            }
+            #[inline(always)]
+            fn put(out: &mut [$e], j: usize, fired: bool) {
+                $put(out, j, fired);
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[inline(always)]
+            unsafe fn write(fired: [std::arch::x86_64::__m256i; 4], out: *mut $e) {
+                // SAFETY: the caller's promise.
+                unsafe { super::avx2::$write(fired, out) }
+            }
+        }
+    };
+}
+spiked!(Bytes, u8, write_bytes, |n| n, |out: &mut [u8], j: usize, fired| out[j] = u8::from(fired));
+spiked!(Floats, f32, write_floats, |n| n, |out: &mut [f32], j: usize, fired| out[j] = f32::from(fired));
+spiked!(Bits, u8, write_bits, |n: usize| n.div_ceil(8), |out: &mut [u8], j: usize, fired| {
+    let before = if j % 8 == 0 { 0 } else { out[j / 8] };
+    out[j / 8] = before | u8::from(fired) << (j % 8);
+});
+
 /// One step of neurons that have a potential and nothing else.
 #[inline(always)]
-fn plain<V: Voltage>(x: &[V], v: &mut [V], levels: &Levels<V>, spikes: &mut [u8]) {
+pub(super) fn plain<V: Voltage, S: Spiked>(x: &[V], v: &mut [V], levels: &Levels<V>, spikes: &mut [S::E], isa: Isa) {
     macro_rules! by_reset {
         ($leak:ident, $each:literal) => {
             match levels.reset {
-                HARD => fused::<V, $leak, HARD, $each>(x, v, levels, spikes),
-                SOFT => fused::<V, $leak, SOFT, $each>(x, v, levels, spikes),
-                _ => fused::<V, $leak, NO_RESET, $each>(x, v, levels, spikes),
+                HARD => step::<V, S, $leak, HARD, $each>(x, v, levels, spikes, isa),
+                SOFT => step::<V, S, $leak, SOFT, $each>(x, v, levels, spikes, isa),
+                _ => step::<V, S, $leak, NO_RESET, $each>(x, v, levels, spikes, isa),
             }
         };
     }
@@ -282,37 +357,31 @@ fn plain<V: Voltage>(x: &[V], v: &mut [V], levels: &Levels<V>, spikes: &mut [u8]
 
 /// All of a step in one loop, each case of it with a loop of its own.
 #[inline(always)]
-fn fused<V: Voltage, const LEAK: u8, const RESET: u8, const EACH: bool>(
+fn step<V: Voltage, S: Spiked, const LEAK: u8, const RESET: u8, const EACH: bool>(
     x: &[V],
     v: &mut [V],
     levels: &Levels<V>,
-    spikes: &mut [u8],
+    spikes: &mut [S::E],
+    isa: Isa,
 ) {
+    #[cfg(target_arch = "x86_64")]
+    if isa.has_avx2() {
+        // SAFETY: an Isa exists only where the CPU has it.
+        return unsafe { super::avx2::fused::<V, S, LEAK, RESET, EACH>(x, v, levels, spikes) };
+    }
+    let _ = isa;
     let n = x.len();
-    let (v, spikes) = (&mut v[..n], &mut spikes[..n]);
+    let v = &mut v[..n];
     let at = |levels: &[V; BLOCK], j: usize| if EACH { levels[j] } else { levels[0] };
-    assert!(n <= BLOCK);
     for j in 0..n {
         let h = charge::<V, LEAK>(v[j], x[j], at(&levels.beta, j), at(&levels.drive, j));
         let fired = h >= at(&levels.fire, j);
         v[j] = match RESET {
-            HARD => {
-                if fired {
-                    at(&levels.to, j)
-                } else {
-                    h
-                }
-            }
-            SOFT => {
-                if fired {
-                    h.less(at(&levels.threshold, j))
-                } else {
-                    h
-                }
-            }
+            HARD if fired => at(&levels.to, j),
+            SOFT if fired => h.less(at(&levels.threshold, j)),
             _ => h,
         };
-        spikes[j] = u8::from(fired);
+        S::put(spikes, j, fired);
     }
 }
 
@@ -338,14 +407,13 @@ struct Rest<'a, V> {
 
 /// What a step of such neurons passes from one loop to the next.
 struct Scratch<V> {
-    input: [V; BLOCK],
     h: [V; BLOCK],
     level: [V; BLOCK],
 }
 
 impl<V: Voltage> Scratch<V> {
     fn new() -> Self {
-        Scratch { input: [V::default(); BLOCK], h: [V::default(); BLOCK], level: [V::default(); BLOCK] }
+        Scratch { h: [V::default(); BLOCK], level: [V::default(); BLOCK] }
     }
 }
 
@@ -361,22 +429,14 @@ fn staged<V: Voltage>(
 ) {
     let n = x.len();
     let (v, spikes) = (&mut part.v[..n], &mut spikes[..n]);
-    let (input, h, level) = (&mut scratch.input[..n], &mut scratch.h[..n], &mut scratch.level[..n]);
+    let (h, level) = (&mut scratch.h[..n], &mut scratch.level[..n]);
     let fires = |h: V, level: V| if neurons.strict { h > level } else { h >= level };
 
-    input.copy_from_slice(x);
-    if neurons.current.is_some() {
-        let i = &mut part.i[..n];
-        for j in 0..n {
-            i[j] = levels.alpha[j] * i[j] + levels.gain[j] * x[j].float();
-            input[j] = V::from_float(i[j]);
-        }
-    }
     match levels.leak {
-        NO_LEAK => charge_all::<V, NO_LEAK>(v, input, levels, h),
-        KEEP => charge_all::<V, KEEP>(v, input, levels, h),
-        KEEP_AND_DRIVE => charge_all::<V, KEEP_AND_DRIVE>(v, input, levels, h),
-        _ => charge_all::<V, TOWARD>(v, input, levels, h),
+        NO_LEAK => charge_all::<V, NO_LEAK>(v, x, levels, h),
+        KEEP => charge_all::<V, KEEP>(v, x, levels, h),
+        KEEP_AND_DRIVE => charge_all::<V, KEEP_AND_DRIVE>(v, x, levels, h),
+        _ => charge_all::<V, TOWARD>(v, x, levels, h),
     }
     match levels.reset {
         SOFT_LATER => {
@@ -430,6 +490,31 @@ fn staged<V: Voltage>(
         for j in 0..n {
             a[j] = if spikes[j] != 0 { a[j] + levels.jump[j] } else { a[j] };
         }
+    }
+}
+
+/// The potentials of such neurons before the comparison; `v` becomes those after it.
+#[inline(always)]
+pub(super) fn charge_plain(x: &[f32], v: &mut [f32], levels: &Levels<f32>, h: &mut [f32]) {
+    match levels.leak {
+        NO_LEAK => charge_all::<f32, NO_LEAK>(v, x, levels, h),
+        KEEP => charge_all::<f32, KEEP>(v, x, levels, h),
+        KEEP_AND_DRIVE => charge_all::<f32, KEEP_AND_DRIVE>(v, x, levels, h),
+        _ => charge_all::<f32, TOWARD>(v, x, levels, h),
+    }
+    let (v, h) = (&mut v[..x.len()], &h[..x.len()]);
+    match levels.reset {
+        HARD => {
+            for j in 0..x.len() {
+                v[j] = if h[j] >= levels.fire[j] { levels.to[j] } else { h[j] };
+            }
+        }
+        SOFT => {
+            for j in 0..x.len() {
+                v[j] = if h[j] >= levels.fire[j] { h[j] - levels.threshold[j] } else { h[j] };
+            }
+        }
+        _ => v.copy_from_slice(h),
     }
 }
 

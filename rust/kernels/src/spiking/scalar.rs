@@ -1,6 +1,16 @@
 //! The definition: one neuron, one step.
 
+#[cfg(target_arch = "x86_64")]
+use super::avx2::Vector as Lane;
 use super::{Leak, Neurons, Reset};
+
+/// No vectors of one's own.
+#[cfg(not(target_arch = "x86_64"))]
+pub trait Lane {}
+#[cfg(not(target_arch = "x86_64"))]
+impl Lane for f32 {}
+#[cfg(not(target_arch = "x86_64"))]
+impl Lane for i32 {}
 
 /// The number that a potential is: each operation is one of IEEE float32, or of
 /// integers that stay within ±(2^23 - 1).
@@ -8,7 +18,7 @@ use super::{Leak, Neurons, Reset};
 /// There sums saturate, and float32 holds every potential and sum exactly, so
 /// that a network can be trained in floats on the arithmetic of its integers.
 /// Inputs beyond 2^30 either way wrap.
-pub trait Voltage: Copy + Default + PartialOrd + Send + Sync + std::fmt::Debug + 'static {
+pub trait Voltage: Lane + Copy + Default + PartialOrd + Send + Sync + std::fmt::Debug + 'static {
     /// Whether it is float32.
     const FLOAT: bool;
     /// `beta * self`, beta of integers being in 256ths and the product rounded half up.
@@ -60,7 +70,7 @@ impl Voltage for f32 {
 }
 
 /// The greatest integer potential.
-const MOST: i32 = (1 << 23) - 1;
+pub(super) const MOST: i32 = (1 << 23) - 1;
 
 impl Voltage for i32 {
     const FLOAT: bool = false;

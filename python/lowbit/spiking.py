@@ -1,0 +1,198 @@
+"""Layers of spiking neurons, taken through time; networks of them are `lowbit.snn`."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lowbit import _core
+from lowbit._check import as_array, check_out
+from lowbit.neurons import ALIF, IF, LIF, CubaLIF, NeuronState, Spikes
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["simulate"]
+
+_F32, _I32, _U8 = np.dtype(np.float32), np.dtype(np.int32), np.dtype(np.uint8)
+
+#: The greatest integer potential: float32 holds all of them.
+_MOST = 2**23 - 1
+
+
+def simulate(
+    x_seq: ArrayLike,
+    neuron: IF,
+    state: NeuronState | None = None,
+    *,
+    packed: bool = False,
+    return_v: bool = False,
+    out: NDArray[np.uint8] | None = None,
+    isa: str | None = None,
+) -> Spikes:
+    """Takes a layer of neurons through time.
+
+    Parameters
+    ----------
+    x_seq : array_like of float32 or int32, shape (T, N, ...)
+        The input to each neuron at each step, time first. float32 for potentials
+        in float32. int32 for integers: of an `IF` or a `LIF` without
+        ``decay_input`` whose numbers are integers, whose ``beta`` is a multiple of
+        1/256 (``tau`` a power of two up to 256, among others) and which has no
+        ``v_leak``, ``refractory`` or ``reset_delay``.
+    neuron : IF, LIF, CubaLIF or ALIF
+        What the neurons are.
+    state : NeuronState, optional
+        What an earlier call returned; by default every potential is at
+        ``v_leak``, currents and adaptation at 0. It is not changed. A stream cut
+        in pieces gives what the whole gives.
+    packed : bool
+        Spikes as bits, of which `unpack_codes` with 1 bit is the inverse.
+    return_v : bool
+        Also return the potential after each step.
+    out : ndarray of uint8, shape of the spikes, optional
+        Receives the spikes. C-contiguous, and overlaps no input.
+    isa : str, optional
+        The instruction set to run on, one of `lowbit.available_isas`.
+
+    Returns
+    -------
+    Spikes
+        The same bits on every instruction set and any number of threads. A
+        potential that an input made NaN stays so, and never fires.
+
+    Raises
+    ------
+    TypeError
+        Another dtype, something that is no neuron or no state.
+    ValueError
+        A parameter or a state whose shape does not fit, integers that are asked
+        for what floats alone have.
+
+    Notes
+    -----
+    Each operation is rounded to float32 by itself. Integers: ``beta`` times ``v``
+    is rounded half up, potentials saturate at 2**23 - 1 either way, inputs beyond
+    2**30 wrap.
+
+    Examples
+    --------
+    >>> import numpy as np, lowbit
+    >>> x_seq = np.ones((3, 1, 4), np.float32) * np.array([0.5, 1, 2, 4], np.float32)
+    >>> run = lowbit.simulate(x_seq, lowbit.LIF(tau=2.0))
+    >>> run.spike_seq[:, 0]
+    array([[0, 0, 1, 1],
+           [0, 0, 1, 1],
+           [0, 0, 1, 1]], dtype=uint8)
+    >>> run.state.v
+    array([[0.4375, 0.875 , 0.    , 0.    ]], dtype=float32)
+    """
+    x = as_array("x_seq", x_seq, ("float32", "int32"), min_ndim=2)
+    if not isinstance(neuron, IF):
+        raise TypeError(f"neuron: expected an IF, LIF, CubaLIF or ALIF, got {neuron!r}")
+    shape = x.shape[1:]
+    levels = _levels(neuron, shape, x.dtype)
+    state = _start(neuron, state, shape, x.dtype)
+    row = shape[-1] if packed and shape[-1] else None
+    spike_shape = (*x.shape[:-1], (x.shape[-1] + 7) // 8) if packed else x.shape
+    if out is None:
+        out = np.empty(spike_shape, _U8)
+    else:
+        check_out("out", out, spike_shape, _U8, x_seq, x)
+    v_seq = np.empty(x.shape, x.dtype) if return_v else None
+    kernel = _core.simulate_f32 if x.dtype == _F32 else _core.simulate_i32
+    kernel(x, levels, (state.v, state.i, state.a, state.left), out, row, v_seq, isa)
+    return Spikes(out, state, v_seq)
+
+
+def _levels(neuron: IF, shape: tuple[int, ...], dtype: np.dtype[Any]) -> dict[str, Any]:
+    """The kernel's parameters: arrays of one value, or of one for each channel."""
+
+    def values(name: str, value: Any, dtype: np.dtype[Any]) -> NDArray[Any]:
+        array = np.asarray(value, np.float64)
+        if array.size == 1:
+            array = array.reshape(1)
+        elif array.shape != shape[len(shape) - array.ndim :]:
+            raise ValueError(f"{name}: expected one number, or an array of the last axes of {shape}, got {array.shape}")
+        if dtype == _I32 and (array != np.rint(array)).any():
+            raise ValueError(f"{name}: expected integers for inputs of int32, got {value}")
+        if dtype == _I32 and (np.abs(array) > _MOST).any():
+            raise ValueError(f"{name}: expected integers within {_MOST}, got {value}")
+        return np.ascontiguousarray(array.ravel(), dtype)
+
+    later = neuron.reset_delay and neuron.reset != "none"
+    levels: dict[str, Any] = {
+        "leak": "none",
+        "reset": f"{neuron.reset} later" if later else neuron.reset,
+        "strict": bool(neuron.strict),
+        "refractory": neuron.refractory,
+        "threshold": values("v_threshold", neuron.v_threshold, dtype),
+        "to": values("v_reset", neuron.v_reset, dtype),
+    }
+    if dtype == _I32:
+        _check_integers(neuron)
+    if isinstance(neuron, LIF):
+        beta, rest = np.asarray(neuron.beta, np.float64), np.asarray(neuron.v_leak, np.float64)
+        if neuron.decay_input:
+            levels |= {"leak": "toward", "beta": values("tau", 1.0 / np.asarray(neuron.tau), dtype)}
+            levels["drive"] = values("v_leak", rest, dtype)
+        else:
+            kept = beta * 256.0 if dtype == _I32 else beta
+            levels |= {"leak": "keep", "beta": values("beta (in 256ths)", kept, dtype)}
+            levels["drive"] = values("v_leak", rest * (1.0 - beta), dtype)
+    if isinstance(neuron, CubaLIF):
+        levels |= {"alpha": values("alpha", neuron.alpha, _F32), "gain": values("w_in", neuron.w_in, _F32)}
+    if isinstance(neuron, ALIF):
+        rho = 1.0 - 1.0 / np.asarray(neuron.tau_adapt, np.float64)
+        levels |= {"rho": values("tau_adapt", rho, _F32), "jump": values("jump", neuron.jump, _F32)}
+    return levels
+
+
+def _check_integers(neuron: IF) -> None:
+    wrong = [
+        name
+        for name, has in [
+            (type(neuron).__name__, type(neuron) not in (IF, LIF)),
+            ("decay_input", isinstance(neuron, LIF) and neuron.decay_input),
+            ("v_leak", isinstance(neuron, LIF) and np.any(np.asarray(neuron.v_leak))),
+            ("refractory", neuron.refractory > 0),
+            ("reset_delay", neuron.reset_delay),
+        ]
+        if has
+    ]
+    if wrong:
+        raise ValueError(f"neuron: inputs of int32 have no {wrong[0]}; float32 has")
+
+
+def _start(neuron: IF, state: NeuronState | None, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NeuronState:
+    """A copy of the state that the kernel may change, or the first one."""
+    parts = {
+        "v": (True, dtype),
+        "i": (isinstance(neuron, CubaLIF), _F32),
+        "a": (isinstance(neuron, ALIF), _F32),
+        "left": (neuron.refractory > 0, np.dtype(np.uint16)),
+    }
+    if state is None:
+        zeros = {name: np.zeros(shape, kind) for name, (has, kind) in parts.items() if has}
+        zeros["v"][...] = neuron.v_leak if isinstance(neuron, LIF) else 0
+        return NeuronState(**zeros)
+    if not isinstance(state, NeuronState):
+        raise TypeError(f"state: expected a NeuronState, got {type(state).__name__}")
+    copies: dict[str, Any] = {}
+    for field in fields(NeuronState):
+        (has, kind), array = parts[field.name], getattr(state, field.name)
+        if has != (array is not None):
+            raise ValueError(
+                f"state.{field.name}: expected {'an array' if has else 'None'} for {type(neuron).__name__}"
+            )
+        if array is None:
+            continue
+        array = as_array(f"state.{field.name}", array, (kind.name,), min_ndim=0)
+        if array.shape != shape:
+            raise ValueError(f"state.{field.name}: expected shape {shape}, got {array.shape}")
+        if kind == _I32 and array.size and np.abs(array.astype(np.int64)).max() > _MOST:
+            raise ValueError(f"state.v: expected integers within {_MOST}, got {array[np.abs(array) > _MOST].flat[0]}")
+        copies[field.name] = array.copy()
+    return NeuronState(**copies)

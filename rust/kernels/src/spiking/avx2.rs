@@ -1,0 +1,225 @@
+//! A step of plain neurons, eight lanes at a time: [`super::rows::fused`] for AVX2.
+
+use std::arch::x86_64::*;
+
+use super::BLOCK;
+use super::rows::{HARD, KEEP, KEEP_AND_DRIVE, Levels, NO_LEAK, SOFT, Spiked};
+use super::scalar::{MOST, Voltage};
+
+/// Neurons that are taken together: four vectors, whose spikes are 32 bytes or bits.
+const GROUP: usize = 32;
+
+/// The vectors of a potential.
+pub trait Vector: Copy {
+    /// Eight of them.
+    type V: Copy;
+    /// # Safety
+    /// The CPU has AVX2; eight elements from `x` on are readable.
+    unsafe fn load(x: *const Self) -> Self::V;
+    /// # Safety
+    /// The CPU has AVX2; eight elements from `out` on are writable.
+    unsafe fn store(x: Self::V, out: *mut Self);
+    /// # Safety
+    /// The CPU has AVX2.
+    unsafe fn splat(x: Self) -> Self::V;
+    /// The potential before the comparison.
+    /// # Safety
+    /// The CPU has AVX2.
+    unsafe fn charge<const LEAK: u8>(v: Self::V, x: Self::V, beta: Self::V, drive: Self::V) -> Self::V;
+    /// Lanes of ones where h is at least `fire`.
+    /// # Safety
+    /// The CPU has AVX2.
+    unsafe fn fires(h: Self::V, fire: Self::V) -> __m256i;
+    /// `to` in lanes of ones, else h.
+    /// # Safety
+    /// The CPU has AVX2.
+    unsafe fn select(fired: __m256i, to: Self::V, h: Self::V) -> Self::V;
+    /// h less the threshold in lanes of ones.
+    /// # Safety
+    /// The CPU has AVX2.
+    unsafe fn reduced(fired: __m256i, threshold: Self::V, h: Self::V) -> Self::V;
+}
+
+/// Implements methods whose bodies are intrinsics.
+macro_rules! intrinsics {
+    ($($name:ident$(<const $leak:ident: u8>)?($($arg:ident: $ty:ty),*) $(-> $ret:ty)? $body:block)*) => {$(
+        #[inline(always)]
+        unsafe fn $name$(<const $leak: u8>)?($($arg: $ty),*) $(-> $ret)? {
+            // SAFETY: the caller's promise.
+            unsafe { $body }
+        }
+    )*};
+}
+
+impl Vector for f32 {
+    type V = __m256;
+    intrinsics! {
+        load(x: *const f32) -> __m256 { _mm256_loadu_ps(x) }
+        store(x: __m256, out: *mut f32) { _mm256_storeu_ps(out, x) }
+        splat(x: f32) -> __m256 { _mm256_set1_ps(x) }
+        charge<const LEAK: u8>(v: __m256, x: __m256, beta: __m256, drive: __m256) -> __m256 {
+            match LEAK {
+                NO_LEAK => _mm256_add_ps(v, x),
+                KEEP => _mm256_add_ps(_mm256_mul_ps(beta, v), x),
+                KEEP_AND_DRIVE => _mm256_add_ps(_mm256_add_ps(_mm256_mul_ps(beta, v), drive), x),
+                _ => _mm256_add_ps(v, _mm256_mul_ps(_mm256_sub_ps(x, _mm256_sub_ps(v, drive)), beta)),
+            }
+        }
+        fires(h: __m256, fire: __m256) -> __m256i { _mm256_castps_si256(_mm256_cmp_ps::<_CMP_GE_OQ>(h, fire)) }
+        select(fired: __m256i, to: __m256, h: __m256) -> __m256 {
+            _mm256_blendv_ps(h, to, _mm256_castsi256_ps(fired))
+        }
+        reduced(fired: __m256i, threshold: __m256, h: __m256) -> __m256 {
+            _mm256_sub_ps(h, _mm256_and_ps(_mm256_castsi256_ps(fired), threshold))
+        }
+    }
+}
+
+impl Vector for i32 {
+    type V = __m256i;
+    intrinsics! {
+        load(x: *const i32) -> __m256i { _mm256_loadu_si256(x.cast()) }
+        store(x: __m256i, out: *mut i32) { _mm256_storeu_si256(out.cast(), x) }
+        splat(x: i32) -> __m256i { _mm256_set1_epi32(x) }
+        charge<const LEAK: u8>(v: __m256i, x: __m256i, beta: __m256i, drive: __m256i) -> __m256i {
+            let x = if LEAK == KEEP_AND_DRIVE { _mm256_add_epi32(x, drive) } else { x };
+            let kept = if LEAK == NO_LEAK {
+                v
+            } else {
+                let product = _mm256_mullo_epi32(v, beta);
+                _mm256_srai_epi32::<8>(_mm256_add_epi32(product, _mm256_set1_epi32(128)))
+            };
+            let h = _mm256_min_epi32(_mm256_add_epi32(kept, x), _mm256_set1_epi32(MOST));
+            _mm256_max_epi32(h, _mm256_set1_epi32(-MOST))
+        }
+        fires(h: __m256i, fire: __m256i) -> __m256i {
+            // h ≥ fire, as there is h > fire alone.
+            _mm256_cmpgt_epi32(h, _mm256_sub_epi32(fire, _mm256_set1_epi32(1)))
+        }
+        select(fired: __m256i, to: __m256i, h: __m256i) -> __m256i { _mm256_blendv_epi8(h, to, fired) }
+        reduced(fired: __m256i, threshold: __m256i, h: __m256i) -> __m256i {
+            _mm256_sub_epi32(h, _mm256_and_si256(fired, threshold))
+        }
+    }
+}
+
+/// One step of a block.
+#[target_feature(enable = "avx2")]
+pub(super) fn fused<V: Voltage, S: Spiked, const LEAK: u8, const RESET: u8, const EACH: bool>(
+    x: &[V],
+    v: &mut [V],
+    levels: &Levels<V>,
+    spikes: &mut [S::E],
+) {
+    let n = x.len();
+    assert!(n <= BLOCK && v.len() == n && spikes.len() == S::elements(n));
+    const { assert!(BLOCK.is_multiple_of(GROUP)) };
+    let whole = n / GROUP * GROUP;
+    for at in (0..whole).step_by(GROUP) {
+        // SAFETY: 32 elements from `at` on lie within x and v, and `levels` has BLOCK.
+        let fired = unsafe { group::<V, LEAK, RESET, EACH>(x.as_ptr().add(at), v.as_mut_ptr().add(at), levels, at) };
+        // SAFETY: the CPU has AVX2, and S::elements(32) elements from there on lie within spikes.
+        unsafe { S::write(fired, spikes.as_mut_ptr().add(S::elements(at))) };
+    }
+    if whole < n {
+        // The rest in room of its own.
+        let rest = n - whole;
+        let (mut x_rest, mut v_rest) = ([V::default(); GROUP], [V::default(); GROUP]);
+        x_rest[..rest].copy_from_slice(&x[whole..]);
+        v_rest[..rest].copy_from_slice(&v[whole..]);
+        let mut room = [S::E::default(); GROUP];
+        // SAFETY: there are 32 elements of each, and whole + 32 ≤ BLOCK.
+        unsafe {
+            let mut fired = group::<V, LEAK, RESET, EACH>(x_rest.as_ptr(), v_rest.as_mut_ptr(), levels, whole);
+            for (i, fired) in fired.iter_mut().enumerate() {
+                // What is no neuron does not fire.
+                let lanes =
+                    _mm256_add_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(8 * i as i32));
+                *fired = _mm256_and_si256(*fired, _mm256_cmpgt_epi32(_mm256_set1_epi32(rest as i32), lanes));
+            }
+            S::write(fired, room.as_mut_ptr());
+        }
+        v[whole..].copy_from_slice(&v_rest[..rest]);
+        let spikes = &mut spikes[S::elements(whole)..];
+        spikes.copy_from_slice(&room[..spikes.len()]);
+    }
+}
+
+/// A step of 32 neurons, and where they fire.
+///
+/// # Safety
+/// The CPU has AVX2; 32 elements from `x` and `v` on are readable and writable; `at + 32 <= BLOCK`.
+#[inline(always)]
+unsafe fn group<V: Voltage, const LEAK: u8, const RESET: u8, const EACH: bool>(
+    x: *const V,
+    v: *mut V,
+    levels: &Levels<V>,
+    at: usize,
+) -> [__m256i; 4] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut fired = [_mm256_setzero_si256(); 4];
+        for (i, fired) in fired.iter_mut().enumerate() {
+            let level = |levels: &[V; BLOCK]| {
+                if EACH { V::load(levels.as_ptr().add(at + 8 * i)) } else { V::splat(levels[0]) }
+            };
+            let (x, v) = (x.add(8 * i), v.add(8 * i));
+            let h = V::charge::<LEAK>(V::load(v), V::load(x), level(&levels.beta), level(&levels.drive));
+            *fired = V::fires(h, level(&levels.fire));
+            let after = match RESET {
+                HARD => V::select(*fired, level(&levels.to), h),
+                SOFT => V::reduced(*fired, level(&levels.threshold), h),
+                _ => h,
+            };
+            V::store(after, v);
+        }
+        fired
+    }
+}
+
+/// 32 lanes of ones or zeros as bytes of 1 or 0.
+///
+/// # Safety
+/// The CPU has AVX2; 32 bytes from `out` on are writable.
+#[inline(always)]
+pub(super) unsafe fn write_bytes(fired: [__m256i; 4], out: *mut u8) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let words = [_mm256_packs_epi32(fired[0], fired[1]), _mm256_packs_epi32(fired[2], fired[3])];
+        let bytes = _mm256_packs_epi16(words[0], words[1]);
+        // Packing goes by halves: fours of lanes 0 4 8 12 16 20 24 28 stand as 0 8 16 24 4 12 20 28.
+        let bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+        _mm256_storeu_si256(out.cast(), _mm256_and_si256(bytes, _mm256_set1_epi8(1)));
+    }
+}
+
+/// 32 lanes of ones or zeros as 32 bits.
+///
+/// # Safety
+/// The CPU has AVX2; four bytes from `out` on are writable.
+#[inline(always)]
+pub(super) unsafe fn write_bits(fired: [__m256i; 4], out: *mut u8) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut bits = 0u32;
+        for (i, fired) in fired.into_iter().enumerate() {
+            bits |= (_mm256_movemask_ps(_mm256_castsi256_ps(fired)) as u32) << (8 * i);
+        }
+        out.cast::<u32>().write_unaligned(bits.to_le());
+    }
+}
+
+/// 32 lanes of ones or zeros as floats of 1 or 0.
+///
+/// # Safety
+/// The CPU has AVX2; 32 floats from `out` on are writable.
+#[inline(always)]
+pub(super) unsafe fn write_floats(fired: [__m256i; 4], out: *mut f32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        for (i, fired) in fired.into_iter().enumerate() {
+            let ones = _mm256_and_ps(_mm256_castsi256_ps(fired), _mm256_set1_ps(1.0));
+            _mm256_storeu_ps(out.add(8 * i), ones);
+        }
+    }
+}

@@ -1,0 +1,386 @@
+//! What training asks of neurons: spikes as floats, and gradients back through
+//! all steps, with a smooth slope in place of the step function's.
+//!
+//! The backward pass takes a block of neurons through its steps again, which
+//! costs less than reading stored potentials from memory.
+
+use super::rows::{self, HARD, KEEP, Levels, NO_LEAK, SOFT, TOWARD};
+use super::{BLOCK, Neurons, check_levels};
+use crate::error::{bail, try_zeroed};
+use crate::lanes::{Lanes, on_isa};
+use crate::{Ctl, Isa, Parts, Result};
+
+/// The slope that a spike is given by its distance u = h - threshold.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Surrogate {
+    /// α/2 / (1 + (π/2 α u)²): the arctangent's.
+    Arctan(f32),
+    /// α σ(αu) (1 - σ(αu)): the logistic function's.
+    Sigmoid(f32),
+    /// max(0, α - α² |u|).
+    Triangle(f32),
+    /// 1 / (1 + α |u|)².
+    FastSigmoid(f32),
+}
+
+/// What the backward pass reads.
+#[derive(Debug, Clone, Copy)]
+pub struct Forward<'a> {
+    /// The inputs, steps × neurons.
+    pub x: &'a [f32],
+    /// The potentials before the first step.
+    pub v: &'a [f32],
+    /// The slope of a spike.
+    pub surrogate: Surrogate,
+    /// No gradient goes through the reset: a spike is a constant there.
+    pub detach_reset: bool,
+}
+
+/// The gradients that come in: of every spike, and of the last potentials.
+#[derive(Debug, Clone, Copy)]
+pub struct Incoming<'a> {
+    /// Steps × neurons.
+    pub spikes: &'a [f32],
+    /// Of each neuron.
+    pub v: &'a [f32],
+}
+
+/// The gradients that go out.
+#[derive(Debug)]
+pub struct Outgoing<'a> {
+    /// Of the inputs, steps × neurons.
+    pub x: &'a mut [f32],
+    /// Of the potentials before the first step.
+    pub v: &'a mut [f32],
+    /// Of each neuron's own beta or rate, summed over its steps; empty where nobody asks.
+    pub leak: &'a mut [f32],
+}
+
+/// Neurons in a task.
+const TASK: usize = 8 * BLOCK;
+
+/// [`super::simulate`] with spikes as floats, 0 or 1: of neurons that have a potential and no more.
+///
+/// # Errors
+/// As of [`super::simulate`].
+pub fn forward(
+    x: &[f32],
+    neurons: &Neurons<'_, f32>,
+    v: &mut [f32],
+    spikes: &mut [f32],
+    isa: Isa,
+    ctl: &Ctl,
+) -> Result<()> {
+    let n = v.len();
+    let steps = check(x, neurons, n)?;
+    if spikes.len() != x.len() {
+        bail!("spikes: expected {} elements, got {}", x.len(), spikes.len());
+    }
+    if steps == 0 {
+        return Ok(());
+    }
+    let outs = by_task(spikes, n);
+    let parts = Parts::new(v.chunks_mut(TASK).zip(outs));
+    ctl.for_each(parts.len(), &|_, index| {
+        let (v, mut outs) = parts.take(index);
+        let isa = isa.at_most_avx2();
+        fire(x, n, index * TASK, neurons, v, &mut outs, isa, isa);
+    })
+}
+
+/// The gradients of [`forward`].
+///
+/// # Errors
+/// [`crate::Error::Value`] where a length does not fit, [`crate::Error::Memory`],
+/// [`crate::Error::Interrupted`].
+pub fn backward(
+    neurons: &Neurons<'_, f32>,
+    forward: &Forward<'_>,
+    incoming: &Incoming<'_>,
+    outgoing: Outgoing<'_>,
+    isa: Isa,
+    ctl: &Ctl,
+) -> Result<()> {
+    let n = forward.v.len();
+    let steps = check(forward.x, neurons, n)?;
+    for (name, got, want) in [
+        ("incoming spikes", incoming.spikes.len(), forward.x.len()),
+        ("incoming v", incoming.v.len(), n),
+        ("outgoing x", outgoing.x.len(), forward.x.len()),
+        ("outgoing v", outgoing.v.len(), n),
+        ("outgoing leak", outgoing.leak.len(), if outgoing.leak.is_empty() { 0 } else { n }),
+    ] {
+        if got != want {
+            bail!("{name}: expected {want} elements, got {got}");
+        }
+    }
+    if n == 0 {
+        return Ok(());
+    }
+    outgoing.v.copy_from_slice(incoming.v);
+    outgoing.leak.fill(0.0);
+    if steps == 0 {
+        return Ok(());
+    }
+    // Potentials and slopes of all steps lie in the first-level cache, where it holds them.
+    let block = (BLOCK * 4 / steps).clamp(64, BLOCK);
+    let scratch: Vec<Vec<f32>> = (0..ctl.threads()).map(|_| try_zeroed(2 * steps * block)).collect::<Result<_>>()?;
+    let scratch: Vec<_> = scratch.into_iter().map(std::sync::Mutex::new).collect();
+    let mut leaks: Vec<&mut [f32]> = outgoing.leak.chunks_mut(TASK).collect();
+    leaks.resize_with(n.div_ceil(TASK), || &mut []);
+    let parts = Parts::new(by_task(outgoing.x, n).into_iter().zip(outgoing.v.chunks_mut(TASK)).zip(leaks));
+    ctl.for_each(parts.len(), &|slot, index| {
+        let ((x, v), leak) = parts.take(index);
+        let part = Part { n, first: index * TASK, block, x, v, leak };
+        let mut scratch = scratch[slot].lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        back(neurons, forward, incoming.spikes, part, &mut scratch, isa.at_most_avx2());
+    })
+}
+
+/// Each task's part of every step.
+fn by_task(rows: &mut [f32], n: usize) -> Vec<Vec<&mut [f32]>> {
+    let mut outs: Vec<Vec<&mut [f32]>> = (0..n.div_ceil(TASK)).map(|_| Vec::new()).collect();
+    for step in rows.chunks_exact_mut(n) {
+        step.chunks_mut(TASK).zip(&mut outs).for_each(|(part, outs)| outs.push(part));
+    }
+    outs
+}
+
+/// That the neurons can be trained and fit; the number of steps.
+fn check(x: &[f32], neurons: &Neurons<'_, f32>, n: usize) -> Result<usize> {
+    if !neurons.is_plain() {
+        bail!("neurons: expected ones that have a potential and no more");
+    }
+    check_levels(neurons, n)?;
+    if n == 0 && !x.is_empty() || n != 0 && !x.len().is_multiple_of(n) {
+        bail!("x: expected steps of {n} neurons, got {} inputs", x.len());
+    }
+    Ok(x.len().checked_div(n).unwrap_or(0))
+}
+
+/// One task of the backward pass.
+struct Part<'a> {
+    n: usize,
+    first: usize,
+    block: usize,
+    x: Vec<&'a mut [f32]>,
+    v: &'a mut [f32],
+    leak: &'a mut [f32],
+}
+
+on_isa! {
+    fn fire(
+        x: &[f32], n: usize, first: usize, neurons: &Neurons<'_, f32>, v: &mut [f32], outs: &mut [&mut [f32]], set: Isa,
+    ) = fire_in;
+    fn back(
+        neurons: &Neurons<'_, f32>, forward: &Forward<'_>, spikes: &[f32], part: Part<'_>, scratch: &mut [f32],
+    ) = back_in;
+}
+
+#[inline(always)]
+fn fire_in<L: Lanes>(
+    _: L,
+    x: &[f32],
+    n: usize,
+    first: usize,
+    neurons: &Neurons<'_, f32>,
+    v: &mut [f32],
+    outs: &mut [&mut [f32]],
+    isa: Isa,
+) {
+    let mut levels = Levels::new(neurons);
+    for (block, v) in v.chunks_mut(BLOCK).enumerate() {
+        let at = block * BLOCK;
+        levels.fill(neurons, first + at, v.len());
+        for (t, out) in outs.iter_mut().enumerate() {
+            let from = t * n + first + at;
+            rows::plain::<f32, rows::Floats>(&x[from..from + v.len()], v, &levels, &mut out[at..at + v.len()], isa);
+        }
+    }
+}
+
+#[inline(always)]
+fn back_in<L: Lanes>(
+    l: L,
+    neurons: &Neurons<'_, f32>,
+    forward: &Forward<'_>,
+    spikes: &[f32],
+    mut part: Part<'_>,
+    scratch: &mut [f32],
+) {
+    let steps = part.x.len();
+    let mut levels = Levels::new(neurons);
+    let (h, slope) = scratch.split_at_mut(steps * part.block);
+    let mut v = [0.0; BLOCK];
+    let mut at = 0;
+    while at < part.v.len() {
+        let len = part.block.min(part.v.len() - at);
+        let first = part.first + at;
+        // Every loop below reads one value for each neuron.
+        levels.read_all(neurons, first, len);
+        let v = &mut v[..len];
+        v.copy_from_slice(&forward.v[first..first + len]);
+        for t in 0..steps {
+            let from = t * part.n + first;
+            let h = &mut h[t * len..][..len];
+            rows::charge_plain(&forward.x[from..from + len], v, &levels, h);
+            slopes(l, forward.surrogate, h, &levels, &mut slope[t * len..][..len]);
+        }
+        let grad_v = &mut part.v[at..at + len];
+        let leak = part.leak.get_mut(at..at + len);
+        let mut leak = leak.unwrap_or_default();
+        for t in (0..steps).rev() {
+            let from = t * part.n + first;
+            let step = Step {
+                x: &forward.x[from..from + len],
+                // The potential before this step is what the one before left.
+                before: if t == 0 { &forward.v[first..first + len] } else { &h[(t - 1) * len..][..len] },
+                is_first: t == 0,
+                h: &h[t * len..][..len],
+                slope: &slope[t * len..][..len],
+                grad_spike: &spikes[from..from + len],
+                detach: forward.detach_reset,
+            };
+            step.back(&levels, &mut part.x[t][at..at + len], grad_v, &mut leak);
+        }
+        at += len;
+    }
+}
+
+/// The slopes at h.
+#[inline(always)]
+fn slopes<L: Lanes>(l: L, surrogate: Surrogate, h: &[f32], levels: &Levels<f32>, out: &mut [f32]) {
+    let threshold = &levels.threshold[..h.len()];
+    let out = &mut out[..h.len()];
+    match surrogate {
+        Surrogate::Arctan(alpha) => {
+            let inner = std::f32::consts::FRAC_PI_2 * alpha;
+            for j in 0..h.len() {
+                let z = (h[j] - threshold[j]) * inner;
+                out[j] = (alpha / 2.0) / (1.0 + z * z);
+            }
+        }
+        Surrogate::Triangle(alpha) => {
+            for j in 0..h.len() {
+                let slope = alpha - alpha * alpha * (h[j] - threshold[j]).abs();
+                out[j] = if slope > 0.0 { slope } else { 0.0 };
+            }
+        }
+        Surrogate::FastSigmoid(alpha) => {
+            for j in 0..h.len() {
+                let z = 1.0 + alpha * (h[j] - threshold[j]).abs();
+                out[j] = 1.0 / (z * z);
+            }
+        }
+        Surrogate::Sigmoid(alpha) => {
+            // σ(1 - σ) = e / (1 + e)² with e = exp(-|αu|), which never overflows.
+            for j in 0..h.len() {
+                out[j] = -(alpha * (h[j] - threshold[j])).abs();
+            }
+            let mut lanes = [0.0; 16];
+            for part in out.chunks_mut(L::N) {
+                let lanes = &mut lanes[..L::N];
+                lanes[..part.len()].copy_from_slice(part);
+                let e = l.exp(l.load(lanes));
+                l.store(e, lanes);
+                part.copy_from_slice(&lanes[..part.len()]);
+            }
+            for e in out {
+                *e = alpha * *e / ((1.0 + *e) * (1.0 + *e));
+            }
+        }
+    }
+}
+
+/// One step of a block, from its end to its beginning.
+struct Step<'a> {
+    x: &'a [f32],
+    before: &'a [f32],
+    is_first: bool,
+    h: &'a [f32],
+    slope: &'a [f32],
+    grad_spike: &'a [f32],
+    detach: bool,
+}
+
+impl Step<'_> {
+    /// `grad_v` comes as the gradient of v after this step and leaves as that of v before it.
+    #[inline(always)]
+    fn back(&self, levels: &Levels<f32>, grad_x: &mut [f32], grad_v: &mut [f32], leak: &mut [f32]) {
+        macro_rules! by_reset {
+            ($leak:ident) => {
+                match (levels.reset, self.detach) {
+                    (HARD, true) => self.case::<$leak, 0>(levels, grad_x, grad_v, leak),
+                    (HARD, false) => self.case::<$leak, 1>(levels, grad_x, grad_v, leak),
+                    (SOFT, false) => self.case::<$leak, 2>(levels, grad_x, grad_v, leak),
+                    _ => self.case::<$leak, 3>(levels, grad_x, grad_v, leak),
+                }
+            };
+        }
+        match levels.leak {
+            NO_LEAK => by_reset!(NO_LEAK),
+            TOWARD => by_reset!(TOWARD),
+            _ => by_reset!(KEEP),
+        }
+    }
+
+    #[inline(always)]
+    fn case<const LEAK: u8, const RESET: u8>(
+        &self,
+        levels: &Levels<f32>,
+        grad_x: &mut [f32],
+        grad_v: &mut [f32],
+        leak: &mut [f32],
+    ) {
+        let n = self.h.len();
+        assert!(n <= BLOCK);
+        let (h, slope, grad_spike) = (&self.h[..n], &self.slope[..n], &self.grad_spike[..n]);
+        let (grad_x, grad_v) = (&mut grad_x[..n], &mut grad_v[..n]);
+        // What h gets of the gradients; then what it hands on.
+        for j in 0..n {
+            let fired = h[j] >= levels.fire[j];
+            let through = match RESET {
+                0 => {
+                    if fired {
+                        0.0
+                    } else {
+                        1.0
+                    }
+                }
+                1 => (if fired { 0.0 } else { 1.0 }) + (levels.to[j] - h[j]) * slope[j],
+                2 => 1.0 - levels.threshold[j] * slope[j],
+                _ => 1.0,
+            };
+            grad_v[j] = grad_spike[j] * slope[j] + grad_v[j] * through;
+        }
+        if !leak.is_empty() {
+            let (x, before, leak) = (&self.x[..n], &self.before[..n], &mut leak[..n]);
+            for j in 0..n {
+                let v = if self.is_first { before[j] } else { levels.after(before[j], j) };
+                leak[j] += grad_v[j] * if LEAK == TOWARD { x[j] - (v - levels.drive[j]) } else { v };
+            }
+        }
+        for j in 0..n {
+            let (keeps, takes) = match LEAK {
+                NO_LEAK => (1.0, 1.0),
+                TOWARD => (1.0 - levels.beta[j], levels.beta[j]),
+                _ => (levels.beta[j], 1.0),
+            };
+            grad_x[j] = grad_v[j] * takes;
+            grad_v[j] *= keeps;
+        }
+    }
+}
+
+impl Levels<f32> {
+    /// The potential that h leaves.
+    #[inline(always)]
+    fn after(&self, h: f32, j: usize) -> f32 {
+        let fired = h >= self.fire[j];
+        match self.reset {
+            HARD if fired => self.to[j],
+            SOFT if fired => h - self.threshold[j],
+            _ => h,
+        }
+    }
+}
