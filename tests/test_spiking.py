@@ -313,7 +313,8 @@ def test_snntorch_synaptic(theirs, ours):
 def test_norse_box(reset, method):
     torch, x_seq = torch_input()
     pytest.importorskip("norse")
-    from norse.torch.functional import lif_box, reset as resets
+    from norse.torch.functional import lif_box
+    from norse.torch.functional import reset as resets
 
     tau_mem_inv = torch.tensor(250.0)
     p = lif_box.LIFBoxParameters(

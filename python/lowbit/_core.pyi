@@ -341,7 +341,6 @@ def simulate_i32(
     trace: NDArray[np.int32] | None,
     isa: str | None,
 ) -> None: ...
-
 def spiking_forward(
     x: NDArray[np.float32],
     neuron: dict[str, Any],

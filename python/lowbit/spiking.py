@@ -93,7 +93,7 @@ def simulate(
     if not isinstance(neuron, IF):
         raise TypeError(f"neuron: expected an IF, LIF, CubaLIF or ALIF, got {neuron!r}")
     shape = x.shape[1:]
-    levels = _levels(neuron, shape, x.dtype)
+    levels = kernel_levels(neuron, shape, x.dtype)
     state = _start(neuron, state, shape, x.dtype)
     row = shape[-1] if packed and shape[-1] else None
     spike_shape = (*x.shape[:-1], (x.shape[-1] + 7) // 8) if packed else x.shape
@@ -107,7 +107,7 @@ def simulate(
     return Spikes(out, state, v_seq)
 
 
-def _levels(neuron: IF, shape: tuple[int, ...], dtype: np.dtype[Any]) -> dict[str, Any]:
+def kernel_levels(neuron: IF, shape: tuple[int, ...], dtype: np.dtype[Any]) -> dict[str, Any]:
     """The kernel's parameters: arrays of one value, or of one for each channel."""
 
     def values(name: str, value: Any, dtype: np.dtype[Any]) -> NDArray[Any]:
