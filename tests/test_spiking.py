@@ -47,6 +47,7 @@ def neurons(draw, channels: int):
         "strict": draw(st.booleans()),
         "refractory": draw(st.sampled_from([0, 0, 1, 3])),
         "reset_delay": kind is not ALIF and draw(st.booleans()),
+        "bias": value(numbers) if draw(st.booleans()) else 0.0,
     }
     taus = st.sampled_from([1.0, 2.0, 4.0]) | st.floats(1, 50)
     if kind is not IF:
@@ -86,6 +87,8 @@ def test_integers_are_the_reference(data):
         "v_threshold": threshold,
         "reset": data.draw(st.sampled_from(["hard", "soft", "none"])),
         "v_reset": data.draw(st.integers(-100, 100)),
+        "bias": data.draw(st.just(0) | st.integers(-1000, 1000)),
+        "fraction": data.draw(st.just(0) | st.integers(0, 22)),
         "strict": data.draw(st.booleans()),
     }
     if data.draw(st.booleans()):
@@ -187,6 +190,7 @@ def test_bad_calls():
             r"state.v: expected shape \(4,\)",
         ),
         (lambda: lowbit.simulate(x_seq, CubaLIF(), NeuronState(np.zeros(4, np.float32))), "state.i: expected an array"),
+        (lambda: lowbit.simulate(x_seq, IF(fraction=4)), "fraction: of inputs of int32 alone"),
         (lambda: lowbit.simulate(ints, LIF()), "neuron: inputs of int32 have no decay_input"),
         (lambda: lowbit.simulate(ints, LIF(tau=3.0, decay_input=False)), r"beta \(in 256ths\): expected integers"),
         (lambda: lowbit.simulate(ints, IF(v_threshold=0.5)), "v_threshold: expected integers"),

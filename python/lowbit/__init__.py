@@ -15,7 +15,7 @@ from lowbit.affine import (
     round_with_feedback,
 )
 from lowbit.codebook import assign, kmeans, kmeans_1d, kmeans_1d_rows, lookup
-from lowbit.config import Codebook, Int8, Series, Uniform
+from lowbit.config import Codebook, Int8, Series, Spiking, Uniform
 from lowbit.conv import conv2d
 from lowbit.gemm import linear, matmul_int8, mlp, tile_matrix
 from lowbit.levels import boundaries, decode, density_levels, encode, fit_levels, fit_levels_rows
@@ -63,6 +63,7 @@ __all__ = [
     "RowCodes",
     "Series",
     "Spikes",
+    "Spiking",
     "TiledMatrix",
     "Uniform",
     "__version__",

@@ -344,6 +344,7 @@ def simulate_i32(
 def spiking_forward(
     x: NDArray[np.float32],
     neuron: dict[str, Any],
+    exact: bool,
     v: NDArray[np.float32],
     spikes: NDArray[np.float32],
     threads: int | None,
@@ -353,7 +354,8 @@ def spiking_forward(
 def spiking_backward(
     inputs: tuple[NDArray[np.float32], NDArray[np.float32]],
     neuron: dict[str, Any],
-    surrogate: tuple[str, float],
+    exact: dict[str, Any] | None,
+    surrogate: tuple[str, float, NDArray[np.float32]],
     detach_reset: bool,
     incoming: tuple[NDArray[np.float32], NDArray[np.float32]],
     outgoing: tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32] | None],

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Literal
 
-__all__ = ["Codebook", "Config", "Int8", "Series", "Uniform", "from_json"]
+import numpy as np
+
+__all__ = ["Codebook", "Config", "Int8", "Series", "Spiking", "Uniform", "from_json"]
 
 
 #: How levels are found (:func:`lowbit.fit_levels`).
@@ -285,6 +287,62 @@ class Series(Config):
     def products(self) -> int:
         """Integer matrix products of a layer, by definition."""
         return len(self.pairs)
+
+
+@dataclass(frozen=True)
+class Spiking(Config):
+    """Two to eight bits: weights whose inputs are spikes, each output with a step of its own.
+
+    A neuron compares its potential with a threshold, so the step becomes part of the
+    threshold and nothing is ever scaled back. Of the layers in `lowbit.torch.spiking`.
+
+    Parameters
+    ----------
+    nbits : int
+        2 to 8; 2 to 4 for powers of two, 3 to 5 for sums of them.
+    levels : {"uniform", "power_of_two", "additive"}
+        Integers in a row; 0 and powers of two with a sign; sums of two powers of two
+        from disjoint sets, with a sign.
+
+    Examples
+    --------
+    >>> import lowbit
+    >>> lowbit.Spiking(3).codes().tolist(), lowbit.Spiking(3, "power_of_two").codes().tolist()
+    ([-3, -2, -1, 0, 1, 2, 3], [-4, -2, -1, 0, 1, 2, 4])
+
+    References
+    ----------
+    Powers of two beside uniform levels, layer by layer, are those of B. Xu et al., "Trimming down
+    large spiking vision transformers via heterogeneous quantization search", 2024; sums of powers
+    of two those of Y. Li et al., "Additive powers-of-two quantization", ICLR 2020.
+    """
+
+    nbits: int
+    levels: Literal["uniform", "power_of_two", "additive"] = "uniform"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.nbits, int) or isinstance(self.nbits, bool):
+            raise TypeError(f"nbits: expected an int, got {self.nbits!r}")
+        ranges = {"uniform": (2, 8), "power_of_two": (2, 4), "additive": (3, 5)}
+        if self.levels not in ranges:
+            raise ValueError(f"levels: expected 'uniform', 'power_of_two' or 'additive', got {self.levels!r}")
+        low, high = ranges[self.levels]
+        if not low <= self.nbits <= high:
+            raise ValueError(f"nbits: expected {low} to {high} for {self.levels!r}, got {self.nbits}")
+
+    def codes(self) -> np.ndarray:
+        """The levels as int8, ascending."""
+        if self.levels == "uniform":
+            sizes = {*range(2 ** (self.nbits - 1))}
+        elif self.levels == "power_of_two":
+            sizes = {0, *(2**k for k in range(2 ** (self.nbits - 1) - 1))}
+        else:
+            sizes = {a + b for a in _ADDENDS[self.nbits][0] for b in _ADDENDS[self.nbits][1]}
+        return np.array(sorted({sign * size for sign in (-1, 1) for size in sizes}), np.int8)
+
+
+#: By bits, sign included: the sets of which an additive level takes one each.
+_ADDENDS = {3: ((0, 1, 2, 4), (0,)), 4: ((0, 1, 4, 8), (0, 2)), 5: ((0, 2, 8, 32), (0, 1, 4, 16))}
 
 
 def from_json(text: str) -> Config:

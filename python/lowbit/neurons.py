@@ -46,6 +46,12 @@ class IF:
         The reset comes one step later, after the leak: snnTorch's default.
         ``v`` is then the potential that fired. A hard reset drops that step's
         input.
+    bias : float or array
+        A constant that is added to every input.
+    fraction : int
+        Of integers: their potentials have so many bits below the unit of the
+        inputs, 0 to 22; ``v_threshold``, ``v_reset`` and ``bias`` are in the
+        potential's unit.
 
     Examples
     --------
@@ -61,6 +67,8 @@ class IF:
     strict: bool = False
     refractory: int = 0
     reset_delay: bool = False
+    bias: Value = 0.0
+    fraction: int = 0
 
     def __post_init__(self) -> None:
         if self.reset not in ("hard", "soft", "none"):
@@ -71,6 +79,8 @@ class IF:
         check_int("refractory", self.refractory, 0, 65535)
         _finite("v_threshold", self.v_threshold)
         _finite("v_reset", self.v_reset)
+        _finite("bias", self.bias)
+        check_int("fraction", self.fraction, 0, 22)
         if self.reset == "soft" and np.any(np.asarray(self.v_threshold) <= 0):
             raise ValueError(f"v_threshold: expected more than 0 for a soft reset, got {self.v_threshold}")
 
@@ -93,7 +103,7 @@ class LIF(IF):
         Whether the input is divided by ``tau``.
     v_leak : float or array
         The level that ``v`` decays to, and starts from.
-    v_threshold, reset, v_reset, strict, refractory, reset_delay
+    v_threshold, reset, v_reset, strict, refractory, reset_delay, bias, fraction
         As of `IF`.
 
     Notes
@@ -141,7 +151,7 @@ class CubaLIF(LIF):
         ``1 - 1/tau_syn``, in its place.
     w_in : float or array
         What an input adds to the current.
-    tau, beta, decay_input, v_leak, v_threshold, reset, v_reset, strict, refractory, reset_delay
+    tau, beta, decay_input, v_leak, v_threshold, reset, v_reset, strict, refractory, reset_delay, bias, fraction
         As of `LIF`.
 
     Examples
@@ -178,7 +188,7 @@ class ALIF(LIF):
         The adaptation's time constant in steps, at least 1.
     jump : float or array
         What a spike adds to the threshold.
-    tau, beta, decay_input, v_leak, v_threshold, reset, v_reset, strict, refractory, reset_delay
+    tau, beta, decay_input, v_leak, v_threshold, reset, v_reset, strict, refractory, reset_delay, bias, fraction
         As of `LIF`.
 
     Examples

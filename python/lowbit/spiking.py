@@ -74,8 +74,8 @@ def simulate(
     Notes
     -----
     Each operation is rounded to float32 by itself. Integers: ``beta`` times ``v``
-    is rounded half up, potentials saturate at 2**23 - 1 either way, inputs beyond
-    2**30 wrap.
+    is rounded half up, potentials saturate at 2**23 - 1 either way, inputs that
+    are beyond 2**30 with ``fraction`` and ``bias`` wrap.
 
     Examples
     --------
@@ -128,20 +128,25 @@ def kernel_levels(neuron: IF, shape: tuple[int, ...], dtype: np.dtype[Any]) -> d
         "reset": f"{neuron.reset} later" if later else neuron.reset,
         "strict": bool(neuron.strict),
         "refractory": neuron.refractory,
+        "fraction": neuron.fraction,
         "threshold": values("v_threshold", neuron.v_threshold, dtype),
         "to": values("v_reset", neuron.v_reset, dtype),
     }
     if dtype == _I32:
         _check_integers(neuron)
-    if isinstance(neuron, LIF):
-        beta, rest = np.asarray(neuron.beta, np.float64), np.asarray(neuron.v_leak, np.float64)
-        if neuron.decay_input:
-            levels |= {"leak": "toward", "beta": values("tau", 1.0 / np.asarray(neuron.tau), dtype)}
-            levels["drive"] = values("v_leak", rest, dtype)
-        else:
-            kept = beta * 256.0 if dtype == _I32 else beta
-            levels |= {"leak": "keep", "beta": values("beta (in 256ths)", kept, dtype)}
-            levels["drive"] = values("v_leak", rest * (1.0 - beta), dtype)
+    elif neuron.fraction:
+        raise ValueError(f"fraction: of inputs of int32 alone, got {neuron.fraction} for float32")
+    bias = np.asarray(neuron.bias, np.float64)
+    if isinstance(neuron, LIF) and neuron.decay_input:
+        # An input is drawn to the level that v is drawn to.
+        rest = np.asarray(neuron.v_leak, np.float64) + bias
+        levels |= {"leak": "toward", "beta": values("tau", 1.0 / np.asarray(neuron.tau), dtype)}
+        levels["drive"] = values("v_leak", rest, dtype)
+    elif isinstance(neuron, LIF) or bias.any():
+        beta = np.asarray(neuron.beta if isinstance(neuron, LIF) else 1.0, np.float64)
+        rest = np.asarray(getattr(neuron, "v_leak", 0.0), np.float64) * (1.0 - beta)
+        levels |= {"leak": "keep", "beta": values("beta (in 256ths)", beta * 256 if dtype == _I32 else beta, dtype)}
+        levels["drive"] = values("bias", rest + bias, dtype)
     if isinstance(neuron, CubaLIF):
         levels |= {"alpha": values("alpha", neuron.alpha, _F32), "gain": values("w_in", neuron.w_in, _F32)}
     if isinstance(neuron, ALIF):

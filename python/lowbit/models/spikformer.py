@@ -7,15 +7,16 @@ steps and tokens is classified.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
 from lowbit.neurons import LIF
-from lowbit.torch.spiking import Arctan, Neurons, Surrogate
+from lowbit.torch.spiking import Arctan, Neurons, SpikingLayer, Surrogate
 
 __all__ = ["Spikformer"]
 
@@ -45,8 +46,10 @@ class Spikformer(nn.Module):
         What a block adds to its input: the spikes that its last neurons fire, so
         that layers see counts; or their input, so that layers see spikes alone
         (C. Zhou et al., "Spikingformer", 2023).
+    unit : float
+        What a pixel is a multiple of, up to 255 times; 1 for counts of events.
     surrogate : Surrogate, optional
-        Of all neurons.
+        Of all neurons; `Arctan` by default.
 
     Examples
     --------
@@ -70,6 +73,7 @@ class Spikformer(nn.Module):
         halvings: int = 2,
         tau: float = 2.0,
         shortcut: Literal["spike", "membrane"] = "spike",
+        unit: float = 1 / 255,
         surrogate: Surrogate | None = None,
     ) -> None:
         super().__init__()
@@ -84,92 +88,65 @@ class Spikformer(nn.Module):
         def neurons(v_threshold: float = 1.0) -> Neurons:
             return Neurons(LIF(tau=tau, v_threshold=v_threshold), surrogate or Arctan(), detach_reset=True)
 
+        spikes = shortcut == "spike"
         widths = [channels, width // 4, width // 2, width]
+        first = {"most": 255, "unit": unit}
         self.patch = nn.ModuleList(
-            Layer(_conv3x3(before, after), nn.BatchNorm2d(after), neurons(), pool=i < halvings)
-            for i, (before, after) in enumerate(zip(widths, widths[1:], strict=False))
+            SpikingLayer(_conv3x3(before, after), nn.BatchNorm2d(after), neurons(), **({} if i else first))
+            for i, (before, after) in enumerate(itertools.pairwise(widths))
         )
-        last = neurons() if shortcut == "spike" else None
-        self.position = Layer(_conv3x3(width, width), nn.BatchNorm2d(width), last)
-        self.blocks = nn.ModuleList(Block(width, heads, ratio, shortcut == "spike", neurons) for _ in range(depth))
-        self.fire = neurons() if shortcut == "membrane" else nn.Identity()
-        self.head = nn.Linear(width, classes)
+        position = neurons() if spikes else None
+        self.position = SpikingLayer(_conv3x3(width, width), nn.BatchNorm2d(width), position)
+        self.blocks = nn.ModuleList(
+            Block(width, heads, ratio, neurons, most=2 + 2 * i if spikes else None) for i in range(depth)
+        )
+        self.fire = nn.Identity() if spikes else neurons()
+        self.head = SpikingLayer(nn.Linear(width, classes), most=2 + 2 * depth if spikes else 1)
+        self.halvings = halvings
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``(N, C, H, W)`` of images, or ``(T, N, C, H, W)`` of event frames, to ``(N, classes)``."""
         first = self.patch[0]
-        x = first.sums(x[None]).expand(self.n_steps, -1, -1, -1, -1) if x.dim() == 4 else first.sums(x)
-        x = first.after(x)
-        for layer in self.patch[1:]:
-            x = layer(x)
+        sums = first.sums(x[None]).expand(self.n_steps, -1, -1, -1, -1) if x.dim() == 4 else first.sums(x)
+        for i, layer in enumerate(self.patch):
+            x = layer.fire(sums) if i == 0 else layer(x)
+            if i < self.halvings:
+                # Any spike in a square of four is one.
+                x = functional.max_pool2d(x.flatten(0, 1), 2).unflatten(0, (x.shape[0], -1))
         x = (x + self.position(x)).flatten(3).transpose(2, 3)
         for block in self.blocks:
             x = block(x)
-        return self.head(self.fire(x).mean((0, 2)))
+        # Steps and tokens are averaged behind the last layer, which is linear.
+        return self.head(self.fire(x)).mean((0, 2))
 
     def fold_(self) -> Spikformer:
         """Batch norms become part of the layers before them; the outputs of ``eval()`` stay, to rounding."""
         for layer in self.modules():
-            if isinstance(layer, Layer):
+            if isinstance(layer, SpikingLayer):
                 layer.fold_()
         return self
-
-
-class Layer(nn.Module):
-    """A convolution or a linear layer, its batch norm, its neurons, and a pooling where there is one."""
-
-    def __init__(self, weight: nn.Conv2d | nn.Linear, norm: nn.Module, neurons: Neurons | None, pool: bool = False):
-        super().__init__()
-        self.weight, self.norm = weight, norm
-        self.neurons = nn.Identity() if neurons is None else neurons
-        self.pool = pool
-
-    def sums(self, x: torch.Tensor) -> torch.Tensor:
-        """What the neurons get, ``(T, N, ...)`` as is ``x``."""
-        if x.dim() == 5:  # images
-            return self.norm(self.weight(x.flatten(0, 1))).unflatten(0, (x.shape[0], -1))
-        y = self.weight(x)
-        return self.norm(y.flatten(0, -2)).reshape(y.shape)
-
-    def after(self, x: torch.Tensor) -> torch.Tensor:
-        """Spikes of the sums, pooled: any in a square of four is one."""
-        x = self.neurons(x)
-        if not self.pool:
-            return x
-        return functional.max_pool2d(x.flatten(0, 1), 2).unflatten(0, (x.shape[0], -1))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.after(self.sums(x))
-
-    def fold_(self) -> None:
-        """The norm becomes part of the weight and the bias."""
-        norm, layer = self.norm, self.weight
-        if isinstance(norm, nn.Identity):
-            return
-        fuse = fuse_conv_bn_weights if isinstance(layer, nn.Conv2d) else fuse_linear_bn_weights
-        layer.weight, layer.bias = fuse(
-            layer.weight, layer.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
-        )
-        self.norm = nn.Identity()
 
 
 class Block(nn.Module):
     """Self-attention of spikes, then a perceptron, each beside a shortcut."""
 
-    def __init__(self, width: int, heads: int, ratio: int, spikes: bool, neurons) -> None:  # type: ignore[no-untyped-def]
+    def __init__(self, width: int, heads: int, ratio: int, neurons: Callable[..., Neurons], most: int | None) -> None:
         super().__init__()
         self.heads = heads
+        spikes = most is not None
 
-        def layer(before: int, after: int, fires: bool = True) -> Layer:
+        def layer(before: int, after: int, fires: bool = True, most: int = 1) -> SpikingLayer:
             linear = nn.Linear(before, after, bias=False)
-            return Layer(linear, nn.BatchNorm1d(after), neurons() if fires else None)
+            return SpikingLayer(linear, nn.BatchNorm1d(after), neurons() if fires else None, most=most)
 
         self.fire_in = nn.Identity() if spikes else neurons()
         self.fire_mlp = nn.Identity() if spikes else neurons()
-        self.query, self.key, self.value = layer(width, width), layer(width, width), layer(width, width)
+        first, second = (most, most + 1) if most is not None else (1, 1)
+        self.query, self.key, self.value = (layer(width, width, most=first) for _ in range(3))
         self.mix = neurons(0.5)
         self.project = layer(width, width, spikes)
-        self.up, self.down = layer(width, ratio * width), layer(ratio * width, width, spikes)
+        self.up = layer(width, ratio * width, most=second)
+        self.down = layer(ratio * width, width, spikes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         s = self.fire_in(x)

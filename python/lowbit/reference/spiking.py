@@ -67,14 +67,15 @@ def _floats(x: NDArray[np.float32], neuron: IF, memory: dict[str, Any]) -> NDArr
     if isinstance(neuron, CubaLIF):
         memory["i"] = x = np.asarray(neuron.alpha, f32) * memory["i"] + np.asarray(neuron.w_in, f32) * x
 
+    bias = np.asarray(neuron.bias, np.float64)
     if not isinstance(neuron, LIF):
-        h = v + x
+        h = (v + bias.astype(f32)) + x
     elif neuron.decay_input:
         rate = (1.0 / np.asarray(neuron.tau, np.float64)).astype(f32)
-        h = v + (x - (v - np.asarray(neuron.v_leak, f32))) * rate
+        h = v + (x - (v - (np.asarray(neuron.v_leak, np.float64) + bias).astype(f32))) * rate
     else:
         beta = np.asarray(neuron.beta, np.float64)
-        drive = (np.asarray(neuron.v_leak, np.float64) * (1.0 - beta)).astype(f32)
+        drive = (np.asarray(neuron.v_leak, np.float64) * (1.0 - beta) + bias).astype(f32)
         h = (beta.astype(f32) * v + drive) + x
     if neuron.reset_delay and neuron.reset != "none":
         late = h - threshold if neuron.reset == "soft" else np.asarray(neuron.v_reset, f32)
@@ -102,7 +103,8 @@ def _integers(x: NDArray[np.int32], neuron: IF, memory: dict[str, Any]) -> NDArr
     """One step of integers within 2**23 - 1."""
     beta = np.rint(np.asarray(neuron.beta) * 256).astype(np.int64) if isinstance(neuron, LIF) else 256
     kept = (memory["v"].astype(np.int64) * beta + 128) >> 8
-    # Beyond 2**30 inputs wrap.
+    # Inputs beyond 2**30 wrap.
+    x = (x.astype(np.int64) << neuron.fraction) + np.asarray(neuron.bias, np.int64)
     h = np.clip((kept + x).astype(np.int32), -_MOST, _MOST)
     threshold = np.asarray(neuron.v_threshold, np.int32)
     spike = h > threshold if neuron.strict else h >= threshold

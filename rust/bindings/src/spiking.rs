@@ -16,6 +16,7 @@ struct Levels<'py, V: Element> {
     reset: String,
     strict: bool,
     refractory: u16,
+    fraction: u32,
     levels: [Option<PyReadonlyArrayDyn<'py, V>>; 4],
     floats: [Option<PyReadonlyArrayDyn<'py, f32>>; 4],
 }
@@ -41,6 +42,7 @@ impl<'py, V: Element + Voltage> Levels<'py, V> {
             reset: item("reset")?.extract()?,
             strict: item("strict")?.extract()?,
             refractory: item("refractory")?.extract()?,
+            fraction: item("fraction")?.extract()?,
             levels: [beta?, drive?, threshold?, to?],
             floats: [alpha?, gain?, rho?, jump?],
         })
@@ -70,6 +72,7 @@ impl<'py, V: Element + Voltage> Levels<'py, V> {
             reset,
             strict: self.strict,
             refractory: self.refractory,
+            fraction: self.fraction,
             current: if has(0) { Some(Current { alpha: float(0)?, gain: float(1)? }) } else { None },
             adaptation: if has(2) { Some(Adaptation { rho: float(2)?, jump: float(3)? }) } else { None },
         })
@@ -160,13 +163,14 @@ fn simulate_i32(
     run::<i32>(x, neuron, &state, spikes, row, trace, isa)
 }
 
-/// Spikes as floats; `v` becomes what the last step leaves.
+/// Spikes as floats; `v` becomes what the last step leaves. Of integers where `exact`.
 #[pyfunction]
-#[pyo3(signature = (x, neuron, v, spikes, threads, openmp, isa))]
+#[pyo3(signature = (x, neuron, exact, v, spikes, threads, openmp, isa))]
 #[allow(clippy::too_many_arguments)]
 fn spiking_forward(
     x: &Bound<'_, PyAny>,
     neuron: &Bound<'_, PyDict>,
+    exact: bool,
     v: &Bound<'_, PyAny>,
     spikes: &Bound<'_, PyAny>,
     threads: Option<usize>,
@@ -175,21 +179,29 @@ fn spiking_forward(
 ) -> PyResult<()> {
     let (isa, py) = (call::isa(isa)?, x.py());
     let x = read::<f32>("x_seq", x)?;
-    let levels = Levels::<f32>::new(neuron)?;
-    let neurons = levels.neurons()?;
     let (mut v, mut spikes) = (write::<f32>("v", v)?, write::<f32>("spikes", spikes)?);
     let (x, v, spikes) = (x.as_slice()?, v.as_slice_mut()?, spikes.as_slice_mut()?);
-    call::run(py, x.len(), Threads { threads, openmp }, |ctl| training::forward(x, &neurons, v, spikes, isa, ctl))
+    let threads = Threads { threads, openmp };
+    if exact {
+        let levels = Levels::<i32>::new(neuron)?;
+        let neurons = levels.neurons()?;
+        return call::run(py, x.len(), threads, |ctl| training::forward(x, &neurons, v, spikes, isa, ctl));
+    }
+    let levels = Levels::<f32>::new(neuron)?;
+    let neurons = levels.neurons()?;
+    call::run(py, x.len(), threads, |ctl| training::forward(x, &neurons, v, spikes, isa, ctl))
 }
 
 /// Gradients of the inputs, of the first potentials and, if asked, of each neuron's beta or rate.
+/// `exact`: the integers that went forward.
 #[pyfunction]
-#[pyo3(signature = (inputs, neuron, surrogate, detach_reset, incoming, outgoing, threads, openmp, isa))]
+#[pyo3(signature = (inputs, neuron, exact, surrogate, detach_reset, incoming, outgoing, threads, openmp, isa))]
 #[allow(clippy::too_many_arguments)]
 fn spiking_backward(
     inputs: (Bound<'_, PyAny>, Bound<'_, PyAny>),
     neuron: &Bound<'_, PyDict>,
-    surrogate: (String, f32),
+    exact: Option<&Bound<'_, PyDict>>,
+    surrogate: (String, f32, Bound<'_, PyAny>),
     detach_reset: bool,
     incoming: (Bound<'_, PyAny>, Bound<'_, PyAny>),
     outgoing: (Bound<'_, PyAny>, Bound<'_, PyAny>, Option<Bound<'_, PyAny>>),
@@ -201,6 +213,7 @@ fn spiking_backward(
     let (x, v) = (read::<f32>("x_seq", &inputs.0)?, read::<f32>("v", &inputs.1)?);
     let levels = Levels::<f32>::new(neuron)?;
     let neurons = levels.neurons()?;
+    let sharpness = Some(read::<f32>("sharpness", &surrogate.2)?);
     let surrogate = match (surrogate.0.as_str(), surrogate.1) {
         ("arctan", alpha) => Surrogate::Arctan(alpha),
         ("sigmoid", alpha) => Surrogate::Sigmoid(alpha),
@@ -211,12 +224,19 @@ fn spiking_backward(
     let (grad_spikes, grad_v) = (read::<f32>("grad_spikes", &incoming.0)?, read::<f32>("grad_v", &incoming.1)?);
     let (mut out_x, mut out_v) = (write::<f32>("out_x", &outgoing.0)?, write::<f32>("out_v", &outgoing.1)?);
     let mut leak = part::<f32>("out_leak", outgoing.2.as_ref())?;
-    let forward = Forward { x: x.as_slice()?, v: v.as_slice()?, surrogate, detach_reset };
+    let sharpness = each("sharpness", sharpness.as_ref())?;
+    let forward = Forward { x: x.as_slice()?, v: v.as_slice()?, surrogate, sharpness, detach_reset };
     let incoming = Incoming { spikes: grad_spikes.as_slice()?, v: grad_v.as_slice()? };
     let outgoing = Outgoing { x: out_x.as_slice_mut()?, v: out_v.as_slice_mut()?, leak: slice(&mut leak)? };
-    call::run(py, 4 * forward.x.len(), Threads { threads, openmp }, |ctl| {
-        training::backward(&neurons, &forward, &incoming, outgoing, isa, ctl)
-    })
+    let (work, threads) = (4 * forward.x.len(), Threads { threads, openmp });
+    if let Some(exact) = exact {
+        let levels = Levels::<i32>::new(exact)?;
+        let exact = levels.neurons()?;
+        return call::run(py, work, threads, |ctl| {
+            training::backward(&exact, &neurons, &forward, &incoming, outgoing, isa, ctl)
+        });
+    }
+    call::run(py, work, threads, |ctl| training::backward(&neurons, &neurons, &forward, &incoming, outgoing, isa, ctl))
 }
 
 pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -26,6 +26,10 @@ pub trait Vector: Copy {
     /// # Safety
     /// The CPU has AVX2.
     unsafe fn charge<const LEAK: u8>(v: Self::V, x: Self::V, beta: Self::V, drive: Self::V) -> Self::V;
+    /// Inputs in the potential's units.
+    /// # Safety
+    /// The CPU has AVX2.
+    unsafe fn shifted(x: Self::V, fraction: __m128i) -> Self::V;
     /// Lanes of ones where h is at least `fire`.
     /// # Safety
     /// The CPU has AVX2.
@@ -53,6 +57,10 @@ macro_rules! intrinsics {
 
 impl Vector for f32 {
     type V = __m256;
+    #[inline(always)]
+    unsafe fn shifted(x: __m256, _: __m128i) -> __m256 {
+        x
+    }
     intrinsics! {
         load(x: *const f32) -> __m256 { _mm256_loadu_ps(x) }
         store(x: __m256, out: *mut f32) { _mm256_storeu_ps(out, x) }
@@ -92,6 +100,7 @@ impl Vector for i32 {
             let h = _mm256_min_epi32(_mm256_add_epi32(kept, x), _mm256_set1_epi32(MOST));
             _mm256_max_epi32(h, _mm256_set1_epi32(-MOST))
         }
+        shifted(x: __m256i, fraction: __m128i) -> __m256i { _mm256_sll_epi32(x, fraction) }
         fires(h: __m256i, fire: __m256i) -> __m256i {
             // h ≥ fire, as there is h > fire alone.
             _mm256_cmpgt_epi32(h, _mm256_sub_epi32(fire, _mm256_set1_epi32(1)))
@@ -159,12 +168,14 @@ unsafe fn group<V: Voltage, const LEAK: u8, const RESET: u8, const EACH: bool>(
     // SAFETY: the caller's promise.
     unsafe {
         let mut fired = [_mm256_setzero_si256(); 4];
+        let fraction = _mm_cvtsi32_si128(levels.fraction as i32);
         for (i, fired) in fired.iter_mut().enumerate() {
             let level = |levels: &[V; BLOCK]| {
                 if EACH { V::load(levels.as_ptr().add(at + 8 * i)) } else { V::splat(levels[0]) }
             };
             let (x, v) = (x.add(8 * i), v.add(8 * i));
-            let h = V::charge::<LEAK>(V::load(v), V::load(x), level(&levels.beta), level(&levels.drive));
+            let x = <V as Vector>::shifted(V::load(x), fraction);
+            let h = V::charge::<LEAK>(V::load(v), x, level(&levels.beta), level(&levels.drive));
             *fired = V::fires(h, level(&levels.fire));
             let after = match RESET {
                 HARD => V::select(*fired, level(&levels.to), h),

@@ -63,7 +63,7 @@ pub enum Each<'a, V> {
 pub enum Leak<'a, V> {
     /// h = v + x: integrate and fire.
     None,
-    /// h = (beta v + drive) + x. Integers take beta in 256ths, rounded half up.
+    /// h = (beta v + drive) + x. Integers take beta in 256ths, rounded half up, and x + drive first.
     Keep {
         /// What is kept of v; 1 - 1/tau.
         beta: Each<'a, V>,
@@ -131,12 +131,14 @@ pub struct Neurons<'a, V> {
     pub current: Option<Current<'a>>,
     /// Floats alone.
     pub adaptation: Option<Adaptation<'a>>,
+    /// Bits of integer potentials below the unit of inputs, which are shifted left by so many.
+    pub fraction: u32,
 }
 
 impl<'a, V> Neurons<'a, V> {
     /// Fires at equality, without refractory steps, current or adaptation.
     pub fn new(leak: Leak<'a, V>, threshold: Each<'a, V>, reset: Reset<'a, V>) -> Self {
-        Neurons { leak, threshold, reset, strict: false, refractory: 0, current: None, adaptation: None }
+        Neurons { leak, threshold, reset, strict: false, refractory: 0, current: None, adaptation: None, fraction: 0 }
     }
 
     /// Neither adaptation, refractory steps nor a reset that waits.
@@ -264,6 +266,9 @@ fn check<V: Voltage>(
     check_levels(neurons, n)?;
     if !V::FLOAT && (!neurons.is_plain() || matches!(neurons.leak, Leak::Toward { .. })) {
         bail!("neurons: integers have neither currents, adaptation, refractory steps, later resets nor leaking inputs");
+    }
+    if neurons.fraction > if V::FLOAT { 0 } else { 22 } {
+        bail!("fraction: expected 0 to 22 for integers, 0 for floats, got {}", neurons.fraction);
     }
     for (name, len, has) in [
         ("i", state.i.len(), neurons.current.is_some()),

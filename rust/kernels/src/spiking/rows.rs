@@ -153,6 +153,7 @@ pub(super) struct Levels<V> {
     /// Whether they differ from neuron to neuron; else the first stands for all.
     each: bool,
     pub leak: u8,
+    pub fraction: u32,
     pub reset: u8,
     pub beta: [V; BLOCK],
     pub drive: [V; BLOCK],
@@ -199,6 +200,7 @@ impl<V: Voltage> Levels<V> {
         let mut levels = Levels {
             each: false,
             leak,
+            fraction: neurons.fraction,
             reset,
             beta: [zero; BLOCK],
             drive: [zero; BLOCK],
@@ -226,13 +228,8 @@ impl<V: Voltage> Levels<V> {
         }
     }
 
-    /// The parameters of `len` neurons from `first` on, one for each.
-    pub fn read_all(&mut self, neurons: &Neurons<'_, V>, first: usize, len: usize) {
-        self.read(neurons, first, len);
-    }
-
-    /// Whether any differ.
-    fn read(&mut self, neurons: &Neurons<'_, V>, first: usize, len: usize) -> bool {
+    /// The parameters of `len` neurons from `first` on, one for each; whether any differ.
+    pub fn read(&mut self, neurons: &Neurons<'_, V>, first: usize, len: usize) -> bool {
         let mut each = take(&neurons.threshold, first, &mut self.threshold[..len]);
         for (fire, threshold) in self.fire[..len].iter_mut().zip(&self.threshold) {
             *fire = if neurons.strict { threshold.above() } else { *threshold };
@@ -260,7 +257,7 @@ impl<V: Voltage> Levels<V> {
 }
 
 /// A parameter's values from neuron `first` on; whether they are one for each channel.
-fn take<V: Copy>(each: &Each<'_, V>, first: usize, out: &mut [V]) -> bool {
+pub(super) fn take<V: Copy>(each: &Each<'_, V>, first: usize, out: &mut [V]) -> bool {
     match *each {
         Each::All(x) => {
             out.fill(x);
@@ -374,7 +371,7 @@ fn step<V: Voltage, S: Spiked, const LEAK: u8, const RESET: u8, const EACH: bool
     let v = &mut v[..n];
     let at = |levels: &[V; BLOCK], j: usize| if EACH { levels[j] } else { levels[0] };
     for j in 0..n {
-        let h = charge::<V, LEAK>(v[j], x[j], at(&levels.beta, j), at(&levels.drive, j));
+        let h = charge::<V, LEAK>(v[j], x[j].shifted(levels.fraction), at(&levels.beta, j), at(&levels.drive, j));
         let fired = h >= at(&levels.fire, j);
         v[j] = match RESET {
             HARD if fired => at(&levels.to, j),
@@ -495,12 +492,12 @@ fn staged<V: Voltage>(
 
 /// The potentials of such neurons before the comparison; `v` becomes those after it.
 #[inline(always)]
-pub(super) fn charge_plain(x: &[f32], v: &mut [f32], levels: &Levels<f32>, h: &mut [f32]) {
+pub(super) fn charge_plain<V: Voltage>(x: &[V], v: &mut [V], levels: &Levels<V>, h: &mut [V]) {
     match levels.leak {
-        NO_LEAK => charge_all::<f32, NO_LEAK>(v, x, levels, h),
-        KEEP => charge_all::<f32, KEEP>(v, x, levels, h),
-        KEEP_AND_DRIVE => charge_all::<f32, KEEP_AND_DRIVE>(v, x, levels, h),
-        _ => charge_all::<f32, TOWARD>(v, x, levels, h),
+        NO_LEAK => charge_all::<V, NO_LEAK>(v, x, levels, h),
+        KEEP => charge_all::<V, KEEP>(v, x, levels, h),
+        KEEP_AND_DRIVE => charge_all::<V, KEEP_AND_DRIVE>(v, x, levels, h),
+        _ => charge_all::<V, TOWARD>(v, x, levels, h),
     }
     let (v, h) = (&mut v[..x.len()], &h[..x.len()]);
     match levels.reset {
@@ -511,7 +508,7 @@ pub(super) fn charge_plain(x: &[f32], v: &mut [f32], levels: &Levels<f32>, h: &m
         }
         SOFT => {
             for j in 0..x.len() {
-                v[j] = if h[j] >= levels.fire[j] { h[j] - levels.threshold[j] } else { h[j] };
+                v[j] = if h[j] >= levels.fire[j] { h[j].less(levels.threshold[j]) } else { h[j] };
             }
         }
         _ => v.copy_from_slice(h),
@@ -521,7 +518,7 @@ pub(super) fn charge_plain(x: &[f32], v: &mut [f32], levels: &Levels<f32>, h: &m
 #[inline(always)]
 fn charge_all<V: Voltage, const LEAK: u8>(v: &[V], input: &[V], levels: &Levels<V>, h: &mut [V]) {
     for j in 0..h.len() {
-        h[j] = charge::<V, LEAK>(v[j], input[j], levels.beta[j], levels.drive[j]);
+        h[j] = charge::<V, LEAK>(v[j], input[j].shifted(levels.fraction), levels.beta[j], levels.drive[j]);
     }
 }
 

@@ -17,12 +17,14 @@ impl Lane for i32 {}
 ///
 /// There sums saturate, and float32 holds every potential and sum exactly, so
 /// that a network can be trained in floats on the arithmetic of its integers.
-/// Inputs beyond 2^30 either way wrap.
+/// Inputs beyond 2^30 either way, once shifted, wrap.
 pub trait Voltage: Lane + Copy + Default + PartialOrd + Send + Sync + std::fmt::Debug + 'static {
     /// Whether it is float32.
     const FLOAT: bool;
     /// `beta * self`, beta of integers being in 256ths and the product rounded half up.
     fn kept(self, beta: Self) -> Self;
+    /// An input in the potential's units: `fraction` bits further left.
+    fn shifted(self, fraction: u32) -> Self;
     /// The sum of two inputs.
     fn plus(self, other: Self) -> Self;
     /// The potential with an input added.
@@ -42,6 +44,10 @@ impl Voltage for f32 {
     #[inline(always)]
     fn kept(self, beta: f32) -> f32 {
         beta * self
+    }
+    #[inline(always)]
+    fn shifted(self, _: u32) -> f32 {
+        self
     }
     #[inline(always)]
     fn plus(self, other: f32) -> f32 {
@@ -79,6 +85,10 @@ impl Voltage for i32 {
         self.wrapping_mul(beta).wrapping_add(128) >> 8
     }
     #[inline(always)]
+    fn shifted(self, fraction: u32) -> i32 {
+        self << fraction
+    }
+    #[inline(always)]
     fn plus(self, other: i32) -> i32 {
         self.wrapping_add(other)
     }
@@ -113,7 +123,7 @@ pub(super) struct One<V> {
 
 /// Takes neuron `j` one step on with the input `x`; whether it fires.
 pub(super) fn step<V: Voltage>(neurons: &Neurons<'_, V>, j: usize, one: &mut One<V>, x: V) -> bool {
-    let mut input = x;
+    let mut input = x.shifted(neurons.fraction);
     if let Some(current) = neurons.current {
         one.i = current.alpha.at(j) * one.i + current.gain.at(j) * x.float();
         input = V::from_float(one.i);

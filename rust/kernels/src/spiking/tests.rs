@@ -21,6 +21,7 @@ struct Layer<V> {
     refractory: u16,
     current: bool,
     adapts: bool,
+    fraction: u32,
     /// One value for all of the bits that are 0, the channels' for the others.
     each: u16,
     /// beta or rate, drive or rest, threshold, reset, of the channels.
@@ -57,6 +58,7 @@ impl<V: Voltage> Layer<V> {
             refractory: self.refractory,
             current: self.current.then(|| Current { alpha: float(0), gain: float(1) }),
             adaptation: self.adapts.then(|| Adaptation { rho: float(2), jump: float(3) }),
+            fraction: self.fraction,
         })
     }
 }
@@ -186,7 +188,8 @@ fn floats() -> impl Strategy<Value = (Layer<f32>, Vec<f32>, Vec<f32>, usize, usi
         let n = channels * rows;
         (flags, levels, own, list(n * steps), list(n), 0..=steps).prop_map(move |(flags, levels, floats, x, v, cut)| {
             let (leak, reset, strict, refractory, current, adapts, each, plain) = flags;
-            let layer = Layer { leak, reset, strict, refractory, current, adapts, each, levels, floats };
+            let fraction = 0;
+            let layer = Layer { leak, reset, strict, refractory, current, adapts, fraction, each, levels, floats };
             // Half of them plain, as most layers are.
             let layer = if plain {
                 Layer { reset: reset % 3, refractory: 0, current: false, adapts: false, ..layer }
@@ -214,13 +217,16 @@ fn integers() -> impl Strategy<Value = (Layer<i32>, Vec<i32>, Vec<i32>, usize, u
         ];
         let n = channels * rows;
         let inputs = prop::collection::vec(input(), n * steps);
-        let flags = (0..3u8, 0..3u8, any::<bool>(), any::<u16>());
-        (flags, levels, inputs, list(n), 0..=steps).prop_map(move |((leak, reset, strict, each), levels, x, v, cut)| {
-            let floats = [const { Vec::new() }; 4];
-            let (refractory, current, adapts) = (0, false, false);
-            let layer = Layer { leak, reset, strict, refractory, current, adapts, each: each & 15, levels, floats };
-            (layer, x, v, channels, cut)
-        })
+        let flags = (0..3u8, 0..3u8, any::<bool>(), any::<u16>(), prop_oneof![Just(0), 0..23u32]);
+        (flags, levels, inputs, list(n), 0..=steps).prop_map(
+            move |((leak, reset, strict, each, fraction), levels, x, v, cut)| {
+                let floats = [const { Vec::new() }; 4];
+                let (refractory, current, adapts) = (0, false, false);
+                let each = each & 15;
+                let layer = Layer { leak, reset, strict, refractory, current, adapts, fraction, each, levels, floats };
+                (layer, x, v, channels, cut)
+            },
+        )
     })
 }
 
@@ -248,6 +254,7 @@ fn tasks_and_blocks() {
             refractory: 0,
             current: false,
             adapts: false,
+            fraction: 0,
             each: 4,
             levels: [vec![0.5], vec![0.0], (0..row).map(|i| (i % 13) as f32 / 8.0 + 0.25).collect(), vec![0.0]],
             floats: [const { Vec::new() }; 4],
@@ -270,6 +277,7 @@ fn potentials_saturate() {
         refractory: 0,
         current: false,
         adapts: false,
+        fraction: 0,
         each: 0,
         levels: [vec![], vec![], vec![(1 << 23) - 1], vec![]],
         floats: [const { Vec::new() }; 4],

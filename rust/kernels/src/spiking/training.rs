@@ -1,11 +1,14 @@
 //! What training asks of neurons: spikes as floats, and gradients back through
 //! all steps, with a smooth slope in place of the step function's.
 //!
+//! Integers are held in floats here, and computed as integers: what is trained is
+//! then what runs.
+//!
 //! The backward pass takes a block of neurons through its steps again, which
 //! costs less than reading stored potentials from memory.
 
 use super::rows::{self, HARD, KEEP, Levels, NO_LEAK, SOFT, TOWARD};
-use super::{BLOCK, Neurons, check_levels};
+use super::{BLOCK, Each, Neurons, Voltage, check_levels};
 use crate::error::{bail, try_zeroed};
 use crate::lanes::{Lanes, on_isa};
 use crate::{Ctl, Isa, Parts, Result};
@@ -32,6 +35,9 @@ pub struct Forward<'a> {
     pub v: &'a [f32],
     /// The slope of a spike.
     pub surrogate: Surrogate,
+    /// What the distance from the threshold is multiplied by before the slope is read, and the
+    /// slope after it: one over the size of a potential's unit.
+    pub sharpness: Each<'a, f32>,
     /// No gradient goes through the reset: a spike is a constant there.
     pub detach_reset: bool,
 }
@@ -63,9 +69,9 @@ const TASK: usize = 8 * BLOCK;
 ///
 /// # Errors
 /// As of [`super::simulate`].
-pub fn forward(
+pub fn forward<V: Voltage>(
     x: &[f32],
-    neurons: &Neurons<'_, f32>,
+    neurons: &Neurons<'_, V>,
     v: &mut [f32],
     spikes: &mut [f32],
     isa: Isa,
@@ -88,12 +94,13 @@ pub fn forward(
     })
 }
 
-/// The gradients of [`forward`].
+/// The gradients of [`forward`]. `exact` is what went forward; `neurons` the same in floats.
 ///
 /// # Errors
 /// [`crate::Error::Value`] where a length does not fit, [`crate::Error::Memory`],
 /// [`crate::Error::Interrupted`].
-pub fn backward(
+pub fn backward<V: Voltage>(
+    exact: &Neurons<'_, V>,
     neurons: &Neurons<'_, f32>,
     forward: &Forward<'_>,
     incoming: &Incoming<'_>,
@@ -102,7 +109,13 @@ pub fn backward(
     ctl: &Ctl,
 ) -> Result<()> {
     let n = forward.v.len();
-    let steps = check(forward.x, neurons, n)?;
+    let steps = check(forward.x, exact, n)?;
+    check(forward.x, neurons, n)?;
+    if let Each::Channel(x) = forward.sharpness
+        && (x.is_empty() || !n.is_multiple_of(x.len()))
+    {
+        bail!("sharpness: expected a length that divides {n} neurons, got {}", x.len());
+    }
     for (name, got, want) in [
         ("incoming spikes", incoming.spikes.len(), forward.x.len()),
         ("incoming v", incoming.v.len(), n),
@@ -133,7 +146,7 @@ pub fn backward(
         let ((x, v), leak) = parts.take(index);
         let part = Part { n, first: index * TASK, block, x, v, leak };
         let mut scratch = scratch[slot].lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        back(neurons, forward, incoming.spikes, part, &mut scratch, isa.at_most_avx2());
+        back(exact, neurons, forward, incoming.spikes, part, &mut scratch, isa.at_most_avx2());
     })
 }
 
@@ -147,9 +160,9 @@ fn by_task(rows: &mut [f32], n: usize) -> Vec<Vec<&mut [f32]>> {
 }
 
 /// That the neurons can be trained and fit; the number of steps.
-fn check(x: &[f32], neurons: &Neurons<'_, f32>, n: usize) -> Result<usize> {
-    if !neurons.is_plain() {
-        bail!("neurons: expected ones that have a potential and no more");
+fn check<V: Voltage>(x: &[f32], neurons: &Neurons<'_, V>, n: usize) -> Result<usize> {
+    if !neurons.is_plain() || neurons.fraction != 0 {
+        bail!("neurons: expected ones that have a potential and no more, and no fraction");
     }
     check_levels(neurons, n)?;
     if n == 0 && !x.is_empty() || n != 0 && !x.len().is_multiple_of(n) {
@@ -169,39 +182,56 @@ struct Part<'a> {
 }
 
 on_isa! {
-    fn fire(
-        x: &[f32], n: usize, first: usize, neurons: &Neurons<'_, f32>, v: &mut [f32], outs: &mut [&mut [f32]], set: Isa,
+    fn fire<V: Voltage>(
+        x: &[f32], n: usize, first: usize, neurons: &Neurons<'_, V>, v: &mut [f32], outs: &mut [&mut [f32]], set: Isa,
     ) = fire_in;
-    fn back(
-        neurons: &Neurons<'_, f32>, forward: &Forward<'_>, spikes: &[f32], part: Part<'_>, scratch: &mut [f32],
+    fn back<V: Voltage>(
+        exact: &Neurons<'_, V>, neurons: &Neurons<'_, f32>, forward: &Forward<'_>, spikes: &[f32], part: Part<'_>,
+        scratch: &mut [f32],
     ) = back_in;
 }
 
+/// Floats as potentials.
 #[inline(always)]
-fn fire_in<L: Lanes>(
+fn from_floats<V: Voltage>(x: &[f32], out: &mut [V]) {
+    for (out, &x) in out.iter_mut().zip(x) {
+        *out = V::from_float(x);
+    }
+}
+
+#[inline(always)]
+fn fire_in<L: Lanes, V: Voltage>(
     _: L,
     x: &[f32],
     n: usize,
     first: usize,
-    neurons: &Neurons<'_, f32>,
+    neurons: &Neurons<'_, V>,
     v: &mut [f32],
     outs: &mut [&mut [f32]],
     isa: Isa,
 ) {
     let mut levels = Levels::new(neurons);
+    let (mut inputs, mut potentials) = ([V::default(); BLOCK], [V::default(); BLOCK]);
     for (block, v) in v.chunks_mut(BLOCK).enumerate() {
-        let at = block * BLOCK;
-        levels.fill(neurons, first + at, v.len());
+        let (at, len) = (block * BLOCK, v.len());
+        levels.fill(neurons, first + at, len);
+        let (inputs, potentials) = (&mut inputs[..len], &mut potentials[..len]);
+        from_floats(v, potentials);
         for (t, out) in outs.iter_mut().enumerate() {
             let from = t * n + first + at;
-            rows::plain::<f32, rows::Floats>(&x[from..from + v.len()], v, &levels, &mut out[at..at + v.len()], isa);
+            from_floats(&x[from..from + len], inputs);
+            rows::plain::<V, rows::Floats>(inputs, potentials, &levels, &mut out[at..at + len], isa);
+        }
+        for (v, potential) in v.iter_mut().zip(potentials) {
+            *v = potential.float();
         }
     }
 }
 
 #[inline(always)]
-fn back_in<L: Lanes>(
+fn back_in<L: Lanes, V: Voltage>(
     l: L,
+    exact: &Neurons<'_, V>,
     neurons: &Neurons<'_, f32>,
     forward: &Forward<'_>,
     spikes: &[f32],
@@ -209,26 +239,32 @@ fn back_in<L: Lanes>(
     scratch: &mut [f32],
 ) {
     let steps = part.x.len();
-    let mut levels = Levels::new(neurons);
+    let (mut levels, mut exact_levels) = (Levels::new(neurons), Levels::new(exact));
+    let mut sharpness = [0.0; BLOCK];
     let (h, slope) = scratch.split_at_mut(steps * part.block);
-    let mut v = [0.0; BLOCK];
+    let (mut inputs, mut potentials, mut charged) =
+        ([V::default(); BLOCK], [V::default(); BLOCK], [V::default(); BLOCK]);
     let mut at = 0;
     while at < part.v.len() {
         let len = part.block.min(part.v.len() - at);
         let first = part.first + at;
         // Every loop below reads one value for each neuron.
-        levels.read_all(neurons, first, len);
-        let v = &mut v[..len];
-        v.copy_from_slice(&forward.v[first..first + len]);
+        levels.read(neurons, first, len);
+        exact_levels.read(exact, first, len);
+        rows::take(&forward.sharpness, first, &mut sharpness[..len]);
+        from_floats(&forward.v[first..first + len], &mut potentials[..len]);
         for t in 0..steps {
             let from = t * part.n + first;
+            from_floats(&forward.x[from..from + len], &mut inputs[..len]);
+            rows::charge_plain(&inputs[..len], &mut potentials[..len], &exact_levels, &mut charged[..len]);
             let h = &mut h[t * len..][..len];
-            rows::charge_plain(&forward.x[from..from + len], v, &levels, h);
-            slopes(l, forward.surrogate, h, &levels, &mut slope[t * len..][..len]);
+            for (h, charged) in h.iter_mut().zip(&charged) {
+                *h = charged.float();
+            }
+            slopes(l, forward.surrogate, h, &levels, &sharpness[..len], &mut slope[t * len..][..len]);
         }
         let grad_v = &mut part.v[at..at + len];
-        let leak = part.leak.get_mut(at..at + len);
-        let mut leak = leak.unwrap_or_default();
+        let mut leak = part.leak.get_mut(at..at + len).unwrap_or_default();
         for t in (0..steps).rev() {
             let from = t * part.n + first;
             let step = Step {
@@ -249,46 +285,51 @@ fn back_in<L: Lanes>(
 
 /// The slopes at h.
 #[inline(always)]
-fn slopes<L: Lanes>(l: L, surrogate: Surrogate, h: &[f32], levels: &Levels<f32>, out: &mut [f32]) {
-    let threshold = &levels.threshold[..h.len()];
-    let out = &mut out[..h.len()];
+fn slopes<L: Lanes>(l: L, surrogate: Surrogate, h: &[f32], levels: &Levels<f32>, sharpness: &[f32], out: &mut [f32]) {
+    let n = h.len();
+    let (threshold, sharpness, out) = (&levels.threshold[..n], &sharpness[..n], &mut out[..n]);
+    for j in 0..n {
+        out[j] = (h[j] - threshold[j]) * sharpness[j];
+    }
     match surrogate {
         Surrogate::Arctan(alpha) => {
             let inner = std::f32::consts::FRAC_PI_2 * alpha;
-            for j in 0..h.len() {
-                let z = (h[j] - threshold[j]) * inner;
-                out[j] = (alpha / 2.0) / (1.0 + z * z);
+            for u in out.iter_mut() {
+                let z = *u * inner;
+                *u = (alpha / 2.0) / (1.0 + z * z);
             }
         }
         Surrogate::Triangle(alpha) => {
-            for j in 0..h.len() {
-                let slope = alpha - alpha * alpha * (h[j] - threshold[j]).abs();
-                out[j] = if slope > 0.0 { slope } else { 0.0 };
+            for u in out.iter_mut() {
+                let slope = alpha - alpha * alpha * u.abs();
+                *u = if slope > 0.0 { slope } else { 0.0 };
             }
         }
         Surrogate::FastSigmoid(alpha) => {
-            for j in 0..h.len() {
-                let z = 1.0 + alpha * (h[j] - threshold[j]).abs();
-                out[j] = 1.0 / (z * z);
+            for u in out.iter_mut() {
+                let z = 1.0 + alpha * u.abs();
+                *u = 1.0 / (z * z);
             }
         }
         Surrogate::Sigmoid(alpha) => {
             // σ(1 - σ) = e / (1 + e)² with e = exp(-|αu|), which never overflows.
-            for j in 0..h.len() {
-                out[j] = -(alpha * (h[j] - threshold[j])).abs();
-            }
             let mut lanes = [0.0; 16];
             for part in out.chunks_mut(L::N) {
                 let lanes = &mut lanes[..L::N];
-                lanes[..part.len()].copy_from_slice(part);
+                for (lane, u) in lanes.iter_mut().zip(&*part) {
+                    *lane = -(alpha * u).abs();
+                }
                 let e = l.exp(l.load(lanes));
                 l.store(e, lanes);
                 part.copy_from_slice(&lanes[..part.len()]);
             }
-            for e in out {
+            for e in out.iter_mut() {
                 *e = alpha * *e / ((1.0 + *e) * (1.0 + *e));
             }
         }
+    }
+    for j in 0..n {
+        out[j] *= sharpness[j];
     }
 }
 
