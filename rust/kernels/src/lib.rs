@@ -12,6 +12,7 @@
 //! | [`codebook`] | k-means |
 //! | [`levels`] | levels by formula and by search; numbers to codes and back |
 //! | [`conv`] | integer convolutions, pooling, and what else a network does to codes |
+//! | [`spiking`] | products of spikes with weights |
 //!
 //! In a family, `scalar.rs` is the definition and the files named after an
 //! instruction set equal it, bit for bit. Every function takes an [`Isa`], so
@@ -39,6 +40,7 @@ mod lanes;
 pub mod levels;
 pub mod packing;
 mod par;
+pub mod spiking;
 
 pub use error::{Error, Result};
 pub use isa::Isa;
