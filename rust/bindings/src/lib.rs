@@ -10,6 +10,7 @@ mod gemm;
 mod integer;
 mod levels;
 mod packing;
+mod spiking_product;
 mod system;
 
 use numpy::{PyArray1, PyArrayMethods, PyUntypedArrayMethods};
@@ -41,6 +42,7 @@ fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     codebook::register(m)?;
     levels::register(m)?;
     conv::register(m)?;
+    spiking_product::register(m)?;
     integer::register(m)?;
     system::register(m)
 }

@@ -18,12 +18,12 @@ trait Row {
     /// The greatest code.
     const MOST: usize;
     /// # Safety
-    /// `Self::BYTES` bytes can be read at `from`.
+    /// The CPU has AVX2; `Self::BYTES` bytes can be read at `from`.
     unsafe fn load<const V: usize>(from: *const u8) -> [__m256i; V];
 }
 
-/// Bytes that hold codes of so many bits.
-struct Bytes<const V: usize, const NBITS: u32>;
+/// W vectors of bytes that hold codes of so many bits.
+struct Bytes<const W: usize, const NBITS: u32>;
 
 impl<const W: usize, const NBITS: u32> Row for Bytes<W, NBITS> {
     const BYTES: usize = 32 * W;
@@ -32,12 +32,8 @@ impl<const W: usize, const NBITS: u32> Row for Bytes<W, NBITS> {
     #[inline(always)]
     unsafe fn load<const V: usize>(from: *const u8) -> [__m256i; V] {
         const { assert!(V == W) };
-        let mut x = [unsafe { std::mem::zeroed() }; V];
-        for (v, x) in x.iter_mut().enumerate() {
-            // SAFETY: the caller's promise, for 32 V bytes.
-            *x = unsafe { _mm256_loadu_si256(from.add(32 * v).cast()) };
-        }
-        x
+        // SAFETY: the caller's promise, for 32 V bytes.
+        unsafe { std::array::from_fn(|v| _mm256_loadu_si256(from.add(32 * v).cast())) }
     }
 }
 
@@ -137,23 +133,22 @@ unsafe fn sums<R: Row, const V: usize>(
         let (mut all, mut odd) = ([_mm256_setzero_si256(); V], [_mm256_setzero_si256(); V]);
         if few == 1 {
             let (twos, last) = part.as_chunks::<2>();
-            // SAFETY (both loops): the list's numbers are rows of the panel.
-            for ks in twos {
-                for &k in ks {
-                    let x = unsafe { R::load::<V>(panel.rows.as_ptr().add(k as usize * R::BYTES)) };
-                    add(&mut all, &mut odd, x);
-                }
+            for &[k, l] in twos {
+                // SAFETY: the list's numbers are rows of the panel.
+                let (x, y) = unsafe { (row::<R, V>(panel, k), row::<R, V>(panel, l)) };
+                add(&mut all, &mut odd, x);
+                add(&mut all, &mut odd, y);
             }
             for &k in last {
-                let x = unsafe { R::load::<V>(panel.rows.as_ptr().add(k as usize * R::BYTES)) };
-                add(&mut all, &mut odd, x);
+                // SAFETY: as above.
+                add(&mut all, &mut odd, unsafe { row::<R, V>(panel, k) });
             }
         } else {
             for few in part.chunks(few) {
                 let mut bytes = [_mm256_setzero_si256(); V];
                 for &k in few {
                     // SAFETY: the list's numbers are rows of the panel.
-                    let x = unsafe { R::load::<V>(panel.rows.as_ptr().add(k as usize * R::BYTES)) };
+                    let x = unsafe { row::<R, V>(panel, k) };
                     for v in 0..V {
                         bytes[v] = _mm256_add_epi8(bytes[v], x[v]);
                     }
@@ -187,6 +182,14 @@ unsafe fn sums<R: Row, const V: usize>(
         }
         (rest, from) = (after, out.as_ptr());
     }
+}
+
+/// # Safety
+/// The CPU has AVX2; the panel has a row `k`, of `R`.
+#[inline(always)]
+unsafe fn row<R: Row, const V: usize>(panel: &Panel, k: u32) -> [__m256i; V] {
+    // SAFETY: the caller's promise.
+    unsafe { R::load::<V>(panel.rows.as_ptr().add(k as usize * R::BYTES)) }
 }
 
 #[inline]

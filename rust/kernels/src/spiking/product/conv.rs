@@ -50,12 +50,28 @@ impl SpikeConv2d {
         checked_product("weight", &[self.kernel[0], self.kernel[1], self.input[2]])
     }
 
-    /// How many pairs of a spike and an output, channels aside, meet: for each row and each column
-    /// of the image, how many outputs it reaches.
+    /// How many pairs there are of an input that is not 0 and a place of the output that it
+    /// reaches: times the outputs of a place, the additions of a convolution.
     ///
     /// # Errors
-    /// As [`Self::output`]; [`Error::Memory`].
-    pub fn reach(&self) -> Result<[Vec<u64>; 2]> {
+    /// As [`Self::output`]; [`Error::Value`] for another length; [`Error::Memory`]; [`Error::Interrupted`].
+    pub fn pairs(&self, bytes: &[u8], images: usize, ctl: &Ctl) -> Result<u64> {
+        let ([rows, columns], [h, w, c]) = (self.reach()?, self.input);
+        if bytes.len() != checked_product("spikes", &[images, h, w, c])? {
+            bail!("spikes: expected {images} images {h} by {w} by {c}, got {} bytes", bytes.len());
+        }
+        let mut pairs = 0;
+        for (i, row) in bytes.chunks_exact((w * c).max(1)).enumerate() {
+            let places = row.chunks_exact(c).zip(&columns);
+            let of = |place: &[u8]| place.iter().filter(|&&x| x != 0).count() as u64;
+            pairs += rows[i % h] * places.map(|(place, reached)| of(place) * reached).sum::<u64>();
+            ctl.check()?;
+        }
+        Ok(pairs)
+    }
+
+    /// For each row and each column of the image, how many of the output's it reaches.
+    fn reach(&self) -> Result<[Vec<u64>; 2]> {
         let out = self.output()?;
         let mut both = [Vec::new(), Vec::new()];
         for (axis, reached) in both.iter_mut().enumerate() {

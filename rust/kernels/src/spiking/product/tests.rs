@@ -295,14 +295,9 @@ fn check_conv(conv: &SpikeConv2d, images: usize, filters: usize, most: u64, perc
         assert!(out.iter().map(|&x| x as i64).eq(want.iter().copied()), "floats {} {conv:?} {seed}", isa.name());
     }
     // What the operations are counted by.
-    let [rows, columns] = conv.reach().unwrap();
     let ones = vec![1; k * filters];
     let spikes: Vec<u8> = x.iter().map(|&x| x.min(1)).collect();
-    let [h, wide, c] = conv.input;
-    let counted: u64 = (0..x.len())
-        .filter(|&i| x[i] != 0)
-        .map(|i| rows[i / (wide * c) % h] * columns[i / c % wide] * filters as u64)
-        .sum();
+    let counted = conv.pairs(&x, images, &ctl).unwrap() * filters as u64;
     assert_eq!(counted as i64, conv_by_the_book(&spikes, images, conv, &ones, filters).iter().sum::<i64>());
 }
 
