@@ -20,6 +20,7 @@ from lowbit.conv import conv2d
 from lowbit.gemm import linear, matmul_int8, mlp, tile_matrix
 from lowbit.levels import boundaries, decode, density_levels, encode, fit_levels, fit_levels_rows
 from lowbit.packing import pack_codes, unpack_codes
+from lowbit.spike_product import SpikeWeight, spike_conv2d, spike_matmul, spike_operations, tile_spike_weight
 from lowbit.system import available_isas, get_num_threads, isa, set_num_threads, threads
 from lowbit.types import (
     ConvergenceWarning,
@@ -55,6 +56,7 @@ __all__ = [
     "QuantizedWeight",
     "RowCodes",
     "Series",
+    "SpikeWeight",
     "TiledMatrix",
     "Uniform",
     "__version__",
@@ -86,7 +88,11 @@ __all__ = [
     "reconstruct",
     "round_with_feedback",
     "set_num_threads",
+    "spike_conv2d",
+    "spike_matmul",
+    "spike_operations",
     "threads",
     "tile_matrix",
+    "tile_spike_weight",
     "unpack_codes",
 ]
