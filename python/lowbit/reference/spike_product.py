@@ -47,7 +47,8 @@ class SpikeWeight:
         at = 0
         for first in range(0, self.n, 64):
             width, cols = _width(self, first), min(64, self.n - first)
-            rows = self.tiled[at + 4 * width :][: self.k * width * self.nbits // 8].reshape(self.k, -1)
+            row_bytes = width * self.nbits // 8
+            rows = self.tiled[at + 4 * width :][: self.k * row_bytes].reshape(self.k, row_bytes)
             parts = [rows >> shift & (2**self.nbits - 1) for shift in range(0, 8, self.nbits)]
             stored = np.concatenate(parts, axis=1)[:, _places(width)].astype(np.int16)
             out[:, first : first + cols] = (stored - 2 ** (self.nbits - 1))[:, :cols]
@@ -155,7 +156,7 @@ def spike_matmul(
         x = np.unpackbits(x, axis=-1, count=weight.k, bitorder="little")
     if not counts and x.size and x.max() > 1:
         raise ValueError(f"spikes: expected 0 or 1, got {x.max()}")
-    sums = _product(x.reshape(-1, weight.k), weight.untile(), bias)
+    sums = _product(x.reshape(math.prod(x.shape[:-1]), weight.k), weight.untile(), bias)
     return _answer(sums.reshape(*x.shape[:-1], weight.n), out)
 
 
@@ -184,7 +185,8 @@ def spike_conv2d(
     if not counts and x.size and x.max() > 1:
         raise ValueError(f"spikes: expected 0 or 1, got {x.max()}")
     windows = _windows(x, weight, stride, padding)
-    sums = _product(windows.reshape(-1, weight.k), weight.untile().reshape(weight.k, weight.n), bias)
+    rows = windows.reshape(math.prod(windows.shape[:3]), weight.k)
+    sums = _product(rows, weight.untile().reshape(weight.k, weight.n), bias)
     return _answer(sums.reshape(*x.shape[:-3], *windows.shape[1:3], weight.n), out)
 
 

@@ -33,7 +33,7 @@ use lists::{Kind, Lists};
 use weight::{PANEL, Panel};
 
 /// Indices that are listed before their rows are added: with a panel they stay in L2.
-const LISTED: usize = 1 << 15;
+const LISTED: usize = 1 << 16;
 /// Additions of a task, at most, were every input a spike: so that Ctrl-C waits for 0.1 s at most.
 const TASK: usize = 1 << 30;
 
@@ -372,11 +372,12 @@ impl Sum for i32 {
         let planes = &lists.planes[row.planes.clone()];
         let start = &starts[usize::from(row.minus)];
         let add = |tile: &mut [i32; PANEL]| {
-            let mut from = *start;
-            for plane in planes {
-                add_codes(panel, &lists.indices[plane.at.clone()], plane.shift, row.minus, &from, tile, isa);
+            let mut last = [0; PANEL];
+            for (i, plane) in planes.iter().enumerate() {
+                let from = if i == 0 { start } else { &last };
+                add_codes(panel, &lists.indices[plane.at.clone()], plane.shift, row.minus, from, tile, isa);
                 if planes.len() > 1 {
-                    from = *tile;
+                    last = *tile;
                 }
             }
         };

@@ -146,8 +146,16 @@ unsafe fn sums<R: Row, const V: usize>(
         } else {
             for few in part.chunks(few) {
                 let mut bytes = [_mm256_setzero_si256(); V];
-                for &k in few {
+                let (twos, last) = few.as_chunks::<2>();
+                for &[k, l] in twos {
                     // SAFETY: the list's numbers are rows of the panel.
+                    let (x, y) = unsafe { (row::<R, V>(panel, k), row::<R, V>(panel, l)) };
+                    for v in 0..V {
+                        bytes[v] = _mm256_add_epi8(_mm256_add_epi8(bytes[v], x[v]), y[v]);
+                    }
+                }
+                for &k in last {
+                    // SAFETY: as above.
                     let x = unsafe { row::<R, V>(panel, k) };
                     for v in 0..V {
                         bytes[v] = _mm256_add_epi8(bytes[v], x[v]);
@@ -280,23 +288,36 @@ unsafe fn float_sums<const V: usize, const COUNTS: bool>(
     }
 }
 
-/// As [`super::lists::bits_of`].
-pub(super) fn bits_of(isa: Isa, bytes: &[u8; WORD]) -> (u64, bool) {
+/// As `bits_of` of `lists.rs`.
+pub(super) fn bits_of(isa: Isa, bytes: &[[u8; WORD]], out: &mut [u64]) -> bool {
+    #[target_feature(enable = "avx2")]
+    fn run(bytes: &[[u8; WORD]], out: &mut [u64]) -> bool {
+        let mut seen = _mm256_setzero_si256();
+        let mask = |x| u64::from(_mm256_movemask_epi8(_mm256_slli_epi16::<7>(x)) as u32);
+        for (bytes, out) in bytes.iter().zip(out) {
+            // SAFETY: the array is 64 bytes.
+            let (x, y) = unsafe {
+                (_mm256_loadu_si256(bytes.as_ptr().cast()), _mm256_loadu_si256(bytes.as_ptr().add(32).cast()))
+            };
+            seen = _mm256_or_si256(seen, _mm256_or_si256(x, y));
+            *out = mask(x) | mask(y) << 32;
+        }
+        _mm256_testz_si256(seen, _mm256_set1_epi8(-2)) == 1
+    }
     assert!(isa.has_avx2());
     // SAFETY: an `Isa` that has AVX2 exists only where the CPU has it.
-    unsafe { bits(bytes) }
+    unsafe { run(bytes, out) }
 }
 
-#[inline]
-#[target_feature(enable = "avx2")]
-fn bits(bytes: &[u8; WORD]) -> (u64, bool) {
-    // SAFETY: the array is 64 bytes.
-    let (x, y) =
-        unsafe { (_mm256_loadu_si256(bytes.as_ptr().cast()), _mm256_loadu_si256(bytes.as_ptr().add(32).cast())) };
-    let mask = |x| _mm256_movemask_epi8(_mm256_slli_epi16::<7>(x)) as u32;
-    let more = _mm256_or_si256(x, y);
-    let fit = _mm256_testz_si256(more, _mm256_set1_epi8(-2)) == 1;
-    (u64::from(mask(x)) | u64::from(mask(y)) << 32, fit)
+/// As [`super::lists::count_in`], with `popcnt`.
+pub(super) fn count_in(isa: Isa, words: &[u64]) -> usize {
+    #[target_feature(enable = "popcnt")]
+    fn run(words: &[u64]) -> usize {
+        super::lists::count_in(words)
+    }
+    assert!(isa.has_avx2());
+    // SAFETY: an `Isa` that has AVX2 exists only where the CPU has it, and `popcnt`.
+    unsafe { run(words) }
 }
 
 /// As [`super::lists::numbers_of`], with `tzcnt`, `blsr` and `popcnt`; true.

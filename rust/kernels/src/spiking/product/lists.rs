@@ -17,6 +17,7 @@ pub(super) struct Lists {
     pub rows: Vec<Row>,
     words: Vec<u64>,
     spare: Vec<u32>,
+    spare_bytes: Vec<u8>,
 }
 
 /// Inputs that all count 2^shift.
@@ -51,21 +52,39 @@ impl Kind {
     }
 }
 
-/// The lowest bits of 64 bytes, and whether there are no others.
-pub(super) fn bits_of(isa: Isa, bytes: &[u8; WORD]) -> (u64, bool) {
+/// Bytes of 0 and 1 as bits, 64 to a word; false where there are others, whose lowest bits it takes.
+fn bits_of(isa: Isa, bytes: &[[u8; WORD]], out: &mut [u64]) -> bool {
     #[cfg(target_arch = "x86_64")]
     if isa.has_avx2() {
-        return super::avx2::bits_of(isa, bytes);
+        return super::avx2::bits_of(isa, bytes, out);
     }
     let _ = isa;
-    let (mut bits, mut seen) = (0, 0);
-    for (i, eight) in bytes.as_chunks().0.iter().enumerate() {
-        let x = u64::from_le_bytes(*eight);
-        seen |= x;
-        // Bit 0 of byte j goes to bit 56 + j, and nothing else there or below carries into it.
-        bits |= ((x & 0x0101_0101_0101_0101).wrapping_mul(0x0102_0408_1020_4080) >> 56) << (8 * i);
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    let mut seen = 0;
+    for (bytes, out) in bytes.iter().zip(out) {
+        *out = 0;
+        for (i, eight) in bytes.as_chunks().0.iter().enumerate() {
+            let x = u64::from_le_bytes(*eight);
+            seen |= x;
+            // Bit 0 of byte j goes to bit 56 + j, and nothing else there or below carries into it.
+            *out |= ((x & ONES).wrapping_mul(0x0102_0408_1020_4080) >> 56) << (8 * i);
+        }
     }
-    (bits, seen & !0x0101_0101_0101_0101 == 0)
+    seen & !ONES == 0
+}
+
+#[inline(always)]
+pub(super) fn count_in(words: &[u64]) -> usize {
+    words.iter().map(|word| word.count_ones() as usize).sum()
+}
+
+fn count(isa: Isa, words: &[u64]) -> usize {
+    #[cfg(target_arch = "x86_64")]
+    if isa.has_avx2() {
+        return super::avx2::count_in(isa, words);
+    }
+    let _ = isa;
+    count_in(words)
 }
 
 /// The numbers of the set bits, which are as many as `out` has before its last 8; those are scratch.
@@ -120,12 +139,12 @@ impl Lists {
     pub(super) fn push_packed(&mut self, isa: Isa, bits: &[u8], k: usize, kind: Kind) -> Result<u64> {
         self.words.clear();
         grow(&mut self.words, k.div_ceil(WORD))?;
-        let mut eights = bits.chunks_exact(8);
-        for eight in &mut eights {
-            self.words.push(eight.iter().rev().fold(0, |word, &byte| word << 8 | u64::from(byte)));
-        }
-        if !eights.remainder().is_empty() {
-            self.words.push(eights.remainder().iter().rev().fold(0, |word, &byte| word << 8 | u64::from(byte)));
+        let (eights, rest) = bits.as_chunks();
+        self.words.extend(eights.iter().map(|eight| u64::from_le_bytes(*eight)));
+        if !rest.is_empty() {
+            let mut last = [0; 8];
+            last[..rest.len()].copy_from_slice(rest);
+            self.words.push(u64::from_le_bytes(last));
         }
         self.push_words(isa, k, kind)
     }
@@ -153,7 +172,7 @@ impl Lists {
         if !self.words_of(isa, bytes)? {
             return Ok(false);
         }
-        let count = self.words.iter().map(|w| w.count_ones() as usize).sum();
+        let count = count(isa, &self.words);
         append_numbers(isa, &self.words, count, &mut self.indices)?;
         Ok(true)
     }
@@ -170,17 +189,14 @@ impl Lists {
     }
 
     fn append_counts(&mut self, isa: Isa, bytes: &[u8]) -> Result<()> {
-        self.words.clear();
-        grow(&mut self.words, bytes.len().div_ceil(WORD))?;
-        for part in bytes.chunks(WORD) {
-            let mut word = [0; WORD];
-            for (to, &count) in word.iter_mut().zip(part) {
-                *to = u8::from(count != 0);
-            }
-            self.words.push(bits_of(isa, &word).0);
-        }
+        self.spare_bytes.clear();
+        grow(&mut self.spare_bytes, bytes.len())?;
+        self.spare_bytes.extend(bytes.iter().map(|&count| u8::from(count != 0)));
+        let spare = std::mem::take(&mut self.spare_bytes);
+        self.words_of(isa, &spare)?;
+        self.spare_bytes = spare;
         let at = self.indices.len();
-        let count = self.words.iter().map(|w| w.count_ones() as usize).sum();
+        let count = count(isa, &self.words);
         append_numbers(isa, &self.words, count, &mut self.indices)?;
         grow(&mut self.counts, count)?;
         self.counts.extend(self.indices[at..].iter().map(|&k| bytes[k as usize]));
@@ -189,22 +205,22 @@ impl Lists {
 
     /// Bytes of 0 and 1 as words of bits; false where there are others.
     fn words_of(&mut self, isa: Isa, bytes: &[u8]) -> Result<bool> {
-        self.words.clear();
-        grow(&mut self.words, bytes.len().div_ceil(WORD))?;
         let (whole, rest) = bytes.as_chunks::<WORD>();
-        let mut fit = true;
-        let mut last = [0; WORD];
-        last[..rest.len()].copy_from_slice(rest);
-        for bytes in whole.iter().chain((!rest.is_empty()).then_some(&last)) {
-            let (word, fits) = bits_of(isa, bytes);
-            self.words.push(word);
-            fit &= fits;
+        self.words.clear();
+        grow(&mut self.words, whole.len() + 1)?;
+        self.words.resize(whole.len(), 0);
+        let mut fit = bits_of(isa, whole, &mut self.words);
+        if !rest.is_empty() {
+            let (mut last, mut word) = ([0; WORD], [0]);
+            last[..rest.len()].copy_from_slice(rest);
+            fit &= bits_of(isa, &[last], &mut word);
+            self.words.extend(word);
         }
         Ok(fit)
     }
 
     fn push_words(&mut self, isa: Isa, k: usize, kind: Kind) -> Result<u64> {
-        let ones: usize = self.words.iter().map(|w| w.count_ones() as usize).sum();
+        let ones = count(isa, &self.words);
         let minus = kind == Kind::Spikes && 2 * ones > k;
         let mut count = ones;
         if minus {
