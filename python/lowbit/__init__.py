@@ -21,6 +21,7 @@ from lowbit.gemm import linear, matmul_int8, mlp, tile_matrix
 from lowbit.levels import boundaries, decode, density_levels, encode, fit_levels, fit_levels_rows
 from lowbit.neurons import ALIF, IF, LIF, CubaLIF, NeuronState, Spikes
 from lowbit.packing import pack_codes, unpack_codes
+from lowbit.spike_product import SpikeWeight, spike_conv2d, spike_matmul, spike_operations, tile_spike_weight
 from lowbit.spiking import simulate
 from lowbit.system import available_isas, get_num_threads, isa, set_num_threads, threads
 from lowbit.types import (
@@ -62,6 +63,7 @@ __all__ = [
     "QuantizedWeight",
     "RowCodes",
     "Series",
+    "SpikeWeight",
     "Spikes",
     "Spiking",
     "TiledMatrix",
@@ -96,7 +98,11 @@ __all__ = [
     "round_with_feedback",
     "set_num_threads",
     "simulate",
+    "spike_conv2d",
+    "spike_matmul",
+    "spike_operations",
     "threads",
     "tile_matrix",
+    "tile_spike_weight",
     "unpack_codes",
 ]

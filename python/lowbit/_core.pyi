@@ -288,6 +288,42 @@ def thread_complaints() -> list[str]: ...
 def use_openmp(path: str) -> bool: ...
 def _panic(text: str, work: int) -> None: ...
 
+# spike_product: `nbits` is 32 for float32; sums are int32 or float32 with it
+#: Input's H, W, C; kernel; stride; padding.
+_Sizes: TypeAlias = tuple[
+    tuple[int, int, int], tuple[int, int], tuple[int, int], tuple[tuple[int, int], tuple[int, int]]
+]
+
+def spike_weight_len(k: int, n: int, nbits: int) -> int: ...
+def tile_spike_weight(w: NDArray[Any], k: int, n: int, nbits: int, out: NDArray[np.uint8]) -> None: ...
+def untile_spike_weight(tiled: NDArray[np.uint8], k: int, n: int, nbits: int, out: NDArray[Any]) -> None: ...
+def spike_matmul(
+    spikes: NDArray[np.uint8],
+    kind: str,
+    m: int,
+    tiled: NDArray[np.uint8],
+    k: int,
+    n: int,
+    nbits: int,
+    bias: NDArray[Any] | None,
+    out: NDArray[Any],
+    isa: str | None,
+) -> None: ...
+def spike_conv2d_size(sizes: _Sizes) -> list[int]: ...
+def spike_conv2d(
+    spikes: NDArray[np.uint8],
+    kind: str,
+    images: int,
+    sizes: _Sizes,
+    tiled: NDArray[np.uint8],
+    n: int,
+    nbits: int,
+    bias: NDArray[Any] | None,
+    out: NDArray[Any],
+    isa: str | None,
+) -> None: ...
+def spike_conv2d_pairs(spikes: NDArray[np.uint8], images: int, sizes: _Sizes) -> int: ...
+
 # conv: stride, dilation, padding, groups
 _Steps: TypeAlias = tuple[tuple[int, int], tuple[int, int], tuple[tuple[int, int], tuple[int, int]], int]
 

@@ -55,6 +55,13 @@ mod x86 {
             run: fma_zmm,
         },
         Peak { name: c"vfmadd231ps ymm", ops: 12 * 16, supported: || is_x86_feature_detected!("fma"), run: fma_ymm },
+        // Additions of bytes as sums of 16 bits: one operation each.
+        Peak {
+            name: c"2 vpaddw + vpsrlw ymm",
+            ops: 4 * 32,
+            supported: || is_x86_feature_detected!("avx2"),
+            run: add_bytes_ymm,
+        },
     ];
 
     /// A loop of `$line`s, counting `$turns` down, with registers zeroed before
@@ -122,6 +129,27 @@ mod x86 {
                 concat!($add, " ymm7, ymm7, ymm11"),
             )
         };
+    }
+
+    unsafe fn add_bytes_ymm(turns: u64) {
+        // SAFETY: the CPU has AVX2; the block declares every register it writes.
+        unsafe {
+            turns!(
+                turns,
+                "vpaddw ymm0, ymm0, ymm15",
+                "vpsrlw ymm8, ymm15, 8",
+                "vpaddw ymm4, ymm4, ymm8",
+                "vpaddw ymm1, ymm1, ymm15",
+                "vpsrlw ymm9, ymm15, 8",
+                "vpaddw ymm5, ymm5, ymm9",
+                "vpaddw ymm2, ymm2, ymm15",
+                "vpsrlw ymm10, ymm15, 8",
+                "vpaddw ymm6, ymm6, ymm10",
+                "vpaddw ymm3, ymm3, ymm15",
+                "vpsrlw ymm11, ymm15, 8",
+                "vpaddw ymm7, ymm7, ymm11",
+            )
+        }
     }
 
     unsafe fn vnni_zmm(turns: u64) {

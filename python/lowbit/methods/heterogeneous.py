@@ -9,26 +9,9 @@ Either ends in rules for `quantize_`; `finetune_` is the quantization-aware trai
 
 from __future__ import annotations
 
-import copy
-import json
-import math
-import os
-import re
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Executor
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
-import numpy as np
-import torch
-from torch import nn
-from torch.nn import functional
-
-from lowbit import knapsack as exact
-from lowbit.config import Config, Spiking
-from lowbit.torch.quantize import Rule, quantize_
-from lowbit.torch.spiking import QuantSpikingLayer, SpikingLayer, _Nearest, best_step
+from lowbit.config import Spiking
 
 __all__ = ["CANDIDATES", "Assignment", "Costs", "assign", "finetune_", "knapsack", "layers", "search"]
 

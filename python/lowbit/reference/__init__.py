@@ -28,12 +28,20 @@ from lowbit.reference.gemm import (
 )
 from lowbit.reference.levels import boundaries, decode, density_levels, encode, fit_levels, fit_levels_rows
 from lowbit.reference.packing import pack_codes, unpack_codes
+from lowbit.reference.spike_product import (
+    SpikeWeight,
+    spike_conv2d,
+    spike_matmul,
+    spike_operations,
+    tile_spike_weight,
+)
 from lowbit.reference.spiking import simulate
 
 __all__ = [
     "CodebookWeight",
     "GroupedWeight",
     "QuantizedWeight",
+    "SpikeWeight",
     "TiledMatrix",
     "assign",
     "boundaries",
@@ -60,6 +68,10 @@ __all__ = [
     "reconstruct",
     "round_with_feedback",
     "simulate",
+    "spike_conv2d",
+    "spike_matmul",
+    "spike_operations",
     "tile_matrix",
+    "tile_spike_weight",
     "unpack_codes",
 ]

@@ -11,6 +11,7 @@ mod integer;
 mod levels;
 mod packing;
 mod spiking;
+mod spiking_product;
 mod system;
 
 use numpy::{PyArray1, PyArrayMethods, PyUntypedArrayMethods};
@@ -42,6 +43,7 @@ fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     codebook::register(m)?;
     levels::register(m)?;
     conv::register(m)?;
+    spiking_product::register(m)?;
     integer::register(m)?;
     spiking::register(m)?;
     system::register(m)

@@ -2,7 +2,7 @@
 //! dtypes; lengths are checked again by the kernel.
 
 use lowbit_kernels::spiking::training::{self, Forward, Incoming, Outgoing, Surrogate};
-use lowbit_kernels::spiking::{self, Adaptation, Current, Each, Leak, Neurons, Reset, Spikes, State, Voltage};
+use lowbit_kernels::spiking::{self, Adaptation, Current, Each, Leak, Neurons, Reset, SpikesOut, State, Voltage};
 use numpy::{Element, PyReadonlyArrayDyn, PyReadwriteArrayDyn};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -126,8 +126,8 @@ fn run<V: Element + Voltage>(
     let mut state = State { v: v.as_slice_mut()?, i: slice(&mut i)?, a: slice(&mut a)?, left: slice(&mut left)? };
     let out = spikes.as_slice_mut()?;
     let spikes = match row {
-        Some(row) => Spikes::Bits { out, row },
-        None => Spikes::Bytes(out),
+        Some(row) => SpikesOut::Bits { out, row },
+        None => SpikesOut::Bytes(out),
     };
     let trace = trace.as_mut().map(|trace| trace.as_slice_mut()).transpose()?;
     call::run(py, x.len(), Threads::default(), |ctl| {
@@ -163,7 +163,7 @@ fn simulate_i32(
     run::<i32>(x, neuron, &state, spikes, row, trace, isa)
 }
 
-/// Spikes as floats; `v` becomes what the last step leaves. Of integers where `exact`.
+/// SpikesOut as floats; `v` becomes what the last step leaves. Of integers where `exact`.
 #[pyfunction]
 #[pyo3(signature = (x, neuron, exact, v, spikes, threads, openmp, isa))]
 #[allow(clippy::too_many_arguments)]

@@ -12,7 +12,7 @@
 //! | [`codebook`] | k-means |
 //! | [`levels`] | levels by formula and by search; numbers to codes and back |
 //! | [`conv`] | integer convolutions, pooling, and what else a network does to codes |
-//! | [`spiking`] | spiking neurons, products of spikes |
+//! | [`spiking`] | spiking neurons, products of spikes with weights |
 //!
 //! In a family, `scalar.rs` is the definition and the files named after an
 //! instruction set equal it, bit for bit. Every function takes an [`Isa`], so

@@ -1,4 +1,5 @@
-//! Spiking neurons: layers of them, step by step, and the spikes they fire.
+//! Spiking neurons, layers of them, step by step, and the spikes they fire; products of spikes
+//! with weights ([`spike_matmul`], [`spike_conv2d`]).
 //!
 //! A layer is [`Neurons`]: how the potential leaks, when it fires, what a spike
 //! does to it. [`simulate`] takes it through `steps` rows of inputs, time
@@ -8,7 +9,7 @@
 //! and every instruction set gives its bits.
 //!
 //! ```
-//! use lowbit_kernels::spiking::{Each, Leak, Neurons, Reset, Spikes, State, simulate};
+//! use lowbit_kernels::spiking::{Each, Leak, Neurons, Reset, SpikesOut, State, simulate};
 //! use lowbit_kernels::{Ctl, Isa};
 //!
 //! // v = v / 2 + x, fires from 1 on, then starts from 0: two neurons, three steps.
@@ -20,7 +21,7 @@
 //!     &[0.5, 1.0, 0.8, 0.1, 0.1, 0.1],
 //!     &neurons,
 //!     &mut State::new(&mut v),
-//!     Spikes::Bytes(&mut spikes),
+//!     SpikesOut::Bytes(&mut spikes),
 //!     None,
 //!     Isa::best(),
 //!     &Ctl::new(1),
@@ -32,6 +33,7 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+mod product;
 mod rows;
 mod scalar;
 #[cfg(test)]
@@ -40,6 +42,10 @@ pub mod training;
 
 use crate::error::{bail, checked_product};
 use crate::{Ctl, Isa, Parts, Result};
+pub use product::{
+    MAX_SPIKE_K, SpikeConv2d, SpikeForm, SpikeWeight, Spikes, Start, Sums, spike_conv2d, spike_matmul,
+    spike_weight_len, tile_spike_codes, tile_spike_floats, untile_spike_codes, untile_spike_floats,
+};
 pub use scalar::Voltage;
 
 /// Neurons that are taken through all steps together: their potentials and one
@@ -186,7 +192,7 @@ impl<'a, V> State<'a, V> {
 
 /// Where spikes go, steps outermost.
 #[derive(Debug)]
-pub enum Spikes<'a> {
+pub enum SpikesOut<'a> {
     /// A byte of 0 or 1 for each neuron and step.
     Bytes(&'a mut [u8]),
     /// Bits: rows of `row` neurons, each beginning on a byte, as [`crate::packing`] has them.
@@ -210,7 +216,7 @@ pub fn simulate<V: Voltage>(
     x: &[V],
     neurons: &Neurons<'_, V>,
     state: &mut State<'_, V>,
-    spikes: Spikes<'_>,
+    spikes: SpikesOut<'_>,
     trace: Option<&mut [V]>,
     isa: Isa,
     ctl: &Ctl,
@@ -222,8 +228,8 @@ pub fn simulate<V: Voltage>(
     }
     // Bits of rows that are whole bytes are those of one long row.
     let (out, row, pack) = match spikes {
-        Spikes::Bytes(out) => (out, n, false),
-        Spikes::Bits { out, row } => (out, if row % 8 == 0 { n } else { row }, true),
+        SpikesOut::Bytes(out) => (out, n, false),
+        SpikesOut::Bits { out, row } => (out, if row % 8 == 0 { n } else { row }, true),
     };
     let bytes =
         |neurons: usize| if pack { neurons / row * row.div_ceil(8) + (neurons % row).div_ceil(8) } else { neurons };
@@ -255,7 +261,7 @@ fn check<V: Voltage>(
     x: &[V],
     neurons: &Neurons<'_, V>,
     state: &State<'_, V>,
-    spikes: &Spikes<'_>,
+    spikes: &SpikesOut<'_>,
     trace: Option<&[V]>,
 ) -> Result<usize> {
     let n = state.v.len();
@@ -281,11 +287,11 @@ fn check<V: Voltage>(
         }
     }
     let (got, want) = match spikes {
-        Spikes::Bytes(out) => (out.len(), checked_product("spikes", &[steps, n])?),
-        Spikes::Bits { row, .. } if *row == 0 || n % row != 0 => {
+        SpikesOut::Bytes(out) => (out.len(), checked_product("spikes", &[steps, n])?),
+        SpikesOut::Bits { row, .. } if *row == 0 || n % row != 0 => {
             bail!("row: expected a length that divides {n} neurons, got {row}")
         }
-        Spikes::Bits { out, row } => (out.len(), checked_product("spikes", &[steps, n / row, row.div_ceil(8)])?),
+        SpikesOut::Bits { out, row } => (out.len(), checked_product("spikes", &[steps, n / row, row.div_ceil(8)])?),
     };
     if got != want {
         bail!("spikes: expected {want} bytes, got {got}");

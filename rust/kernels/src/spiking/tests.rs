@@ -120,8 +120,8 @@ fn run<V: Voltage>(
     for (from, to) in [(0, cut), (cut, steps)] {
         let part = &mut spikes[from * per_step..to * per_step];
         let out = match bits {
-            Some(row) => Spikes::Bits { out: part, row },
-            None => Spikes::Bytes(part),
+            Some(row) => SpikesOut::Bits { out: part, row },
+            None => SpikesOut::Bytes(part),
         };
         let mut state = State { v: &mut v, i: &mut i, a: &mut a, left: &mut left };
         layer.with(|neurons| {
@@ -297,8 +297,8 @@ fn lengths_are_checked() {
     let (isa, ctl) = (Isa::Scalar, Ctl::new(1));
     let told = |x: &[f32], neurons: &Neurons<'_, f32>, v: &mut [f32], out: &mut [u8], row: Option<usize>| {
         let spikes = match row {
-            Some(row) => Spikes::Bits { out, row },
-            None => Spikes::Bytes(out),
+            Some(row) => SpikesOut::Bits { out, row },
+            None => SpikesOut::Bytes(out),
         };
         simulate(x, neurons, &mut State::new(v), spikes, None, isa, &ctl).unwrap_err().to_string()
     };
@@ -314,6 +314,7 @@ fn lengths_are_checked() {
     assert!(told(&[0.0; 6], &waits, &mut [0.0; 3], &mut out, None).starts_with("left: "));
     let leaks = Leak::Toward { rate: Each::All(128), rest: Each::All(0) };
     let neurons = Neurons::new(leaks, Each::All(1), Reset::Soft);
-    let outcome = simulate(&[0; 6], &neurons, &mut State::new(&mut [0; 3]), Spikes::Bytes(&mut out), None, isa, &ctl);
+    let outcome =
+        simulate(&[0; 6], &neurons, &mut State::new(&mut [0; 3]), SpikesOut::Bytes(&mut out), None, isa, &ctl);
     assert!(outcome.unwrap_err().to_string().starts_with("neurons: "));
 }

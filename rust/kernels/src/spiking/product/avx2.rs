@@ -1,0 +1,333 @@
+//! Rows of weights added with AVX2.
+//!
+//! A sum of bytes is kept as two of 16 bits: `all`, of pairs of bytes as they come, modulo 2^16,
+//! and `odd`, of the odd bytes alone; the even bytes' is `all - 2^8 odd`. That is a load, two
+//! additions and a shift for 32 codes, where widening each takes half as much again. Codes of
+//! 4 and 2 bits add up as bytes first, 17 or 85 of them.
+
+use std::arch::x86_64::*;
+
+use super::lists::WORD;
+use super::weight::{PANEL, Panel, SpikeForm};
+use crate::Isa;
+
+/// Where a row's bytes come from.
+trait Row {
+    /// Bytes of a row.
+    const BYTES: usize;
+    /// The greatest code.
+    const MOST: usize;
+    /// # Safety
+    /// The CPU has AVX2; `Self::BYTES` bytes can be read at `from`.
+    unsafe fn load<const V: usize>(from: *const u8) -> [__m256i; V];
+}
+
+/// W vectors of bytes that hold codes of so many bits.
+struct Bytes<const W: usize, const NBITS: u32>;
+
+impl<const W: usize, const NBITS: u32> Row for Bytes<W, NBITS> {
+    const BYTES: usize = 32 * W;
+    const MOST: usize = (1 << NBITS) - 1;
+
+    #[inline(always)]
+    unsafe fn load<const V: usize>(from: *const u8) -> [__m256i; V] {
+        const { assert!(V == W) };
+        // SAFETY: the caller's promise, for 32 V bytes.
+        unsafe { std::array::from_fn(|v| _mm256_loadu_si256(from.add(32 * v).cast())) }
+    }
+}
+
+/// Two vectors of codes of 4 bits in one.
+struct Fours;
+
+impl Row for Fours {
+    const BYTES: usize = 32;
+    const MOST: usize = 15;
+
+    #[inline(always)]
+    unsafe fn load<const V: usize>(from: *const u8) -> [__m256i; V] {
+        const { assert!(V == 2) };
+        // SAFETY: the caller's promise.
+        unsafe {
+            let (x, mask) = (_mm256_loadu_si256(from.cast()), _mm256_set1_epi8(15));
+            let mut out = [_mm256_and_si256(x, mask); V];
+            out[V - 1] = _mm256_and_si256(_mm256_srli_epi16::<4>(x), mask);
+            out
+        }
+    }
+}
+
+/// Two vectors of codes of 2 bits in half of one.
+struct Twos;
+
+impl Row for Twos {
+    const BYTES: usize = 16;
+    const MOST: usize = 3;
+
+    #[inline(always)]
+    unsafe fn load<const V: usize>(from: *const u8) -> [__m256i; V] {
+        const { assert!(V == 2) };
+        // SAFETY: the caller's promise.
+        unsafe {
+            let x = _mm256_broadcastsi128_si256(_mm_loadu_si128(from.cast()));
+            let mask = _mm256_set1_epi8(3);
+            let shifts = _mm256_setr_epi64x(0, 0, 2, 2);
+            let x = _mm256_srlv_epi64(x, shifts);
+            let mut out = [_mm256_and_si256(x, mask); V];
+            out[V - 1] = _mm256_and_si256(_mm256_srli_epi64::<4>(x), mask);
+            out
+        }
+    }
+}
+
+/// As [`super::scalar::codes`]. `out` has room for the panel's width.
+///
+/// # Safety
+/// The CPU has AVX2; the list's numbers are rows of the panel.
+pub(super) unsafe fn codes(
+    panel: &Panel,
+    list: &[u32],
+    shift: u32,
+    minus: bool,
+    from: &[i32; PANEL],
+    out: &mut [i32; PANEL],
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match (panel.form, panel.width) {
+            (SpikeForm::Codes(8), 32) => sums::<Bytes<1, 8>, 1>(panel, list, shift, minus, from, out),
+            (SpikeForm::Codes(8), _) => sums::<Bytes<2, 8>, 2>(panel, list, shift, minus, from, out),
+            (SpikeForm::Codes(4), _) if panel.row_bytes == PANEL => {
+                sums::<Bytes<2, 4>, 2>(panel, list, shift, minus, from, out)
+            }
+            (SpikeForm::Codes(4), _) => sums::<Fours, 2>(panel, list, shift, minus, from, out),
+            (SpikeForm::Codes(2), _) if panel.row_bytes == PANEL => {
+                sums::<Bytes<2, 2>, 2>(panel, list, shift, minus, from, out)
+            }
+            (SpikeForm::Codes(2), _) => sums::<Twos, 2>(panel, list, shift, minus, from, out),
+            (SpikeForm::Codes(_) | SpikeForm::Floats, _) => unreachable!("checked when the weight was made"),
+        }
+    }
+}
+
+/// # Safety
+/// As [`codes`]; the panel's rows are of `R`, V vectors of codes.
+#[target_feature(enable = "avx2")]
+unsafe fn sums<R: Row, const V: usize>(
+    panel: &Panel,
+    list: &[u32],
+    shift: u32,
+    minus: bool,
+    from: &[i32; PANEL],
+    out: &mut [i32; PANEL],
+) {
+    assert!(V * 32 <= PANEL && panel.row_bytes == R::BYTES);
+    let offset = R::MOST.div_ceil(2) as i32;
+    let (count, sign) = (_mm_cvtsi32_si128(shift as i32), _mm256_set1_epi32(if minus { -1 } else { 0 }));
+    // So many codes fit a sum in 16 bits, and in 8.
+    let (most, few) = (usize::from(u16::MAX) / R::MOST, usize::from(u8::MAX) / R::MOST);
+    let mut from = from.as_ptr();
+    let mut rest = list;
+    loop {
+        let (part, after) = rest.split_at(rest.len().min(most));
+        let (mut all, mut odd) = ([_mm256_setzero_si256(); V], [_mm256_setzero_si256(); V]);
+        if few == 1 {
+            let (twos, last) = part.as_chunks::<2>();
+            for &[k, l] in twos {
+                // SAFETY: the list's numbers are rows of the panel.
+                let (x, y) = unsafe { (row::<R, V>(panel, k), row::<R, V>(panel, l)) };
+                add(&mut all, &mut odd, x);
+                add(&mut all, &mut odd, y);
+            }
+            for &k in last {
+                // SAFETY: as above.
+                add(&mut all, &mut odd, unsafe { row::<R, V>(panel, k) });
+            }
+        } else {
+            for few in part.chunks(few) {
+                let mut bytes = [_mm256_setzero_si256(); V];
+                let (twos, last) = few.as_chunks::<2>();
+                for &[k, l] in twos {
+                    // SAFETY: the list's numbers are rows of the panel.
+                    let (x, y) = unsafe { (row::<R, V>(panel, k), row::<R, V>(panel, l)) };
+                    for v in 0..V {
+                        bytes[v] = _mm256_add_epi8(_mm256_add_epi8(bytes[v], x[v]), y[v]);
+                    }
+                }
+                for &k in last {
+                    // SAFETY: as above.
+                    let x = unsafe { row::<R, V>(panel, k) };
+                    for v in 0..V {
+                        bytes[v] = _mm256_add_epi8(bytes[v], x[v]);
+                    }
+                }
+                add(&mut all, &mut odd, bytes);
+            }
+        }
+        let constant = _mm256_set1_epi32(-offset * part.len() as i32);
+        let low = _mm256_set1_epi32(0xffff);
+        for v in 0..V {
+            let even = _mm256_sub_epi16(all[v], _mm256_slli_epi16::<8>(odd[v]));
+            let eights = [
+                _mm256_and_si256(even, low),
+                _mm256_and_si256(odd[v], low),
+                _mm256_srli_epi32::<16>(even),
+                _mm256_srli_epi32::<16>(odd[v]),
+            ];
+            for (i, eight) in eights.into_iter().enumerate() {
+                let sum = _mm256_sll_epi32(_mm256_add_epi32(eight, constant), count);
+                let sum = _mm256_sub_epi32(_mm256_xor_si256(sum, sign), sign);
+                let at = 32 * v + 8 * i;
+                // SAFETY: 32 V is at most PANEL, the length of both arrays.
+                unsafe {
+                    let start = _mm256_loadu_si256(from.add(at).cast());
+                    _mm256_storeu_si256(out.as_mut_ptr().add(at).cast(), _mm256_add_epi32(start, sum));
+                }
+            }
+        }
+        if after.is_empty() {
+            return;
+        }
+        (rest, from) = (after, out.as_ptr());
+    }
+}
+
+/// # Safety
+/// The CPU has AVX2; the panel has a row `k`, of `R`.
+#[inline(always)]
+unsafe fn row<R: Row, const V: usize>(panel: &Panel, k: u32) -> [__m256i; V] {
+    // SAFETY: the caller's promise.
+    unsafe { R::load::<V>(panel.rows.as_ptr().add(k as usize * R::BYTES)) }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn add<const V: usize>(all: &mut [__m256i; V], odd: &mut [__m256i; V], x: [__m256i; V]) {
+    for v in 0..V {
+        all[v] = _mm256_add_epi16(all[v], x[v]);
+        odd[v] = _mm256_add_epi16(odd[v], _mm256_srli_epi16::<8>(x[v]));
+    }
+}
+
+/// Rows of codes of 4 or 2 bits as bytes.
+pub(super) fn unpack(isa: Isa, panel: &Panel, out: &mut [u8]) {
+    assert!(isa.has_avx2());
+    // SAFETY: an `Isa` that has AVX2 exists only where the CPU has it.
+    unsafe {
+        match panel.form {
+            SpikeForm::Codes(4) => unpack_rows::<Fours>(panel, out),
+            SpikeForm::Codes(2) => unpack_rows::<Twos>(panel, out),
+            _ => unreachable!("others are not packed"),
+        }
+    }
+}
+
+#[target_feature(enable = "avx2")]
+fn unpack_rows<R: Row>(panel: &Panel, out: &mut [u8]) {
+    assert!(panel.row_bytes == R::BYTES);
+    for (row, out) in panel.rows.chunks_exact(R::BYTES).zip(out.as_chunks_mut::<PANEL>().0) {
+        // SAFETY: the row is R::BYTES, the array two vectors.
+        unsafe {
+            let x = R::load::<2>(row.as_ptr());
+            _mm256_storeu_si256(out.as_mut_ptr().cast(), x[0]);
+            _mm256_storeu_si256(out.as_mut_ptr().add(32).cast(), x[1]);
+        }
+    }
+}
+
+/// As [`super::scalar::floats`]. `out` has room for the panel's width.
+///
+/// # Safety
+/// The CPU has AVX2; the list's numbers are rows of the panel.
+pub(super) unsafe fn floats(panel: &Panel, list: &[u32], counts: &[u8], start: &[f32; PANEL], out: &mut [f32; PANEL]) {
+    macro_rules! by_width {
+        ($($v:literal)*) => {
+            match panel.width / 8 {
+                // SAFETY: the caller's promise.
+                $($v => unsafe {
+                    if counts.is_empty() {
+                        float_sums::<$v, false>(panel, list, counts, start, out)
+                    } else {
+                        float_sums::<$v, true>(panel, list, counts, start, out)
+                    }
+                })*
+                _ => unreachable!("8 to 64 columns"),
+            }
+        };
+    }
+    by_width!(1 2 3 4 5 6 7 8);
+}
+
+/// # Safety
+/// As [`floats`]; the panel has 8 V columns.
+#[target_feature(enable = "avx2")]
+unsafe fn float_sums<const V: usize, const COUNTS: bool>(
+    panel: &Panel,
+    list: &[u32],
+    counts: &[u8],
+    start: &[f32; PANEL],
+    out: &mut [f32; PANEL],
+) {
+    assert!(8 * V == panel.width && panel.width <= PANEL && (!COUNTS || counts.len() == list.len()));
+    let mut sums = [_mm256_setzero_ps(); V];
+    for (v, sum) in sums.iter_mut().enumerate() {
+        // SAFETY: 8 V is at most PANEL.
+        *sum = unsafe { _mm256_loadu_ps(start.as_ptr().add(8 * v)) };
+    }
+    for (i, &k) in list.iter().enumerate() {
+        let count = _mm256_set1_ps(if COUNTS { f32::from(counts[i]) } else { 1.0 });
+        for (v, sum) in sums.iter_mut().enumerate() {
+            // SAFETY: the list's numbers are rows of the panel, 32 V bytes each.
+            let w = unsafe { _mm256_loadu_ps(panel.rows.as_ptr().add((k as usize * V + v) * 32).cast()) };
+            *sum = _mm256_add_ps(*sum, if COUNTS { _mm256_mul_ps(count, w) } else { w });
+        }
+    }
+    for (v, sum) in sums.iter().enumerate() {
+        // SAFETY: 8 V is at most PANEL.
+        unsafe { _mm256_storeu_ps(out.as_mut_ptr().add(8 * v), *sum) };
+    }
+}
+
+/// As `bits_of` of `lists.rs`.
+pub(super) fn bits_of(isa: Isa, bytes: &[[u8; WORD]], out: &mut [u64]) -> bool {
+    #[target_feature(enable = "avx2")]
+    fn run(bytes: &[[u8; WORD]], out: &mut [u64]) -> bool {
+        let mut seen = _mm256_setzero_si256();
+        let mask = |x| u64::from(_mm256_movemask_epi8(_mm256_slli_epi16::<7>(x)) as u32);
+        for (bytes, out) in bytes.iter().zip(out) {
+            // SAFETY: the array is 64 bytes.
+            let (x, y) = unsafe {
+                (_mm256_loadu_si256(bytes.as_ptr().cast()), _mm256_loadu_si256(bytes.as_ptr().add(32).cast()))
+            };
+            seen = _mm256_or_si256(seen, _mm256_or_si256(x, y));
+            *out = mask(x) | mask(y) << 32;
+        }
+        _mm256_testz_si256(seen, _mm256_set1_epi8(-2)) == 1
+    }
+    assert!(isa.has_avx2());
+    // SAFETY: an `Isa` that has AVX2 exists only where the CPU has it.
+    unsafe { run(bytes, out) }
+}
+
+/// As [`super::lists::count_in`], with `popcnt`.
+pub(super) fn count_in(isa: Isa, words: &[u64]) -> usize {
+    #[target_feature(enable = "popcnt")]
+    fn run(words: &[u64]) -> usize {
+        super::lists::count_in(words)
+    }
+    assert!(isa.has_avx2());
+    // SAFETY: an `Isa` that has AVX2 exists only where the CPU has it, and `popcnt`.
+    unsafe { run(words) }
+}
+
+/// As [`super::lists::numbers_of`], with `tzcnt`, `blsr` and `popcnt`; true.
+pub(super) fn numbers_of(isa: Isa, words: &[u64], out: &mut [u32]) -> bool {
+    #[target_feature(enable = "bmi1,popcnt")]
+    fn run(words: &[u64], out: &mut [u32]) {
+        super::lists::numbers_of(words, out);
+    }
+    assert!(isa.has_avx2());
+    // SAFETY: an `Isa` that has AVX2 exists only where the CPU has it, BMI1 and `popcnt`.
+    unsafe { run(words, out) };
+    true
+}

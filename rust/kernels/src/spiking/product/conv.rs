@@ -1,0 +1,220 @@
+//! Convolutions of spikes: each output place's inputs are listed, and are a row of a product.
+
+use super::lists::{Kind, Lists};
+use super::weight::SpikeWeight;
+use super::{Source, Spikes, Start, Sums, first_above_1, multiply, neither};
+use crate::error::{bail, checked_product};
+use crate::{Ctl, Error, Isa, Result};
+
+/// The sizes of a convolution of images of H rows, W columns, C channels, channels last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SpikeConv2d {
+    /// H, W, C
+    pub input: [usize; 3],
+    /// KH, KW
+    pub kernel: [usize; 2],
+    /// Along H and W.
+    pub stride: [usize; 2],
+    /// Before and after H, before and after W.
+    pub padding: [[usize; 2]; 2],
+}
+
+impl SpikeConv2d {
+    /// Height and width of the output.
+    ///
+    /// # Errors
+    /// [`Error::Value`] for a size or a stride of 0, sizes that overflow, or a kernel larger than
+    /// the padded image.
+    pub fn output(&self) -> Result<[usize; 2]> {
+        let mut out = [0; 2];
+        for axis in 0..2 {
+            let (size, kernel, stride) = (self.input[axis], self.kernel[axis], self.stride[axis]);
+            if kernel == 0 || stride == 0 {
+                bail!("kernel, stride: expected at least 1, got {kernel} and {stride}");
+            }
+            let [before, after] = self.padding[axis];
+            let padded = size.checked_add(before).and_then(|x| x.checked_add(after));
+            let Some(padded) = padded.filter(|&x| x <= i32::MAX as usize) else {
+                bail!("padding: {size} with {before} before and {after} after is more than {}", i32::MAX);
+            };
+            if kernel > padded {
+                bail!("weight: a kernel of {kernel} does not fit into {padded}, padding included");
+            }
+            out[axis] = (padded - kernel) / stride + 1;
+        }
+        Ok(out)
+    }
+
+    /// Inputs of an output.
+    fn depth(&self) -> Result<usize> {
+        checked_product("weight", &[self.kernel[0], self.kernel[1], self.input[2]])
+    }
+
+    /// How many pairs there are of an input that is not 0 and a place of the output that it
+    /// reaches: times the outputs of a place, the additions of a convolution.
+    ///
+    /// # Errors
+    /// As [`Self::output`]; [`Error::Value`] for another length; [`Error::Memory`]; [`Error::Interrupted`].
+    pub fn pairs(&self, bytes: &[u8], images: usize, ctl: &Ctl) -> Result<u64> {
+        let ([rows, columns], [h, w, c]) = (self.reach()?, self.input);
+        if bytes.len() != checked_product("spikes", &[images, h, w, c])? {
+            bail!("spikes: expected {images} images {h} by {w} by {c}, got {} bytes", bytes.len());
+        }
+        let mut pairs = 0;
+        for (i, row) in bytes.chunks_exact((w * c).max(1)).enumerate() {
+            let places = row.chunks_exact(c).zip(&columns);
+            let of = |place: &[u8]| place.iter().filter(|&&x| x != 0).count() as u64;
+            pairs += rows[i % h] * places.map(|(place, reached)| of(place) * reached).sum::<u64>();
+            ctl.check()?;
+        }
+        Ok(pairs)
+    }
+
+    /// For each row and each column of the image, how many of the output's it reaches.
+    fn reach(&self) -> Result<[Vec<u64>; 2]> {
+        let out = self.output()?;
+        let mut both = [Vec::new(), Vec::new()];
+        for (axis, reached) in both.iter_mut().enumerate() {
+            *reached = crate::error::try_zeroed(self.input[axis])?;
+            for o in 0..out[axis] {
+                let first = o * self.stride[axis];
+                let before = self.padding[axis][0];
+                let inside = first.max(before)..(first + self.kernel[axis]).min(before + self.input[axis]);
+                inside.for_each(|i| reached[i - before] += 1);
+            }
+        }
+        Ok(both)
+    }
+}
+
+/// Convolves images of spikes or counts, bytes (N, H, W, C), with a weight whose rows are in the
+/// order (KH, KW, C), from `start` on, into `out`, (N, OH, OW, O). Padding has no spikes.
+///
+/// # Errors
+/// As [`super::spike_matmul`], and [`SpikeConv2d::output`]; [`Error::Value`] for packed spikes.
+pub fn spike_conv2d<B: AsRef<[u8]> + Sync>(
+    spikes: Spikes,
+    images: usize,
+    conv: &SpikeConv2d,
+    weight: &SpikeWeight<B>,
+    start: Start,
+    out: Sums,
+    isa: Isa,
+    ctl: &Ctl,
+) -> Result<()> {
+    let (bytes, counts) = match spikes {
+        Spikes::Packed(_) => bail!("spikes: expected bytes, got packed bits"),
+        Spikes::Bytes(bytes) => (bytes, false),
+        Spikes::Counts(bytes) => (bytes, true),
+    };
+    let output = conv.output()?;
+    let [h, w, c] = conv.input;
+    if bytes.len() != checked_product("spikes", &[images, h, w, c])? {
+        bail!("spikes: expected {images} images {h} by {w} by {c}, got {} bytes", bytes.len());
+    }
+    // All of them, those that no output reads too.
+    if !counts && bytes.iter().fold(0, |seen, byte| seen | byte) > 1 {
+        let at = first_above_1(bytes);
+        return Err(neither(bytes[at], at));
+    }
+    if conv.depth()? != weight.k() {
+        bail!("weight: expected {} inputs of an output, got {}", conv.depth()?, weight.k());
+    }
+    if checked_product("spikes", &[w, c])? > u32::MAX as usize {
+        bail!("spikes: a row of {w} by {c} is too long");
+    }
+    let m = checked_product("out", &[images, output[0], output[1]])?;
+    let places = Places { bytes, counts, conv, output, k: weight.k() };
+    multiply(&places, m, output[1], weight, start, out, isa, ctl)
+}
+
+struct Places<'a> {
+    bytes: &'a [u8],
+    counts: bool,
+    conv: &'a SpikeConv2d,
+    output: [usize; 2],
+    k: usize,
+}
+
+/// What spiked in one row of an image.
+#[derive(Default)]
+struct InputRow {
+    /// Which row of all images' it is, plus 1.
+    tag: usize,
+    inputs: Lists,
+    /// Where the inputs of each column begin, and the end.
+    starts: Vec<u32>,
+}
+
+impl InputRow {
+    fn fill(&mut self, bytes: &[u8], channels: usize, kind: Kind, isa: Isa) -> Result<bool> {
+        self.inputs.clear();
+        if !self.inputs.append(isa, bytes, kind)? {
+            return Ok(false);
+        }
+        self.starts.clear();
+        let columns = bytes.len() / channels.max(1);
+        self.starts.try_reserve(columns + 1).map_err(|_| Error::Memory(4 * columns))?;
+        let mut next = 0;
+        for column in 0..columns {
+            self.starts.push(next);
+            let end = ((column + 1) * channels) as u32;
+            while self.inputs.indices.get(next as usize).is_some_and(|&i| i < end) {
+                next += 1;
+            }
+        }
+        self.starts.push(next);
+        Ok(true)
+    }
+}
+
+impl Source for Places<'_> {
+    /// The last KH rows of the image, by number modulo KH.
+    type Memory = Vec<InputRow>;
+
+    fn push(
+        &self,
+        place: usize,
+        kind: Kind,
+        isa: Isa,
+        lists: &mut Lists,
+        memory: &mut Self::Memory,
+    ) -> Result<std::result::Result<u64, usize>> {
+        let [h, w, c] = self.conv.input;
+        let [_, kw] = self.conv.kernel;
+        let [oh, ow] = self.output;
+        let (image, y, x) = (place / (oh * ow), place / ow % oh, place % ow);
+        let (top, left) = (y * self.conv.stride[0], x * self.conv.stride[1]); // in the padded image
+        let [pad_top, pad_left] = self.conv.padding.map(|[before, _]| before);
+        memory.resize_with(self.conv.kernel[0].min(h.max(1)), InputRow::default);
+        let columns = left.saturating_sub(pad_left).min(w)..(left + kw).saturating_sub(pad_left).min(w);
+        let at = lists.indices.len();
+        for row in top.max(pad_top)..(top + self.conv.kernel[0]).min(pad_top + h) {
+            let number = image * h + row - pad_top;
+            let slots = memory.len();
+            let input = &mut memory[(row - pad_top) % slots];
+            if input.tag != number + 1 {
+                input.tag = 0;
+                let from = number * w * c;
+                let bytes = &self.bytes[from..][..w * c];
+                if !input.fill(bytes, c, kind, isa)? {
+                    return Ok(Err(from + first_above_1(bytes)));
+                }
+                input.tag = number + 1;
+            }
+            // Input i of the row is input i + shift of the window.
+            let shift = ((row - top) * kw * c) as i64 + (pad_left as i64 - left as i64) * c as i64;
+            let range = input.starts[columns.start] as usize..input.starts[columns.end] as usize;
+            lists.append_shifted(&input.inputs, range, shift)?;
+        }
+        lists.finish(at, self.k, kind).map(Ok)
+    }
+
+    fn counts(&self) -> bool {
+        self.counts
+    }
+
+    fn wrong(&self, at: usize) -> Error {
+        neither(self.bytes[at], at)
+    }
+}

@@ -1,0 +1,303 @@
+//! Which inputs spiked, row by row: what the sums are made from.
+
+use std::ops::Range;
+
+use crate::{Error, Isa, Result};
+
+/// Inputs that are looked at together.
+pub(super) const WORD: usize = 64;
+
+/// Inputs of some rows, in ascending order within each plane.
+#[derive(Default)]
+pub(super) struct Lists {
+    pub indices: Vec<u32>,
+    /// Of each index, where the rows have counts that are kept as such; else empty.
+    pub counts: Vec<u8>,
+    pub planes: Vec<Plane>,
+    pub rows: Vec<Row>,
+    words: Vec<u64>,
+    spare: Vec<u32>,
+    spare_bytes: Vec<u8>,
+}
+
+/// Inputs that all count 2^shift.
+pub(super) struct Plane {
+    pub shift: u32,
+    pub at: Range<usize>,
+}
+
+/// One row: some planes.
+pub(super) struct Row {
+    pub planes: Range<usize>,
+    /// The indices are those of the inputs that did not spike: they count against the columns' sums.
+    pub minus: bool,
+}
+
+/// How rows become lists.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Inputs are 0 or 1; where most are 1, the zeros are listed.
+    Spikes,
+    /// Inputs are 0 or 1, all listed.
+    EachSpike,
+    /// A count is a sum of powers of two, each a spike in the plane of its own.
+    Planes,
+    /// A count is kept beside its index.
+    Counts,
+}
+
+impl Kind {
+    pub(super) fn has_counts(self) -> bool {
+        matches!(self, Kind::Planes | Kind::Counts)
+    }
+}
+
+/// Bytes of 0 and 1 as bits, 64 to a word; false where there are others, whose lowest bits it takes.
+fn bits_of(isa: Isa, bytes: &[[u8; WORD]], out: &mut [u64]) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if isa.has_avx2() {
+        return super::avx2::bits_of(isa, bytes, out);
+    }
+    let _ = isa;
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    let mut seen = 0;
+    for (bytes, out) in bytes.iter().zip(out) {
+        *out = 0;
+        for (i, eight) in bytes.as_chunks().0.iter().enumerate() {
+            let x = u64::from_le_bytes(*eight);
+            seen |= x;
+            // Bit 0 of byte j goes to bit 56 + j, and nothing else there or below carries into it.
+            *out |= ((x & ONES).wrapping_mul(0x0102_0408_1020_4080) >> 56) << (8 * i);
+        }
+    }
+    seen & !ONES == 0
+}
+
+#[inline(always)]
+pub(super) fn count_in(words: &[u64]) -> usize {
+    words.iter().map(|word| word.count_ones() as usize).sum()
+}
+
+fn count(isa: Isa, words: &[u64]) -> usize {
+    #[cfg(target_arch = "x86_64")]
+    if isa.has_avx2() {
+        return super::avx2::count_in(isa, words);
+    }
+    let _ = isa;
+    count_in(words)
+}
+
+/// The numbers of the set bits, which are as many as `out` has before its last 8; those are scratch.
+#[inline(always)]
+pub(super) fn numbers_of(words: &[u64], out: &mut [u32]) {
+    let mut end = 0;
+    for (base, &word) in (0u32..).step_by(WORD).zip(words) {
+        let (mut word, mut at) = (word, end);
+        end += word.count_ones() as usize;
+        // Eight at a time, whatever is left: that spares a branch for each.
+        while at < end {
+            let Some(eight) = out[at..].first_chunk_mut::<8>() else { unreachable!("eight more than there are") };
+            for slot in eight {
+                *slot = base.wrapping_add(word.trailing_zeros());
+                word &= word.wrapping_sub(1);
+            }
+            at += 8;
+        }
+    }
+}
+
+fn append_numbers(isa: Isa, words: &[u64], count: usize, to: &mut Vec<u32>) -> Result<()> {
+    let at = to.len();
+    grow(to, count + 8)?;
+    to.resize(at + count + 8, 0);
+    #[cfg(target_arch = "x86_64")]
+    let done = isa.has_avx2() && super::avx2::numbers_of(isa, words, &mut to[at..]);
+    #[cfg(not(target_arch = "x86_64"))]
+    let done = false;
+    if !done {
+        let _ = isa;
+        numbers_of(words, &mut to[at..]);
+    }
+    to.truncate(at + count);
+    Ok(())
+}
+
+fn grow<T>(v: &mut Vec<T>, more: usize) -> Result<()> {
+    v.try_reserve(more).map_err(|_| Error::Memory((v.len() + more).saturating_mul(size_of::<T>())))
+}
+
+impl Lists {
+    /// Without rows, the memory kept.
+    pub(super) fn clear(&mut self) {
+        self.indices.clear();
+        self.counts.clear();
+        self.planes.clear();
+        self.rows.clear();
+    }
+
+    /// A row of packed spikes; its sum.
+    pub(super) fn push_packed(&mut self, isa: Isa, bits: &[u8], k: usize, kind: Kind) -> Result<u64> {
+        self.words.clear();
+        grow(&mut self.words, k.div_ceil(WORD))?;
+        let (eights, rest) = bits.as_chunks();
+        self.words.extend(eights.iter().map(|eight| u64::from_le_bytes(*eight)));
+        if !rest.is_empty() {
+            let mut last = [0; 8];
+            last[..rest.len()].copy_from_slice(rest);
+            self.words.push(u64::from_le_bytes(last));
+        }
+        self.push_words(isa, k, kind)
+    }
+
+    /// A row of bytes: its sum, or None where one is neither 0 nor 1 and no count is wanted.
+    pub(super) fn push_bytes(&mut self, isa: Isa, bytes: &[u8], kind: Kind) -> Result<Option<u64>> {
+        if !kind.has_counts() {
+            if !self.words_of(isa, bytes)? {
+                return Ok(None);
+            }
+            return self.push_words(isa, bytes.len(), kind).map(Some);
+        }
+        let at = self.indices.len();
+        self.append_counts(isa, bytes)?;
+        self.finish(at, bytes.len(), kind).map(Some)
+    }
+
+    /// The numbers of the bytes that are not 0, appended, and the counts if wanted, without a row
+    /// made of them; false where bytes are neither 0 nor 1 and no count is wanted.
+    pub(super) fn append(&mut self, isa: Isa, bytes: &[u8], kind: Kind) -> Result<bool> {
+        if kind.has_counts() {
+            self.append_counts(isa, bytes)?;
+            return Ok(true);
+        }
+        if !self.words_of(isa, bytes)? {
+            return Ok(false);
+        }
+        let count = count(isa, &self.words);
+        append_numbers(isa, &self.words, count, &mut self.indices)?;
+        Ok(true)
+    }
+
+    /// Inputs of another list, and their counts, `shift` further on: that leaves them below K.
+    pub(super) fn append_shifted(&mut self, from: &Lists, range: Range<usize>, shift: i64) -> Result<()> {
+        grow(&mut self.indices, range.len())?;
+        self.indices.extend(from.indices[range.clone()].iter().map(|&i| i.wrapping_add(shift as u32)));
+        if let Some(counts) = from.counts.get(range) {
+            grow(&mut self.counts, counts.len())?;
+            self.counts.extend_from_slice(counts);
+        }
+        Ok(())
+    }
+
+    fn append_counts(&mut self, isa: Isa, bytes: &[u8]) -> Result<()> {
+        self.spare_bytes.clear();
+        grow(&mut self.spare_bytes, bytes.len())?;
+        self.spare_bytes.extend(bytes.iter().map(|&count| u8::from(count != 0)));
+        let spare = std::mem::take(&mut self.spare_bytes);
+        self.words_of(isa, &spare)?;
+        self.spare_bytes = spare;
+        let at = self.indices.len();
+        let count = count(isa, &self.words);
+        append_numbers(isa, &self.words, count, &mut self.indices)?;
+        grow(&mut self.counts, count)?;
+        self.counts.extend(self.indices[at..].iter().map(|&k| bytes[k as usize]));
+        Ok(())
+    }
+
+    /// Bytes of 0 and 1 as words of bits; false where there are others.
+    fn words_of(&mut self, isa: Isa, bytes: &[u8]) -> Result<bool> {
+        let (whole, rest) = bytes.as_chunks::<WORD>();
+        self.words.clear();
+        grow(&mut self.words, whole.len() + 1)?;
+        self.words.resize(whole.len(), 0);
+        let mut fit = bits_of(isa, whole, &mut self.words);
+        if !rest.is_empty() {
+            let (mut last, mut word) = ([0; WORD], [0]);
+            last[..rest.len()].copy_from_slice(rest);
+            fit &= bits_of(isa, &[last], &mut word);
+            self.words.extend(word);
+        }
+        Ok(fit)
+    }
+
+    fn push_words(&mut self, isa: Isa, k: usize, kind: Kind) -> Result<u64> {
+        let ones = count(isa, &self.words);
+        let minus = kind == Kind::Spikes && 2 * ones > k;
+        let mut count = ones;
+        if minus {
+            self.words.iter_mut().for_each(|word| *word = !*word);
+            if k % WORD != 0 {
+                let last = self.words.len() - 1;
+                self.words[last] &= (1 << (k % WORD)) - 1;
+            }
+            count = k - ones;
+        }
+        let at = self.indices.len();
+        append_numbers(isa, &self.words, count, &mut self.indices)?;
+        self.push(at, minus)?;
+        Ok(ones as u64)
+    }
+
+    /// A row of what was appended from `at` on; its sum.
+    pub(super) fn finish(&mut self, at: usize, k: usize, kind: Kind) -> Result<u64> {
+        let len = self.indices.len() - at;
+        match kind {
+            Kind::Spikes if 2 * len > k => {
+                self.spare.clear();
+                grow(&mut self.spare, k - len)?;
+                let mut next = 0;
+                for &index in &self.indices[at..] {
+                    self.spare.extend(next..index);
+                    next = index + 1;
+                }
+                self.spare.extend(next..k as u32);
+                self.indices.truncate(at);
+                self.indices.extend_from_slice(&self.spare); // not more than it held
+                self.push(at, true)?;
+            }
+            Kind::Spikes | Kind::EachSpike => self.push(at, false)?,
+            Kind::Counts => {
+                self.push(at, false)?;
+                return Ok(self.counts[at..].iter().map(|&c| u64::from(c)).sum());
+            }
+            Kind::Planes => return self.split(at),
+        }
+        Ok(len as u64)
+    }
+
+    fn push(&mut self, at: usize, minus: bool) -> Result<()> {
+        grow(&mut self.planes, 1)?;
+        grow(&mut self.rows, 1)?;
+        self.planes.push(Plane { shift: 0, at: at..self.indices.len() });
+        self.rows.push(Row { planes: self.planes.len() - 1..self.planes.len(), minus });
+        Ok(())
+    }
+
+    /// A row of planes from indices from `at` on and all the counts, which are used up.
+    fn split(&mut self, at: usize) -> Result<u64> {
+        let first = self.planes.len();
+        self.spare.clear();
+        grow(&mut self.spare, self.indices.len() - at)?;
+        self.spare.extend_from_slice(&self.indices[at..]);
+        self.indices.truncate(at);
+        let seen = self.counts.iter().fold(0, |seen, &count| seen | count);
+        for shift in 0..8 {
+            if seen >> shift & 1 == 0 {
+                continue;
+            }
+            let from = self.indices.len();
+            grow(&mut self.indices, self.spare.len())?;
+            for (&k, count) in self.spare.iter().zip(&self.counts) {
+                if count >> shift & 1 == 1 {
+                    self.indices.push(k);
+                }
+            }
+            grow(&mut self.planes, 1)?;
+            self.planes.push(Plane { shift, at: from..self.indices.len() });
+        }
+        let sum = self.counts.iter().map(|&count| u64::from(count)).sum();
+        self.counts.clear();
+        grow(&mut self.rows, 1)?;
+        self.rows.push(Row { planes: first..self.planes.len(), minus: false });
+        Ok(sum)
+    }
+}
