@@ -354,7 +354,7 @@ class QuantSpikingLayer(torch.nn.Module):
 
     def _codes(self) -> torch.Tensor:
         step = self.step.view(-1, *(1,) * (self.weight.dim() - 1))
-        return _Nearest.apply(self.weight / step, self.levels)
+        return Nearest.apply(self.weight / step, self.levels)
 
     def _bias(self) -> torch.Tensor:
         return _Round.apply(self._drive() / (self.step * self.unit) * 2**self.fraction)
@@ -466,7 +466,7 @@ def _nearest(x: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
     return levels[torch.bucketize(x, (levels[1:] + levels[:-1]) / 2)]
 
 
-class _Nearest(torch.autograd.Function):
+class Nearest(torch.autograd.Function):
     """To the nearest level; the gradient passes where x is within them."""
 
     @staticmethod
