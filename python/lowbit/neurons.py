@@ -197,7 +197,7 @@ class ALIF(LIF):
     >>> x_seq = np.full((6, 1), 1.5, np.float32)
     >>> neuron = lowbit.ALIF(tau_adapt=10.0, jump=1.0, decay_input=False)
     >>> lowbit.simulate(x_seq, neuron).spike_seq.ravel()
-    array([1, 0, 1, 0, 0, 0], dtype=uint8)
+    array([1, 0, 1, 0, 0, 1], dtype=uint8)
     """
 
     tau_adapt: Value = 100.0

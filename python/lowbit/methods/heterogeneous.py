@@ -118,7 +118,8 @@ class _Mixture(nn.Module):
     def shares(self) -> torch.Tensor:
         return torch.softmax((self.logits + self.noise) / self.temperature, 0)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def sums(self, x: torch.Tensor) -> torch.Tensor:
+        """What the neurons get."""
         weight, shares = self.layer.weight.weight, self.shares()
         across = (-1, *(1,) * (weight.dim() - 1))
         # The drawn one forwards, so that no mixture looks finer than its candidates; all backwards.
@@ -132,10 +133,15 @@ class _Mixture(nn.Module):
         if isinstance(self.layer.weight, nn.Conv2d):
             conv = self.layer.weight
             y = functional.conv2d(x.flatten(0, 1), mixed, bias, conv.stride, conv.padding, conv.dilation)
-            y = y.unflatten(0, (x.shape[0], -1))
-        else:
-            y = functional.linear(x, mixed, bias)
-        return self.layer.fire(y)
+            return y.unflatten(0, (x.shape[0], -1))
+        return functional.linear(x, mixed, bias)
+
+    def fire(self, sums: torch.Tensor) -> torch.Tensor:
+        """The spikes of these sums."""
+        return self.layer.fire(sums)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fire(self.sums(x))
 
 
 @dataclass(frozen=True)
@@ -240,7 +246,8 @@ def search(
     order = torch.randperm(len(x), generator=generator)
     halves = order[: len(x) // 2], order[len(x) // 2 :]
     per_epoch = max(1, len(halves[0]) // batch)
-    total, history, first = epochs * per_epoch, [], 0
+    total, first = epochs * per_epoch, 0
+    history: list[dict[str, float]] = []
     key = json.dumps(
         [seed, epochs, batch, weight, lr, logits_lr, list(temperature), [repr(c) for c in candidates], len(x)]
     )
@@ -261,7 +268,7 @@ def search(
                     mixture.noise, mixture.temperature = -torch.log(-torch.log(uniform)), tau
                 part = draw[i * batch : (i + 1) * batch]
                 loss = _loss(model, x[part], y[part], augment, generator)
-                spent = sum((m.shares() * m.costs).sum() for m in mixtures.values()) / n_weights
+                spent = torch.stack([(m.shares() * m.costs).sum() for m in mixtures.values()]).sum() / n_weights
                 of_weights.zero_grad()
                 of_logits.zero_grad()
                 (loss + weight * spent).backward()
