@@ -217,6 +217,13 @@ def test_input_changed_meanwhile():  # row 60: other sums at worst, or a refusal
         while not job.done():
             assert lowbit.spike_matmul(x, weight).shape == (2000, 200)
         job.result()
+    images = np.zeros((20, 30, 30, 16), np.uint8)
+    _, weight = weight_of((3, 3, 16, 40), 8, np.random.default_rng(8))
+    with ThreadPoolExecutor(1) as pool:
+        job = pool.submit(lambda: [images.fill(i % 2) for i in range(400)])
+        while not job.done():
+            assert lowbit.spike_conv2d(images, weight).shape == (20, 28, 28, 40)
+        job.result()
 
 
 def test_out_is_written_and_returned(isa, ran):
