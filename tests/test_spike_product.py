@@ -80,7 +80,7 @@ def test_the_layout_is_the_references_and_comes_back(shape, nbits):
     assert (weight.shape, weight.nbits) == (other.shape, other.nbits) == (shape, nbits or 32)
     assert same(weight.untile(), w)
     assert same(other.untile(), w)
-    assert weight.tiled.ctypes.data % 64 == 0
+    assert weight.tiled.size == 0 or weight.tiled.ctypes.data % 64 == 0
 
 
 def test_a_weight_is_frozen_told_in_a_line_and_copied():
