@@ -156,7 +156,7 @@ def _spikingjelly(node: Any, kind: str) -> tuple[IF, Surrogate, bool]:
         if not soft and node.v_reset != 0:
             raise ValueError(f"model: an IFNode begins at its v_reset; expected 0 or None, got {node.v_reset}")
         return IF(**options), surrogate, node.detach_reset
-    tau = 1.0 / float(torch.sigmoid(node.w)) if kind == "ParametricLIFNode" else float(node.tau)
+    tau = 1.0 / float(torch.sigmoid(node.w.detach())) if kind == "ParametricLIFNode" else float(node.tau)
     leak = 0.0 if soft else node.v_reset
     return LIF(tau=tau, decay_input=node.decay_input, v_leak=leak, **options), surrogate, node.detach_reset
 
