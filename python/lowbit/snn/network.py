@@ -23,8 +23,8 @@ __all__ = ["INPUT", "Network", "Run", "State"]
 #: What nodes call the network's input.
 INPUT = "input"
 
-#: Bytes of the widest value of a piece of a run: a few of them stay in the caches.
-PIECE = 2 << 20
+#: Bytes of the widest value of a piece of a run: small for the caches, large beside what a call costs.
+PIECE = 8 << 20
 
 
 @dataclass(frozen=True, eq=False, repr=False)
