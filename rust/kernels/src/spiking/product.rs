@@ -11,6 +11,7 @@ mod avx2;
 mod conv;
 mod lists;
 mod scalar;
+mod scatter;
 #[cfg(test)]
 mod tests;
 mod weight;

@@ -1,7 +1,8 @@
-//! Convolutions of spikes: each output place's inputs are listed, and are a row of a product.
+//! Convolutions of spikes: each output place's inputs are listed, and are a row of a product; few are scattered.
 
 use super::lists::{Kind, Lists};
-use super::weight::SpikeWeight;
+use super::scatter::{fits, is_few, scatter};
+use super::weight::{SpikeForm, SpikeWeight};
 use super::{Source, Spikes, Start, Sums, first_above_1, multiply, neither};
 use crate::error::{bail, checked_product};
 use crate::{Ctl, Error, Isa, Result};
@@ -113,7 +114,8 @@ pub fn spike_conv2d<B: AsRef<[u8]> + Sync>(
         bail!("spikes: expected {images} images {h} by {w} by {c}, got {} bytes", bytes.len());
     }
     // All of them, those that no output reads too.
-    if !counts && bytes.iter().fold(0, |seen, byte| seen | byte) > 1 {
+    let seen = bytes.iter().fold(0, |seen, byte| seen | byte);
+    if !counts && seen > 1 {
         let at = first_above_1(bytes);
         return Err(neither(bytes[at], at));
     }
@@ -124,6 +126,26 @@ pub fn spike_conv2d<B: AsRef<[u8]> + Sync>(
         bail!("spikes: a row of {w} by {c} is too long");
     }
     let m = checked_product("out", &[images, output[0], output[1]])?;
+    checked_product("out", &[m, weight.n()])?;
+    let most = if seen > 1 { u8::MAX } else { 1 };
+    let few = |spikes| is_few(spikes, m, conv);
+    let out = match (out, start, weight.form()) {
+        (Sums::I32(out), Start::Zero | Start::I32(_), SpikeForm::Codes(_)) => {
+            let start = if let Start::I32(start) = start { Some(start) } else { None };
+            if fits(most, m, weight, start) && few(bytes) {
+                return scatter(bytes, images, most, conv, output, weight, start, out, ctl);
+            }
+            Sums::I32(out)
+        }
+        (Sums::F32(out), Start::Zero | Start::F32(_), SpikeForm::Floats) => {
+            let start = if let Start::F32(start) = start { Some(start) } else { None };
+            if fits(most, m, weight, start) && few(bytes) {
+                return scatter(bytes, images, most, conv, output, weight, start, out, ctl);
+            }
+            Sums::F32(out)
+        }
+        (out, _, _) => out,
+    };
     let places = Places { bytes, counts, conv, output, k: weight.k() };
     multiply(&places, m, output[1], weight, start, out, isa, ctl)
 }
