@@ -32,7 +32,7 @@ RANGE = (3.1, 3.7)
 #: Of the search's cost: the more, the fewer bits.
 WEIGHTS = (0.003, 0.01, 0.03, 0.1)
 #: Those that all layers have alike.
-HOMOGENEOUS = (Spiking(4), Spiking(3), Spiking(3, "power_of_two"), Spiking(2))
+HOMOGENEOUS = (Spiking(3), Spiking(3, "power_of_two"), Spiking(2))
 
 
 @dataclass

@@ -461,7 +461,8 @@ def _error(model: nn.Module, x: torch.Tensor, name: str, config: Spiking, metric
             across = (-1, 1, 1) if quantized.geometry is not None else (-1,)
             # The leak of inputs is no part of sums.
             unit = (quantized.step * quantized.unit / 2**quantized.fraction).double().view(across)
-        return float((got * unit - sums).square().sum() / sums.square().sum())
+        whole = float(sums.square().sum())
+        return float((got * unit - sums).square().sum()) / whole if whole else 0.0
     _swap(model, name, quantized)
     try:
         got = torch.log_softmax(model(inputs).double(), 1)

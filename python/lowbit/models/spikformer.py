@@ -197,7 +197,7 @@ class IntegerSpikformer:
     def run(self, x: np.ndarray, **options: Any) -> Run:
         """As `lowbit.snn.Network.run`, with its counts."""
         if x.ndim == 4:
-            return self.network.run(x[None], n_steps=self.n_steps, **options)
+            return self.network.run(x, n_steps=self.n_steps, **options)
         return self.network.run(x, **options)
 
     def classes(self, sums: np.ndarray) -> np.ndarray:
