@@ -623,7 +623,6 @@ class _Pass:
             for name in group.names:
                 if name in last:
                     last[name] = now[name][0]
-        # What neurons gave is counted when it is read, one step later, as a spike that left them.
         return full
 
 
