@@ -169,7 +169,7 @@ def convolutional():
         ("conv2", Conv2d(floats(2, 2, 8, 5), padding=ONES)),
         ("cells2", Neurons(IF(v_threshold=0.7, strict=True))),
         ("flat", Flatten(channels_first=True)),
-        ("linear", Linear(floats(60, 4), floats(4))),
+        ("linear", Linear(floats(45, 4), floats(4))),
         ("out", Neurons(ALIF(decay_input=False, v_threshold=0.5))),
     )
 

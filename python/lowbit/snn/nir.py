@@ -194,9 +194,10 @@ class _Reader:
                     raise ValueError(f"{what}: expected {expected}, got {self.shapes[source]} from {source!r}")
 
     def _given(self, name: str, shape: Any) -> Shape:
-        if shape is None or (found := tuple(int(size) for size in np.atleast_1d(shape))) == () or min(found) < 1:
+        sizes = np.atleast_1d(np.asarray(shape))
+        if sizes.dtype.kind not in "iu" or sizes.ndim != 1 or not sizes.size or sizes.min() < 1:
             raise ValueError(f"node {name!r} (Input): expected a shape, got {shape}")
-        return found
+        return tuple(sizes.tolist())
 
     def _expected(self, node: Any) -> Shape | None:
         nir = self.nir
