@@ -232,6 +232,35 @@ def series(values: list[float], bits: int, terms: int, symmetric: bool, clip: fl
     return scale, zero, [step + zero for step in inside], left
 
 
+def neuron_steps(beta: int, threshold: int, reset: str, strict: bool, bias: int, fraction: int, v: int, x: list[int]):
+    """Potentials and spikes, in the words of the text."""
+    most, potentials, spikes = 2**23 - 1, [], []
+    for value in x:
+        kept = (beta * v + 128) // 256
+        h = min(max(kept + value * 2**fraction + bias, -most), most)
+        fired = h > threshold if strict else h >= threshold
+        after = {"soft": h - threshold, "none": h}.get(reset)
+        v = (int(reset.removeprefix("hard ")) if after is None else after) if fired else h
+        potentials.append(v)
+        spikes.append(int(fired))
+    return potentials, spikes
+
+
+@pytest.mark.parametrize("row", table("Spiking integers", "β"), ids=lambda row: f"{row[0]} {row[2]} {row[7]}")
+def test_the_examples_of_spiking_integers(row, isa, ran):
+    beta, threshold, bias, fraction, v = (int(row[i]) for i in (0, 1, 4, 5, 6))
+    reset, strict, x = row[2], row[3] == "yes", numbers(row[7])[0]
+    want = numbers(row[8])[0], numbers(row[9])[0]
+    assert neuron_steps(beta, threshold, reset, strict, bias, fraction, v, x) == want
+    options = {"v_threshold": threshold, "strict": strict, "bias": bias, "fraction": fraction}
+    options |= {"reset": reset.split()[0], "v_reset": int([*reset.split(), "0"][1])}
+    neuron = lowbit.IF(**options) if beta == 256 else lowbit.LIF(beta=beta / 256, decay_input=False, **options)
+    state = lowbit.NeuronState(np.array([v], np.int32))
+    run = lowbit.simulate(np.array(x, np.int32)[:, None], neuron, state, return_v=True, isa=isa)
+    assert (run.v_seq.ravel().tolist(), run.spike_seq.ravel().tolist()) == want
+    ran(isa)
+
+
 @pytest.mark.parametrize("row", table("Series", "bits"), ids=lambda row: f"{row[0]} {row[1]} {row[2]} {row[5]}")
 def test_the_examples_of_series(row, isa, ran):
     (bits, terms), (scheme, clip, dtype) = map(int, row[:2]), row[2:5]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -71,6 +71,11 @@ class IF:
     fraction: int = 0
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            if isinstance(value := getattr(self, field.name), np.ndarray):
+                value = value.copy()
+                value.flags.writeable = False  # what kernels read of it is made once
+                object.__setattr__(self, field.name, value)
         if self.reset not in ("hard", "soft", "none"):
             raise ValueError(f"reset: expected 'hard', 'soft' or 'none', got {self.reset!r}")
         for name in ("strict", "reset_delay"):
@@ -197,7 +202,7 @@ class ALIF(LIF):
     >>> x_seq = np.full((6, 1), 1.5, np.float32)
     >>> neuron = lowbit.ALIF(tau_adapt=10.0, jump=1.0, decay_input=False)
     >>> lowbit.simulate(x_seq, neuron).spike_seq.ravel()
-    array([1, 0, 1, 0, 0, 0], dtype=uint8)
+    array([1, 0, 1, 0, 0, 1], dtype=uint8)
     """
 
     tau_adapt: Value = 100.0

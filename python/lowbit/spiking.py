@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["simulate"]
 
-_F32, _I32, _U8 = np.dtype(np.float32), np.dtype(np.int32), np.dtype(np.uint8)
+_F32, _I32, _U8, _U16 = (np.dtype(name) for name in ("float32", "int32", "uint8", "uint16"))
 
 #: The greatest integer potential: float32 holds all of them.
 _MOST = 2**23 - 1
@@ -107,8 +108,23 @@ def simulate(
     return Spikes(out, state, v_seq)
 
 
+#: What kernels read of each neuron, by dtype, and by shape where it has arrays.
+_KNOWN: weakref.WeakKeyDictionary[IF, dict[Any, dict[str, Any]]] = weakref.WeakKeyDictionary()
+
+
 def kernel_levels(neuron: IF, shape: tuple[int, ...], dtype: np.dtype[Any]) -> dict[str, Any]:
-    """The kernel's parameters: arrays of one value, or of one for each channel."""
+    """The kernel's parameters: arrays of one value, or of one for each channel. Not to be changed."""
+    known = _KNOWN.setdefault(neuron, {})
+    for key in (dtype, (dtype, shape)):
+        if key in known:
+            return known[key]
+    levels = _levels(neuron, shape, dtype)
+    each = any(isinstance(x, np.ndarray) and x.size > 1 for x in levels.values())
+    known[(dtype, shape) if each else dtype] = levels
+    return levels
+
+
+def _levels(neuron: IF, shape: tuple[int, ...], dtype: np.dtype[Any]) -> dict[str, Any]:
 
     def values(name: str, value: Any, dtype: np.dtype[Any]) -> NDArray[Any]:
         array = np.asarray(value, np.float64)
@@ -173,16 +189,19 @@ def _check_integers(neuron: IF) -> None:
 
 def _start(neuron: IF, state: NeuronState | None, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NeuronState:
     """A copy of the state that the kernel may change, or the first one."""
+    if state is None:
+        v = np.zeros(shape, dtype)
+        if isinstance(neuron, LIF) and np.any(neuron.v_leak):
+            v[...] = neuron.v_leak
+        i = np.zeros(shape, _F32) if isinstance(neuron, CubaLIF) else None
+        a = np.zeros(shape, _F32) if isinstance(neuron, ALIF) else None
+        return NeuronState(v, i, a, np.zeros(shape, _U16) if neuron.refractory else None)
     parts = {
         "v": (True, dtype),
         "i": (isinstance(neuron, CubaLIF), _F32),
         "a": (isinstance(neuron, ALIF), _F32),
-        "left": (neuron.refractory > 0, np.dtype(np.uint16)),
+        "left": (neuron.refractory > 0, _U16),
     }
-    if state is None:
-        zeros = {name: np.zeros(shape, kind) for name, (has, kind) in parts.items() if has}
-        zeros["v"][...] = neuron.v_leak if isinstance(neuron, LIF) else 0
-        return NeuronState(**zeros)
     if not isinstance(state, NeuronState):
         raise TypeError(f"state: expected a NeuronState, got {type(state).__name__}")
     copies: dict[str, Any] = {}

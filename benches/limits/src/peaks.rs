@@ -62,6 +62,8 @@ mod x86 {
             supported: || is_x86_feature_detected!("avx2"),
             run: add_bytes_ymm,
         },
+        // One chain: a turn is the cycles that its additions take, which tells the clock.
+        Peak { name: c"dependent add", ops: 16, supported: || true, run: cycles },
     ];
 
     /// A loop of `$line`s, counting `$turns` down, with registers zeroed before
@@ -193,6 +195,24 @@ mod x86 {
     unsafe fn fma_zmm(turns: u64) {
         // SAFETY: the CPU has AVX-512F; the block declares every register it writes.
         unsafe { twelve!(turns, "vfmadd231ps", "zmm") }
+    }
+
+    unsafe fn cycles(turns: u64) {
+        // SAFETY: the block declares every register it writes.
+        unsafe {
+            asm!(
+                "2:",
+                ".rept 16",
+                "add {x}, {one}",
+                ".endr",
+                "dec {turns}",
+                "jnz 2b",
+                x = inout(reg) 0u64 => _,
+                one = in(reg) 1u64,
+                turns = inout(reg) turns => _,
+                options(nomem, nostack),
+            );
+        }
     }
 
     unsafe fn fma_ymm(turns: u64) {

@@ -34,6 +34,8 @@ demo_app = typer.Typer(invoke_without_command=True)
 app.add_typer(demo_app, name="demo")
 snn_app = typer.Typer(no_args_is_help=True, help="Spiking networks. Example: lowbit snn run FILE.nir")
 app.add_typer(snn_app, name="snn")
+heterogeneous_app = typer.Typer(no_args_is_help=True, help="Each layer of a spiking network its own levels and bits.")
+app.add_typer(heterogeneous_app, name="heterogeneous")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 IsaOption = Annotated[str | None, typer.Option("--isa", help="Instruction set, one that `lowbit doctor` lists.")]
@@ -337,6 +339,74 @@ def nonuniform(
         print(json.dumps({**told, "checks": tables.as_dicts(checks)}, indent=2, ensure_ascii=False))
     for line in tables.check_lines(checks):
         say(line)
+    if any(not check.holds and check.kind != "trend" for check in checks):
+        raise typer.Exit(FAILED)
+
+
+# ------------------------------------------------------------------ heterogeneous
+
+
+@heterogeneous_app.command("search")
+@command
+def heterogeneous_search(
+    task: Annotated[str, typer.Argument(help="mnist or events.")],
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Folder of MNIST and the event streams; LOWBIT_DATA by default.")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder of the trained network and the searches' journals; made if absent.")
+    ] = Path("heterogeneous"),
+    weights: Annotated[
+        str | None, typer.Option("--weights", help="Of the cost against the loss, one search each: 0.01,0.03,0.1")
+    ] = None,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Of the training on the levels.")] = 5,
+    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Of that training.")] = 2,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Write a picture of accuracy against bits, PNG.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Search levels and bits for a spiking transformer, train on them, and tell what that keeps.
+
+    Trains the network first where the folder has none (minutes), then searches once for each weight of the cost,
+    then trains every assignment from the one network with several seeds. What was killed goes on from its journal.
+
+    Example: lowbit heterogeneous search mnist --data FOLDER
+    """
+    try:
+        from lowbit.cli import heterogeneous as tables
+    except ImportError as error:
+        fail(f"heterogeneous needs {error.name}: pip install 'lowbit[torch]'", MISUSE)
+    from lowbit.cli.nonuniform import as_dicts, check_lines
+
+    if task not in tables.TASKS:
+        fail(f"TASK: expected one of {', '.join(tables.TASKS)}, got {task}", MISUSE)
+    if data is not None and not data.is_dir():
+        fail(f"--data: there is no folder {data}", MISUSE)
+    try:
+        steps = tables.WEIGHTS if weights is None else tuple(sorted(float(w) for w in weights.split(",")))
+    except ValueError:
+        fail(f"--weights: expected numbers with commas, got {weights}", MISUSE)
+    try:
+        subject = tables.task(task, data)
+    except tables.Missing as reason:
+        fail(f"{task}: {reason}", MISUSE)
+    say = (lambda _="": None) if as_json else functools.partial(print, flush=True)
+    with _status() as busy:
+        study = tables.study(
+            subject, out, steps, seeds, epochs, say, lambda done, total, what: busy(f"{done}/{total} {what}")
+        )
+    if plot is not None:
+        try:
+            tables.draw(study, plot)
+        except ImportError as error:
+            fail(f"--plot needs {error.name}: pip install 'lowbit[plots]'", MISUSE)
+        except OSError as error:
+            fail(f"--plot: {error}", MISUSE)
+    checks = study.pop("checks")
+    say()
+    for line in check_lines(checks):
+        say(line)
+    if as_json:
+        print(json.dumps({**study, "checks": as_dicts(checks)}, indent=2, ensure_ascii=False))
     if any(not check.holds and check.kind != "trend" for check in checks):
         raise typer.Exit(FAILED)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 import math
@@ -15,12 +16,13 @@ import torch
 from torch import nn
 
 import lowbit
-from lowbit.config import Codebook, Config, Int8, Series, Uniform
+from lowbit.config import Codebook, Config, Int8, Series, Spiking, Uniform
 from lowbit.gemm import MAX_K_UINT8
 from lowbit.torch import fusion
 from lowbit.torch.correction import input_moments
 from lowbit.torch.modules import QuantEmbedding, QuantLinear
 from lowbit.torch.series import SeriesConv2d, SeriesLayer, SeriesLinear
+from lowbit.torch.spiking import QuantSpikingLayer, SpikingLayer
 from lowbit.weights import Weight
 
 #: Products of a convolution's sums, at most.
@@ -242,7 +244,11 @@ _KINDS: tuple[type[nn.Module], ...] = (nn.Linear, nn.Embedding, QuantLinear, Qua
 
 
 def _kinds_of(configs: Iterable[Config | None]) -> tuple[type[nn.Module], ...]:
-    """The layers that these configs are for: convolutions where one is a series."""
+    """The layers that these configs are for: convolutions where one is a series, spiking layers alone
+    where one is of those."""
+    configs = list(configs)
+    if any(isinstance(config, Spiking) for config in configs):
+        return SpikingLayer, QuantSpikingLayer
     series = any(isinstance(config, Series) for config in configs)
     return (*_KINDS, nn.Conv2d, SeriesConv2d) if series else _KINDS
 
@@ -262,14 +268,16 @@ def _check_model(model: nn.Module) -> None:
 
 
 def _check_config(name: str, config: Any) -> None:
-    if config is not None and not isinstance(config, (Int8, Uniform, Codebook, Series)):
-        expected = "lowbit.Int8(), Uniform(...), Codebook(...), Series(...) or None"
+    if config is not None and not isinstance(config, (Int8, Uniform, Codebook, Series, Spiking)):
+        expected = "lowbit.Int8(), Uniform(...), Codebook(...), Series(...), Spiking(...) or None"
         raise TypeError(f"{name}: expected {expected}, got {config!r}")
 
 
 def _check_fitted(name: str, config: Any) -> None:
     """A config whose weights data can fit."""
     _check_config(name, config)
+    if isinstance(config, Spiking):
+        raise ValueError(f"{name}: of spiking layers, which are trained; quantize_(model, {config})")
     if isinstance(config, Series):
         raise ValueError(f"{name}: a series takes no data; quantize_(model, {config})")
 
@@ -308,10 +316,14 @@ def _reason(
     module: nn.Module, config: Any, kinds: tuple[type[nn.Module], ...] = (nn.Linear, nn.Embedding)
 ) -> str | None:
     """Why a layer is left alone; None where it is to be quantized."""
-    if isinstance(module, (QuantLinear, QuantEmbedding, SeriesConv2d)):
+    if isinstance(module, (QuantLinear, QuantEmbedding, SeriesConv2d, QuantSpikingLayer)):
         return "already quantized"
     if config is None:
         return "no config for it"
+    if isinstance(module, SpikingLayer):
+        if not isinstance(config, Spiking):
+            return f"{type(config).__name__} is for no spiking layer; Spiking(...)"
+        return _reason(module.weight, config, (nn.Linear, nn.Conv2d))
     if isinstance(config, Series):
         if isinstance(module, nn.Embedding):
             return "an embedding multiplies nothing; Int8() or Uniform(...) in a rule for it"
@@ -366,10 +378,10 @@ def _plan(
         config = decided[name]
         reason = _reason(module, config)
         if config is None or reason is not None:
-            size = _tensor_bytes(module)
+            size = _tensor_bytes(module.weight if isinstance(module, SpikingLayer) else module)
             reports[name] = LayerReport(name, type(module).__name__, None, size, size, reason=reason)
         else:
-            _check_finite(name, module)
+            _check_finite(name, module.weight if isinstance(module, SpikingLayer) else module)
             todo.append((name, module))
             kinds.setdefault((id(module.weight), config), set()).add(type(module))
     return reports, todo, kinds
@@ -401,6 +413,9 @@ class _Swaps:
         if id(module) not in self._swapped:
             if isinstance(config, Series):
                 self._swapped[id(module)] = self._expanded(name, module, config)
+            elif isinstance(config, Spiking):
+                assert isinstance(module, SpikingLayer)
+                self._swapped[id(module)] = QuantSpikingLayer(copy.deepcopy(module), config)
             else:
                 self._swapped[id(module)] = _quantized(module, config, self._kinds, self.made)
             _inherit(self._swapped[id(module)], module)
@@ -518,6 +533,15 @@ def _state_bytes(model: nn.Module) -> int:
 
 
 def _report(name: str, old: nn.Module, new: nn.Module) -> LayerReport:
+    if isinstance(new, QuantSpikingLayer):
+        assert isinstance(old, SpikingLayer)
+        weight = new.weight.detach().flatten(1)
+        off = torch.from_numpy(new.codes()).float().flatten(1) * new.step[:, None] - weight
+        error = float(off.norm() / weight.norm()) if weight.any() else 0.0
+        kind = f"{new.config.nbits}-bit {new.config.levels.replace('_', ' ')}, sums of spikes"
+        return LayerReport(
+            name, type(old.weight).__name__, "Spiking", _tensor_bytes(old.weight), new.packed_bytes(), error, kind
+        )
     weight = old.weight
     assert isinstance(weight, torch.Tensor)
     assert isinstance(new, (QuantLinear, QuantEmbedding, SeriesConv2d))

@@ -202,6 +202,7 @@ class Neurons(torch.nn.Module):
             levels = kernel_levels(neuron, shape, np.dtype(np.float32))
         else:
             rate = torch.sigmoid(self.w)
+            assert isinstance(neuron, LIF)
             leak = rate if neuron.decay_input else 1.0 - rate
             levels = kernel_levels(neuron, shape, np.dtype(np.float32)) | {"beta": leak.detach().reshape(-1).numpy()}
             if not neuron.decay_input and np.any(neuron.v_leak):
@@ -354,7 +355,7 @@ class QuantSpikingLayer(torch.nn.Module):
 
     def _codes(self) -> torch.Tensor:
         step = self.step.view(-1, *(1,) * (self.weight.dim() - 1))
-        return _Nearest.apply(self.weight / step, self.levels)
+        return Nearest.apply(self.weight / step, self.levels)
 
     def _bias(self) -> torch.Tensor:
         return _Round.apply(self._drive() / (self.step * self.unit) * 2**self.fraction)
@@ -372,10 +373,12 @@ class QuantSpikingLayer(torch.nn.Module):
     def _thresholds(self) -> dict[str, torch.Tensor]:
         """Threshold and reset level in the potential's unit, one for each output."""
         unit = self._sharpness()
-        level = lambda x: torch.as_tensor(np.asarray(x, np.float32))  # noqa: E731
+        levels = {name: getattr(self.neuron, name) for name in ("v_threshold", "v_reset")}
+        whole = {name: torch.round(torch.as_tensor(np.asarray(x, np.float32)) / unit) for name, x in levels.items()}
+        most = 2.0**23 - 1
         return {
-            "v_threshold": torch.clamp(torch.round(level(self.neuron.v_threshold) / unit), 1, 2**23 - 1),
-            "v_reset": torch.clamp(torch.round(level(self.neuron.v_reset) / unit), 1 - 2**23, 2**23 - 1),
+            "v_threshold": whole["v_threshold"].clamp(1, most),
+            "v_reset": whole["v_reset"].clamp(-most, most),
         }
 
     def _sharpness(self) -> torch.Tensor:
@@ -402,7 +405,10 @@ class QuantSpikingLayer(torch.nn.Module):
         if self.neuron is None:
             return sums
         levels = self._thresholds()
-        across = lambda x: x.view(-1, 1, 1).expand(sums.shape[2:]) if self.geometry is not None else x  # noqa: E731
+
+        def across(x: torch.Tensor) -> torch.Tensor:
+            return x.view(-1, 1, 1).expand(sums.shape[2:]) if self.geometry is not None else x
+
         values = {name: across(x).numpy() for name, x in levels.items()}
         sharpness = across(self._sharpness()).contiguous().numpy().reshape(-1)
         neuron = _integral(self.neuron, values, 0)
@@ -466,7 +472,7 @@ def _nearest(x: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
     return levels[torch.bucketize(x, (levels[1:] + levels[:-1]) / 2)]
 
 
-class _Nearest(torch.autograd.Function):
+class Nearest(torch.autograd.Function):
     """To the nearest level; the gradient passes where x is within them."""
 
     @staticmethod

@@ -122,10 +122,13 @@ pub(super) fn fused<V: Voltage, S: Spiked, const LEAK: u8, const RESET: u8, cons
 ) {
     let n = x.len();
     assert!(n <= BLOCK && v.len() == n && spikes.len() == S::elements(n));
+    // One value is read of each, or those of as many whole groups as hold the neurons.
+    let read = [&levels.beta, &levels.drive, &levels.fire, &levels.threshold, &levels.to];
+    assert!(read.iter().all(|x| x.len() >= if EACH { BLOCK } else { 1 }));
     const { assert!(BLOCK.is_multiple_of(GROUP)) };
     let whole = n / GROUP * GROUP;
     for at in (0..whole).step_by(GROUP) {
-        // SAFETY: 32 elements from `at` on lie within x and v, and `levels` has BLOCK.
+        // SAFETY: 32 elements from `at` on lie within x and v, and what is read of `levels` has BLOCK.
         let fired = unsafe { group::<V, LEAK, RESET, EACH>(x.as_ptr().add(at), v.as_mut_ptr().add(at), levels, at) };
         // SAFETY: the CPU has AVX2, and S::elements(32) elements from there on lie within spikes.
         unsafe { S::write(fired, spikes.as_mut_ptr().add(S::elements(at))) };
@@ -170,7 +173,7 @@ unsafe fn group<V: Voltage, const LEAK: u8, const RESET: u8, const EACH: bool>(
         let mut fired = [_mm256_setzero_si256(); 4];
         let fraction = _mm_cvtsi32_si128(levels.fraction as i32);
         for (i, fired) in fired.iter_mut().enumerate() {
-            let level = |levels: &[V; BLOCK]| {
+            let level = |levels: &[V]| {
                 if EACH { V::load(levels.as_ptr().add(at + 8 * i)) } else { V::splat(levels[0]) }
             };
             let (x, v) = (x.add(8 * i), v.add(8 * i));

@@ -153,6 +153,18 @@ impl<'a, V> Neurons<'a, V> {
         !later && self.refractory == 0 && self.adaptation.is_none()
     }
 
+    /// Whether a parameter is one for each channel.
+    fn differ(&self) -> bool {
+        let leak = match &self.leak {
+            Leak::None => false,
+            Leak::Keep { beta: a, drive: b } | Leak::Toward { rate: a, rest: b } => a.len().or(b.len()).is_some(),
+        };
+        let reset = matches!(&self.reset, Reset::Hard(to) | Reset::HardLater(to) if to.len().is_some());
+        let current = self.current.is_some_and(|c| c.alpha.len().or(c.gain.len()).is_some());
+        let adapts = self.adaptation.is_some_and(|a| a.rho.len().or(a.jump.len()).is_some());
+        leak || reset || current || adapts || self.threshold.len().is_some()
+    }
+
     /// As [`Neurons::has_potential_alone`], and no current.
     fn is_plain(&self) -> bool {
         self.has_potential_alone() && self.current.is_none()

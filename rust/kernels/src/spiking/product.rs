@@ -279,6 +279,9 @@ impl Cut {
 /// Rows of a task, at least, if there are as many: what a panel is worth to be loaded for.
 const LEAST_ROWS: usize = 16;
 
+/// Rows up to which a panel is not found in a cache, but asked for ahead of its use.
+const FEW_ROWS: usize = 4;
+
 /// For each task the first row, the panels, and these panels' part of each row.
 fn cut_output<'a, T>(out: &'a mut [T], n: usize, cut: &Cut) -> Vec<(usize, Range<usize>, Vec<&'a mut [T]>)> {
     let (width, panels) = (cut.panels * PANEL, n.div_ceil(PANEL));
@@ -374,9 +377,10 @@ impl Sum for i32 {
         let start = &starts[usize::from(row.minus)];
         let add = |tile: &mut [i32; PANEL]| {
             let mut last = [0; PANEL];
+            let far = lists.rows.len() <= FEW_ROWS;
             for (i, plane) in planes.iter().enumerate() {
                 let from = if i == 0 { start } else { &last };
-                add_codes(panel, &lists.indices[plane.at.clone()], plane.shift, row.minus, from, tile, isa);
+                add_codes(panel, &lists.indices[plane.at.clone()], plane.shift, row.minus, from, tile, far, isa);
                 if planes.len() > 1 {
                     last = *tile;
                 }
@@ -401,14 +405,15 @@ fn add_codes(
     minus: bool,
     from: &[i32; PANEL],
     out: &mut [i32; PANEL],
+    far: bool,
     isa: Isa,
 ) {
     #[cfg(target_arch = "x86_64")]
     if isa.has_avx2() {
         // SAFETY: the Isa is this CPU's; a list's numbers are below K.
-        return unsafe { avx2::codes(panel, list, shift, minus, from, out) };
+        return unsafe { avx2::codes(panel, list, shift, minus, from, out, far) };
     }
-    let _ = isa;
+    let _ = (isa, far);
     scalar::codes(panel, list, shift, minus, from, &mut out[..panel.cols]);
 }
 

@@ -79,9 +79,10 @@ fn by_definition<V: Voltage>(rows: &Rows<'_, V>, neurons: &Neurons<'_, V>, mut p
 fn blocks<L: Lanes, V: Voltage>(_: L, rows: &Rows<'_, V>, neurons: &Neurons<'_, V>, mut part: Part<'_, V>, isa: Isa) {
     let total = part.state.v.len();
     let mut levels = Levels::new(neurons);
-    let mut currents = [V::default(); BLOCK];
-    let mut bytes = [0u8; BLOCK];
-    let mut scratch = Scratch::new();
+    let (alone, flows) = (neurons.has_potential_alone(), neurons.current.is_some());
+    let mut currents = vec![V::default(); if flows { BLOCK } else { 0 }];
+    let mut bytes = vec![0u8; if alone { 0 } else { BLOCK }];
+    let mut scratch = Scratch::new(if alone { 0 } else { BLOCK });
     let (mut at, mut byte) = (0, 0);
     while at < total {
         let len = BLOCK.min(total - at).min(rows.row - at % rows.row);
@@ -100,11 +101,11 @@ fn blocks<L: Lanes, V: Voltage>(_: L, rows: &Rows<'_, V>, neurons: &Neurons<'_, 
             let out = &mut spikes[byte..byte + out_len];
             // The next row lies far from this one.
             prefetch(rows.x.get(from + rows.n..from + rows.n + len));
-            if neurons.current.is_some() {
+            if flows {
                 flow(x, &levels, memory.i, &mut currents);
                 x = &currents[..len];
             }
-            match (neurons.has_potential_alone(), rows.pack) {
+            match (alone, rows.pack) {
                 (true, false) => plain::<V, Bytes>(x, memory.v, &levels, out, isa),
                 (true, true) => plain::<V, Bits>(x, memory.v, &levels, out, isa),
                 (false, false) => staged(x, neurons, &mut memory, &levels, &mut scratch, out),
@@ -123,7 +124,7 @@ fn blocks<L: Lanes, V: Voltage>(_: L, rows: &Rows<'_, V>, neurons: &Neurons<'_, 
 
 /// The synaptic currents of a step, which are the potentials' inputs.
 #[inline(always)]
-fn flow<V: Voltage>(x: &[V], levels: &Levels<V>, i: &mut [f32], currents: &mut [V; BLOCK]) {
+fn flow<V: Voltage>(x: &[V], levels: &Levels<V>, i: &mut [f32], currents: &mut [V]) {
     let n = x.len();
     let (i, currents) = (&mut i[..n], &mut currents[..n]);
     let (alpha, gain) = (&levels.alpha[..n], &levels.gain[..n]);
@@ -148,23 +149,24 @@ fn prefetch<V>(x: Option<&[V]>) {
     let _ = x;
 }
 
-/// The parameters of a block.
+/// The parameters of a block: one of each where all neurons have them and the loops are those of
+/// [`step`], else one for each neuron.
 pub(super) struct Levels<V> {
     /// Whether they differ from neuron to neuron; else the first stands for all.
     each: bool,
     pub leak: u8,
     pub fraction: u32,
     pub reset: u8,
-    pub beta: [V; BLOCK],
-    pub drive: [V; BLOCK],
+    pub beta: Vec<V>,
+    pub drive: Vec<V>,
     /// The least h that fires.
-    pub fire: [V; BLOCK],
-    pub threshold: [V; BLOCK],
-    pub to: [V; BLOCK],
-    alpha: [f32; BLOCK],
-    gain: [f32; BLOCK],
-    rho: [f32; BLOCK],
-    jump: [f32; BLOCK],
+    pub fire: Vec<V>,
+    pub threshold: Vec<V>,
+    pub to: Vec<V>,
+    alpha: Vec<f32>,
+    gain: Vec<f32>,
+    rho: Vec<f32>,
+    jump: Vec<f32>,
     filled: bool,
 }
 
@@ -197,72 +199,79 @@ impl<V: Voltage> Levels<V> {
             Reset::SoftLater => SOFT_LATER,
             Reset::HardLater(_) => HARD_LATER,
         };
-        let mut levels = Levels {
-            each: false,
+        let each = neurons.differ();
+        let len = if each || !neurons.is_plain() { BLOCK } else { 1 };
+        let (current, adapts) = (neurons.current.is_some(), neurons.adaptation.is_some());
+        let values = || vec![zero; len];
+        let floats = |has: bool| vec![0.0; if has { len } else { 0 }];
+        Levels {
+            each,
             leak,
             fraction: neurons.fraction,
             reset,
-            beta: [zero; BLOCK],
-            drive: [zero; BLOCK],
-            fire: [zero; BLOCK],
-            threshold: [zero; BLOCK],
-            to: [zero; BLOCK],
-            alpha: [0.0; BLOCK],
-            gain: [0.0; BLOCK],
-            rho: [0.0; BLOCK],
-            jump: [0.0; BLOCK],
+            beta: values(),
+            drive: values(),
+            fire: values(),
+            threshold: values(),
+            to: values(),
+            alpha: floats(current),
+            gain: floats(current),
+            rho: floats(adapts),
+            jump: floats(adapts),
             filled: false,
-        };
-        levels.each = levels.read(neurons, 0, 0);
+        }
+    }
+
+    /// With room for one of each parameter for each neuron, whatever they are.
+    pub fn for_each(neurons: &Neurons<'_, V>) -> Self {
+        let mut levels = Levels::new(neurons);
+        for values in [&mut levels.beta, &mut levels.drive, &mut levels.fire, &mut levels.threshold, &mut levels.to] {
+            values.resize(BLOCK, V::default());
+        }
         levels
     }
 
-    /// The parameters of `len` neurons from `first` on; one of each where all neurons have them.
+    /// The parameters of `len` neurons from `first` on.
     pub fn fill(&mut self, neurons: &Neurons<'_, V>, first: usize, len: usize) {
         if self.each {
             self.read(neurons, first, len);
         } else if !self.filled {
-            // The loops of what is no potential read one for each neuron all the same.
-            self.read(neurons, 0, if neurons.is_plain() { 1 } else { BLOCK });
+            self.read(neurons, 0, self.fire.len());
             self.filled = true;
         }
     }
 
-    /// The parameters of `len` neurons from `first` on, one for each; whether any differ.
-    pub fn read(&mut self, neurons: &Neurons<'_, V>, first: usize, len: usize) -> bool {
-        let mut each = take(&neurons.threshold, first, &mut self.threshold[..len]);
+    /// As [`Levels::fill`], whether or not they differ.
+    pub fn read(&mut self, neurons: &Neurons<'_, V>, first: usize, len: usize) {
+        take(&neurons.threshold, first, &mut self.threshold[..len]);
         for (fire, threshold) in self.fire[..len].iter_mut().zip(&self.threshold) {
             *fire = if neurons.strict { threshold.above() } else { *threshold };
         }
         match &neurons.leak {
             Leak::None => {}
             Leak::Keep { beta: a, drive: b } | Leak::Toward { rate: a, rest: b } => {
-                each |= take(a, first, &mut self.beta[..len]);
-                each |= take(b, first, &mut self.drive[..len]);
+                take(a, first, &mut self.beta[..len]);
+                take(b, first, &mut self.drive[..len]);
             }
         }
         if let Reset::Hard(to) | Reset::HardLater(to) = &neurons.reset {
-            each |= take(to, first, &mut self.to[..len]);
+            take(to, first, &mut self.to[..len]);
         }
         if let Some(current) = &neurons.current {
-            each |= take(&current.alpha, first, &mut self.alpha[..len]);
-            each |= take(&current.gain, first, &mut self.gain[..len]);
+            take(&current.alpha, first, &mut self.alpha[..len]);
+            take(&current.gain, first, &mut self.gain[..len]);
         }
         if let Some(adaptation) = &neurons.adaptation {
-            each |= take(&adaptation.rho, first, &mut self.rho[..len]);
-            each |= take(&adaptation.jump, first, &mut self.jump[..len]);
+            take(&adaptation.rho, first, &mut self.rho[..len]);
+            take(&adaptation.jump, first, &mut self.jump[..len]);
         }
-        each
     }
 }
 
-/// A parameter's values from neuron `first` on; whether they are one for each channel.
-pub(super) fn take<V: Copy>(each: &Each<'_, V>, first: usize, out: &mut [V]) -> bool {
+/// A parameter's values from neuron `first` on.
+pub(super) fn take<V: Copy>(each: &Each<'_, V>, first: usize, out: &mut [V]) {
     match *each {
-        Each::All(x) => {
-            out.fill(x);
-            false
-        }
+        Each::All(x) => out.fill(x),
         Each::Channel(x) => {
             let mut from = first % x.len();
             let mut out = out;
@@ -271,7 +280,6 @@ pub(super) fn take<V: Copy>(each: &Each<'_, V>, first: usize, out: &mut [V]) -> 
                 head.copy_from_slice(&x[from..from + head.len()]);
                 (out, from) = (tail, 0);
             }
-            true
         }
     }
 }
@@ -369,7 +377,7 @@ fn step<V: Voltage, S: Spiked, const LEAK: u8, const RESET: u8, const EACH: bool
     let _ = isa;
     let n = x.len();
     let v = &mut v[..n];
-    let at = |levels: &[V; BLOCK], j: usize| if EACH { levels[j] } else { levels[0] };
+    let at = |levels: &[V], j: usize| if EACH { levels[j] } else { levels[0] };
     for j in 0..n {
         let h = charge::<V, LEAK>(v[j], x[j].shifted(levels.fraction), at(&levels.beta, j), at(&levels.drive, j));
         let fired = h >= at(&levels.fire, j);
@@ -404,13 +412,13 @@ struct Rest<'a, V> {
 
 /// What a step of such neurons passes from one loop to the next.
 struct Scratch<V> {
-    h: [V; BLOCK],
-    level: [V; BLOCK],
+    h: Vec<V>,
+    level: Vec<V>,
 }
 
 impl<V: Voltage> Scratch<V> {
-    fn new() -> Self {
-        Scratch { h: [V::default(); BLOCK], level: [V::default(); BLOCK] }
+    fn new(n: usize) -> Self {
+        Scratch { h: vec![V::default(); n], level: vec![V::default(); n] }
     }
 }
 

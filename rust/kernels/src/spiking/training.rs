@@ -239,7 +239,7 @@ fn back_in<L: Lanes, V: Voltage>(
     scratch: &mut [f32],
 ) {
     let steps = part.x.len();
-    let (mut levels, mut exact_levels) = (Levels::new(neurons), Levels::new(exact));
+    let (mut levels, mut exact_levels) = (Levels::for_each(neurons), Levels::for_each(exact));
     let mut sharpness = [0.0; BLOCK];
     let (h, slope) = scratch.split_at_mut(steps * part.block);
     let (mut inputs, mut potentials, mut charged) =

@@ -80,7 +80,7 @@ impl Row for Twos {
     }
 }
 
-/// As [`super::scalar::codes`]. `out` has room for the panel's width.
+/// As [`super::scalar::codes`]. `out` has room for the panel's width. `far`: the panel is in no cache.
 ///
 /// # Safety
 /// The CPU has AVX2; the list's numbers are rows of the panel.
@@ -91,20 +91,22 @@ pub(super) unsafe fn codes(
     minus: bool,
     from: &[i32; PANEL],
     out: &mut [i32; PANEL],
+    far: bool,
 ) {
     // SAFETY: the caller's promise.
     unsafe {
         match (panel.form, panel.width) {
-            (SpikeForm::Codes(8), 32) => sums::<Bytes<1, 8>, 1>(panel, list, shift, minus, from, out),
-            (SpikeForm::Codes(8), _) => sums::<Bytes<2, 8>, 2>(panel, list, shift, minus, from, out),
+            (SpikeForm::Codes(8), PANEL) if far => sums::<Bytes<2, 8>, 2, true>(panel, list, shift, minus, from, out),
+            (SpikeForm::Codes(8), 32) => sums::<Bytes<1, 8>, 1, false>(panel, list, shift, minus, from, out),
+            (SpikeForm::Codes(8), _) => sums::<Bytes<2, 8>, 2, false>(panel, list, shift, minus, from, out),
             (SpikeForm::Codes(4), _) if panel.row_bytes == PANEL => {
-                sums::<Bytes<2, 4>, 2>(panel, list, shift, minus, from, out)
+                sums::<Bytes<2, 4>, 2, false>(panel, list, shift, minus, from, out)
             }
-            (SpikeForm::Codes(4), _) => sums::<Fours, 2>(panel, list, shift, minus, from, out),
+            (SpikeForm::Codes(4), _) => sums::<Fours, 2, false>(panel, list, shift, minus, from, out),
             (SpikeForm::Codes(2), _) if panel.row_bytes == PANEL => {
-                sums::<Bytes<2, 2>, 2>(panel, list, shift, minus, from, out)
+                sums::<Bytes<2, 2>, 2, false>(panel, list, shift, minus, from, out)
             }
-            (SpikeForm::Codes(2), _) => sums::<Twos, 2>(panel, list, shift, minus, from, out),
+            (SpikeForm::Codes(2), _) => sums::<Twos, 2, false>(panel, list, shift, minus, from, out),
             (SpikeForm::Codes(_) | SpikeForm::Floats, _) => unreachable!("checked when the weight was made"),
         }
     }
@@ -113,7 +115,7 @@ pub(super) unsafe fn codes(
 /// # Safety
 /// As [`codes`]; the panel's rows are of `R`, V vectors of codes.
 #[target_feature(enable = "avx2")]
-unsafe fn sums<R: Row, const V: usize>(
+unsafe fn sums<R: Row, const V: usize, const FAR: bool>(
     panel: &Panel,
     list: &[u32],
     shift: u32,
@@ -133,7 +135,10 @@ unsafe fn sums<R: Row, const V: usize>(
         let (mut all, mut odd) = ([_mm256_setzero_si256(); V], [_mm256_setzero_si256(); V]);
         if few == 1 {
             let (twos, last) = part.as_chunks::<2>();
-            for &[k, l] in twos {
+            for (i, &[k, l]) in twos.iter().enumerate() {
+                if FAR {
+                    ahead::<R>(panel, twos, i + AHEAD);
+                }
                 // SAFETY: the list's numbers are rows of the panel.
                 let (x, y) = unsafe { (row::<R, V>(panel, k), row::<R, V>(panel, l)) };
                 add(&mut all, &mut odd, x);
@@ -189,6 +194,21 @@ unsafe fn sums<R: Row, const V: usize>(
             return;
         }
         (rest, from) = (after, out.as_ptr());
+    }
+}
+
+/// Pairs of rows that are asked for before they are added.
+const AHEAD: usize = 16;
+
+/// Asks for the rows of pair `i`; past the last for those of the next panel, which is as large.
+#[inline(always)]
+fn ahead<R: Row>(panel: &Panel, twos: &[[u32; 2]], i: usize) {
+    let next = panel.rows.len() + 4 * panel.width;
+    let (i, from) = if i < twos.len() { (i, 0) } else { ((i - twos.len()).min(twos.len() - 1), next) };
+    for k in twos[i] {
+        let at = panel.rows.as_ptr().wrapping_add(from + k as usize * R::BYTES);
+        // SAFETY: a hint, which reads nothing wherever it points.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
     }
 }
 

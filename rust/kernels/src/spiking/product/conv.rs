@@ -164,6 +164,9 @@ struct InputRow {
     /// Which row of all images' it is, plus 1.
     tag: usize,
     inputs: Lists,
+    /// What did not, once a window asked for it.
+    zeros: Vec<u32>,
+    has_zeros: bool,
     /// Where the inputs of each column begin, and the end.
     starts: Vec<u32>,
 }
@@ -174,6 +177,7 @@ impl InputRow {
         if !self.inputs.append(isa, bytes, kind)? {
             return Ok(false);
         }
+        self.has_zeros = false;
         self.starts.clear();
         let columns = bytes.len() / channels.max(1);
         self.starts.try_reserve(columns + 1).map_err(|_| Error::Memory(4 * columns))?;
@@ -202,18 +206,21 @@ impl Source for Places<'_> {
         lists: &mut Lists,
         memory: &mut Self::Memory,
     ) -> Result<std::result::Result<u64, usize>> {
-        let [h, w, c] = self.conv.input;
-        let [_, kw] = self.conv.kernel;
+        let ([h, w, c], [kh, kw]) = (self.conv.input, self.conv.kernel);
         let [oh, ow] = self.output;
-        let (image, y, x) = (place / (oh * ow), place / ow % oh, place % ow);
+        let (line, x) = (place / ow, place % ow);
+        let (image, y) = (line / oh, line % oh);
         let (top, left) = (y * self.conv.stride[0], x * self.conv.stride[1]); // in the padded image
         let [pad_top, pad_left] = self.conv.padding.map(|[before, _]| before);
-        memory.resize_with(self.conv.kernel[0].min(h.max(1)), InputRow::default);
+        let slots = kh.min(h.max(1));
+        if memory.len() != slots {
+            memory.resize_with(slots, InputRow::default);
+        }
+        let rows = top.max(pad_top)..(top + kh).min(pad_top + h);
         let columns = left.saturating_sub(pad_left).min(w)..(left + kw).saturating_sub(pad_left).min(w);
-        let at = lists.indices.len();
-        for row in top.max(pad_top)..(top + self.conv.kernel[0]).min(pad_top + h) {
+        let mut spikes = 0;
+        for row in rows.clone() {
             let number = image * h + row - pad_top;
-            let slots = memory.len();
             let input = &mut memory[(row - pad_top) % slots];
             if input.tag != number + 1 {
                 input.tag = 0;
@@ -224,12 +231,47 @@ impl Source for Places<'_> {
                 }
                 input.tag = number + 1;
             }
-            // Input i of the row is input i + shift of the window.
-            let shift = ((row - top) * kw * c) as i64 + (pad_left as i64 - left as i64) * c as i64;
-            let range = input.starts[columns.start] as usize..input.starts[columns.end] as usize;
-            lists.append_shifted(&input.inputs, range, shift)?;
+            spikes += (input.starts[columns.end] - input.starts[columns.start]) as usize;
         }
-        lists.finish(at, self.k, kind).map(Ok)
+        let at = lists.indices.len();
+        let minus = kind == Kind::Spikes && 2 * spikes > self.k;
+        let wide = kw * c;
+        // Which inputs of a row of the window, from `start` on, lie in the image.
+        let inside = |start: usize| {
+            let first = start + ((columns.start + pad_left).saturating_sub(left) * c).min(wide);
+            first..first + columns.len() * c
+        };
+        for row in top..top + kh {
+            let start = (row - top) * wide;
+            if !rows.contains(&row) {
+                if minus {
+                    lists.append_range(start..start + wide)?;
+                }
+                continue;
+            }
+            let input = &mut memory[(row - pad_top) % slots];
+            let shift = start as i64 + (pad_left as i64 - left as i64) * c as i64;
+            let [from, to] = [columns.start, columns.end].map(|column| input.starts[column] as usize);
+            if minus {
+                if !input.has_zeros {
+                    input.inputs.zeros(isa, w * c, &mut input.zeros)?;
+                    input.has_zeros = true;
+                }
+                // As many zeros lie before a column as inputs that are none.
+                let zeros = &input.zeros[columns.start * c - from..columns.end * c - to];
+                lists.append_range(start..inside(start).start)?;
+                lists.append_shifted(zeros, &[], shift)?;
+                lists.append_range(inside(start).end..start + wide)?;
+            } else {
+                let counts = input.inputs.counts.get(from..to).unwrap_or_default();
+                lists.append_shifted(&input.inputs.indices[from..to], counts, shift)?;
+            }
+        }
+        if minus {
+            lists.push(at, true)?;
+            return Ok(Ok(spikes as u64));
+        }
+        lists.finish(at, kind).map(Ok)
     }
 
     fn counts(&self) -> bool {

@@ -159,7 +159,7 @@ impl Lists {
         }
         let at = self.indices.len();
         self.append_counts(isa, bytes)?;
-        self.finish(at, bytes.len(), kind).map(Some)
+        self.finish(at, kind).map(Some)
     }
 
     /// The numbers of the bytes that are not 0, appended, and the counts if wanted, without a row
@@ -177,14 +177,37 @@ impl Lists {
         Ok(true)
     }
 
-    /// Inputs of another list, and their counts, `shift` further on: that leaves them below K.
-    pub(super) fn append_shifted(&mut self, from: &Lists, range: Range<usize>, shift: i64) -> Result<()> {
-        grow(&mut self.indices, range.len())?;
-        self.indices.extend(from.indices[range.clone()].iter().map(|&i| i.wrapping_add(shift as u32)));
-        if let Some(counts) = from.counts.get(range) {
-            grow(&mut self.counts, counts.len())?;
-            self.counts.extend_from_slice(counts);
+    /// Once after [`Self::append`] of `len` bytes without counts: the numbers of those that are 0.
+    /// From what was read then: a caller's bytes may have changed meanwhile.
+    pub(super) fn zeros(&mut self, isa: Isa, len: usize, to: &mut Vec<u32>) -> Result<()> {
+        self.invert(len);
+        to.clear();
+        append_numbers(isa, &self.words, count(isa, &self.words), to)
+    }
+
+    /// Turns the bits of `len` inputs.
+    fn invert(&mut self, len: usize) {
+        self.words.iter_mut().for_each(|word| *word = !*word);
+        if len % WORD != 0
+            && let Some(last) = self.words.last_mut()
+        {
+            *last &= (1 << (len % WORD)) - 1;
         }
+    }
+
+    /// Inputs and their counts, if there are any, `shift` further on: that leaves them below K.
+    pub(super) fn append_shifted(&mut self, indices: &[u32], counts: &[u8], shift: i64) -> Result<()> {
+        grow(&mut self.indices, indices.len())?;
+        self.indices.extend(indices.iter().map(|&i| i.wrapping_add(shift as u32)));
+        grow(&mut self.counts, counts.len())?;
+        self.counts.extend_from_slice(counts);
+        Ok(())
+    }
+
+    /// Inputs that follow each other.
+    pub(super) fn append_range(&mut self, range: Range<usize>) -> Result<()> {
+        grow(&mut self.indices, range.len())?;
+        self.indices.extend(range.start as u32..range.end as u32);
         Ok(())
     }
 
@@ -224,11 +247,7 @@ impl Lists {
         let minus = kind == Kind::Spikes && 2 * ones > k;
         let mut count = ones;
         if minus {
-            self.words.iter_mut().for_each(|word| *word = !*word);
-            if k % WORD != 0 {
-                let last = self.words.len() - 1;
-                self.words[last] &= (1 << (k % WORD)) - 1;
-            }
+            self.invert(k);
             count = k - ones;
         }
         let at = self.indices.len();
@@ -238,22 +257,9 @@ impl Lists {
     }
 
     /// A row of what was appended from `at` on; its sum.
-    pub(super) fn finish(&mut self, at: usize, k: usize, kind: Kind) -> Result<u64> {
+    pub(super) fn finish(&mut self, at: usize, kind: Kind) -> Result<u64> {
         let len = self.indices.len() - at;
         match kind {
-            Kind::Spikes if 2 * len > k => {
-                self.spare.clear();
-                grow(&mut self.spare, k - len)?;
-                let mut next = 0;
-                for &index in &self.indices[at..] {
-                    self.spare.extend(next..index);
-                    next = index + 1;
-                }
-                self.spare.extend(next..k as u32);
-                self.indices.truncate(at);
-                self.indices.extend_from_slice(&self.spare); // not more than it held
-                self.push(at, true)?;
-            }
             Kind::Spikes | Kind::EachSpike => self.push(at, false)?,
             Kind::Counts => {
                 self.push(at, false)?;
@@ -264,7 +270,8 @@ impl Lists {
         Ok(len as u64)
     }
 
-    fn push(&mut self, at: usize, minus: bool) -> Result<()> {
+    /// A row of what was appended from `at` on, one plane.
+    pub(super) fn push(&mut self, at: usize, minus: bool) -> Result<()> {
         grow(&mut self.planes, 1)?;
         grow(&mut self.rows, 1)?;
         self.planes.push(Plane { shift: 0, at: at..self.indices.len() });
