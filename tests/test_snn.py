@@ -63,9 +63,7 @@ def pooled(x, node, of):
     low = 0 if of is np.sum else -(2**30)
     x = np.pad(x.astype(np.float64), ((0, 0), *node.padding, (0, 0)), constant_values=low)
     rows = range(0, x.shape[1] - kh + 1, sy), range(0, x.shape[2] - kw + 1, sx)
-    return np.stack(
-        [np.stack([of(x[:, i : i + kh, j : j + kw], axis=(1, 2)) for j in rows[1]], 1) for i in rows[0]], 1
-    )
+    return np.stack([np.stack([of(x[:, i : i + kh, j : j + kw], axis=(1, 2)) for j in rows[1]], 1) for i in rows[0]], 1)
 
 
 def weighted(node, x):
@@ -387,7 +385,7 @@ def test_what_does_not_fit_is_refused(make, words):
 def test_what_is_no_node_is_refused():
     with pytest.raises(TypeError, match="nodes: expected nodes"):
         Network({"n": IF()}, {"n": "input"}, shape=(3,))
-    with pytest.raises(TypeError, match="x_seq|x: expected"):
+    with pytest.raises(TypeError, match=r"x: expected"):
         chain(n="input").run(np.zeros((1, 1, 3), complex))
 
 
@@ -530,7 +528,10 @@ def bad_graphs(nir):
     yield graph_of(nir, {"a": nir.IF(np.ones(4), np.ones(4))}, chain), r"node 'a' \(IF\): expected \(4,\), got \(3,\)"
     yield graph_of(nir, {"a": w}, [*chain, ("b", "a")]), "there is no node 'b'"
     yield graph_of(nir, {"a": w, "b": w}, chain), "node 'b' .*follows from nothing"
-    yield graph_of(nir, {"a": w, "b": w}, [*chain[:1], ("a", "b"), ("b", "a"), ("b", "output")]), "a cycle without neurons"
+    yield (
+        graph_of(nir, {"a": w, "b": w}, [*chain[:1], ("a", "b"), ("b", "a"), ("b", "output")]),
+        "a cycle without neurons",
+    )
     yield graph_of(nir, {"a": nir.Conv2d(**conv)}, chain), r"expected \(C, H, W\)"
     yield graph_of(nir, {"a": nir.Conv2d(**conv | {"dilation": 2})}, chain, (1, 9, 9), (1, 5, 5)), "dilation 1"
     yield graph_of(nir, {"a": nir.LIF(0.5 * one, one, one, one)}, chain), "tau: expected at least dt"
@@ -548,7 +549,7 @@ def test_bad_graphs():
     for dt in (0, -1, np.nan):
         with pytest.raises(ValueError, match="dt: expected more than 0"):
             from_nir(graph, dt=dt)
-    with pytest.raises(TypeError, match="expected a nir.NIRGraph"):
+    with pytest.raises(TypeError, match=r"expected a nir\.NIRGraph"):
         from_nir(3)
 
 
@@ -654,7 +655,9 @@ def test_a_report_adds_up():
     free = report(network, run, Costs(add_float32=0, multiply_float32=0))
     assert free.energy == 0
     read = report(network, run, Costs(weight_read=5, neuron_updates=False))
-    assert read.energy == pytest.approx(5.9 * (told.operations - run.operations["conv2"]) + 9.6 * run.operations["conv2"])
+    assert read.energy == pytest.approx(
+        5.9 * (told.operations - run.operations["conv2"]) + 9.6 * run.operations["conv2"]
+    )
 
 
 def test_pictures(tmp_path):

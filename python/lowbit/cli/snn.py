@@ -10,7 +10,7 @@ import numpy as np
 
 from lowbit.snn import Events, Network, Report, Run, draw_raster, from_nir, report
 
-__all__ = ["as_dict", "inputs", "lines", "plot", "read", "run"]
+__all__ = ["as_dict", "inputs", "lines", "plot", "read", "report", "run"]
 
 
 def read(path: Path, dt: float, reset: str, strict: bool) -> Network:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,8 +49,8 @@ def draw_raster(
         The file cannot be written.
     """
     trains = _trains(records, stream)
-    figure = _figure(len(trains))
-    for axes, (name, train) in zip(figure.subplots(len(trains), 1, sharex=True, squeeze=False)[:, 0], trains.items()):
+    figure = _figure()
+    for axes, name, train in _panels(figure, trains):
         t, neuron = np.nonzero(train)
         if len(t) > MOST:
             kept = np.linspace(0, len(t) - 1, MOST).astype(np.int64)
@@ -67,8 +67,8 @@ def draw_rates(
 ) -> Path:
     """Draws what share of each layer's neurons spiked at each step. As `draw_raster`."""
     trains = _trains(records, stream)
-    figure = _figure(len(trains))
-    for axes, (name, train) in zip(figure.subplots(len(trains), 1, sharex=True, squeeze=False)[:, 0], trains.items()):
+    figure = _figure()
+    for axes, name, train in _panels(figure, trains):
         rate = train.mean(1)
         axes.fill_between(np.arange(len(rate)), 100 * rate, step="mid", color=DOT, alpha=0.25, linewidth=0)
         axes.step(np.arange(len(rate)), 100 * rate, where="mid", color=DOT, linewidth=1.0)
@@ -89,13 +89,20 @@ def _trains(records: Mapping[str, ArrayLike], stream: int) -> dict[str, NDArray[
     return trains
 
 
-def _figure(panels: int) -> Any:
+def _panels(figure: Any, trains: dict[str, NDArray[Any]]) -> Iterator[tuple[Any, str, NDArray[Any]]]:
+    figure.set_size_inches(7.2, 0.9 + 1.5 * len(trains))
+    axes = figure.subplots(len(trains), 1, sharex=True, squeeze=False)[:, 0]
+    for one, (name, train) in zip(axes, trains.items(), strict=True):
+        yield one, name, train
+
+
+def _figure() -> Any:
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
         raise ImportError("pictures need matplotlib: pip install 'lowbit[plots]'") from None
-    figure = Figure(figsize=(7.2, 0.9 + 1.5 * panels), layout="constrained")
+    figure = Figure(layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 

@@ -68,9 +68,7 @@ class Costs:
         """A neuron's step."""
         if not self.neuron_updates:
             return 0.0
-        add, multiply = (
-            (self.add_float32, self.multiply_float32) if floats else (self.add_int32, self.multiply_int32)
-        )
+        add, multiply = (self.add_float32, self.multiply_float32) if floats else (self.add_int32, self.multiply_int32)
         return add + (multiply if leaks else 0.0)
 
     def assumptions(self) -> list[str]:

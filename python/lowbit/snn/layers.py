@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from lowbit._check import as_array, check_int
-from lowbit.neurons import ALIF, IF, CubaLIF, LIF
+from lowbit.neurons import IF
 from lowbit.spike_product import SpikeWeight, spike_conv2d, spike_matmul, tile_spike_weight
 
 if TYPE_CHECKING:
@@ -208,7 +208,7 @@ class Conv2d(_Weighted):
         return out
 
     def products(self, shape: Shape) -> int:
-        kh, kw, c, o = self.weight.shape
+        c, o = self.weight.shape[2:]
         ones = np.ones(shape[:2], np.int64)
         return int(self._reach(ones).sum()) * c * o
 
@@ -517,13 +517,11 @@ class Attention(Node):
         return "sums"
 
     def run(self, kinds: tuple[Kind, ...], *values: Array) -> Array:
-        query, key, value = values
+        query, key, _ = values
         steps, streams, tokens, width = query.shape
         # Every partial sum is an integer below this, which the float holds.
         exact = np.float32 if width // self.heads * key.shape[2] < 2**24 else np.float64
-        q, k, v = (
-            x.reshape(steps, streams, x.shape[2], self.heads, -1).swapaxes(2, 3).astype(exact) for x in values
-        )
+        q, k, v = (x.reshape(steps, streams, x.shape[2], self.heads, -1).swapaxes(2, 3).astype(exact) for x in values)
         out = q @ (k.swapaxes(-1, -2) @ v)
         return np.ascontiguousarray(out.swapaxes(2, 3).reshape(steps, streams, tokens, width), np.int32)
 

@@ -158,7 +158,9 @@ class _Reader:
             if len(self.reads[out]) != 1 or self.reads[out][0] in ins:
                 raise ValueError(f"node {out!r} (Output): expected one node before it, got {self.reads[out]}")
             outputs.append(self._name(self.reads[out][0]))
-        return Network(made, reads, shape=_last(self.shapes[ins[0]]), outputs=outputs)
+        network = Network(made, reads, shape=_last(self.shapes[ins[0]]), outputs=outputs)
+        network.nodes = {name: made[name] for name in network.order}
+        return network
 
     def _ends(self, kind: Any) -> list[str]:
         return [name for name, node in self.nodes.items() if isinstance(node, kind)]
@@ -452,7 +454,11 @@ class _Writer:
         if isinstance(node, layers.Flatten):
             readers = [n for n, sources in self.network.reads.items() if name in sources]
             lone = all(isinstance(self.network.nodes[n], layers.Linear) for n in readers)
-            if len(given) == 3 and not node.channels_first and not (readers and lone and name not in self.network.outputs):
+            if (
+                len(given) == 3
+                and not node.channels_first
+                and not (readers and lone and name not in self.network.outputs)
+            ):
                 raise ValueError("NIR flattens channels first: Flatten(channels_first=True)")
             return nir.Flatten({"input": np.array(_first(given))}, 0, -1)
         if isinstance(node, layers.Scale):

@@ -77,7 +77,9 @@ class Report:
 
     def to_json(self) -> str:
         """The same for programs; energies in picojoules of all streams."""
-        totals = {name: getattr(self, name) for name in ("parameters", "neurons", "rate", "spikes", "operations", "energy")}
+        totals = {
+            name: getattr(self, name) for name in ("parameters", "neurons", "rate", "spikes", "operations", "energy")
+        }
         told = {
             "n_steps": self.n_steps,
             "n_streams": self.n_streams,
@@ -88,7 +90,9 @@ class Report:
         return json.dumps(told, indent=2, ensure_ascii=False, allow_nan=False)
 
     def __str__(self) -> str:
-        rows = [("layer", "kind", "bits", "parameters", "neurons", "rate", "spikes", "operations", "nJ")]
+        rows: list[tuple[str, ...]] = [
+            ("layer", "kind", "bits", "parameters", "neurons", "rate", "spikes", "operations", "nJ")
+        ]
         n = self.n_streams
 
         def row(name: str, kind: str, of: Layer | Report, bits: int | None) -> tuple[str, ...]:
