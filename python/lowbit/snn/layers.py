@@ -208,7 +208,7 @@ class Conv2d(_Weighted):
         return out
 
     def products(self, shape: Shape) -> int:
-        kh, kw, c, o = self.weight.shape
+        c, o = self.weight.shape[2:]
         ones = np.ones(shape[:2], np.int64)
         return int(self._reach(ones).sum()) * c * o
 
@@ -517,7 +517,7 @@ class Attention(Node):
         return "sums"
 
     def run(self, kinds: tuple[Kind, ...], *values: Array) -> Array:
-        query, key, value = values
+        query, key, _ = values
         steps, streams, tokens, width = query.shape
         # Every partial sum is an integer below this, which the float holds.
         exact = np.float32 if width // self.heads * key.shape[2] < 2**24 else np.float64

@@ -244,6 +244,11 @@ class Network:
         raise ValueError(f"the kinds of {', '.join(sorted(set(self.nodes) - set(known)))} follow from nothing")
 
     @property
+    def order(self) -> tuple[str, ...]:
+        """The nodes' names in the order that they run."""
+        return tuple(name for group in self._groups for name in group.names)
+
+    @property
     def parameters(self) -> int:
         """Weights and biases of all layers."""
         return sum(node.parameters for node in self.nodes.values() if isinstance(node, _Weighted))
@@ -405,7 +410,7 @@ def _components(nodes: Mapping[str, Node], reads: Mapping[str, tuple[str, ...]])
                 if work:
                     low[work[-1][0]] = min(low[work[-1][0]], low[name])
                 if low[name] == index[name]:
-                    members = []
+                    members: list[str] = []
                     while not members or members[-1] != name:
                         members.append(stack.pop())
                         on_stack.discard(members[-1])
@@ -623,7 +628,6 @@ class _Pass:
             for name in group.names:
                 if name in last:
                     last[name] = now[name][0]
-        # What neurons gave is counted when it is read, one step later, as a spike that left them.
         return full
 
 
@@ -638,16 +642,17 @@ def _cut(state: State | None, first: int, last: int) -> State | None:
 def _joined(states: list[State]) -> State:
     neurons = {}
     for name, one in states[0].neurons.items():
-        parts = {
+        parts: dict[str, Any] = {
             f.name: None
             if getattr(one, f.name) is None
             else np.concatenate([getattr(s.neurons[name], f.name) for s in states])
             for f in fields(NeuronState)
         }
-        neurons[name] = NeuronState(**parts)  # type: ignore[arg-type]  # v is never None
+        neurons[name] = NeuronState(**parts)
     return State(neurons, {name: np.concatenate([s.last[name] for s in states]) for name in states[0].last})
 
 
 def _parts(state: NeuronState, of: Callable[[NDArray[Any]], NDArray[Any]]) -> NeuronState:
     found = {f.name: getattr(state, f.name) for f in fields(NeuronState)}
-    return NeuronState(**{name: None if array is None else of(array) for name, array in found.items()})
+    parts: dict[str, Any] = {name: None if array is None else of(array) for name, array in found.items()}
+    return NeuronState(**parts)

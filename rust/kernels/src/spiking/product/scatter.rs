@@ -94,42 +94,66 @@ pub(super) fn scatter<T: Term, B: AsRef<[u8]> + Sync>(
             }
         }
     }
-    let [down, across] = [0, 1].map(|axis| taps(conv, output, axis));
     let mut empty: Vec<T> = try_zeroed(size)?;
     if let Some(start) = start {
         empty.chunks_exact_mut(n).for_each(|place| place.copy_from_slice(start));
     }
+    let [down, across] = [0, 1].map(|axis| taps(conv, output, axis, n));
+    let scattered = Scattered { rows: &rows, empty: &empty, down, across, channels: c as u32, line: w * c, n };
     let each = LEAST.div_ceil(size).max(1);
     let tasks = Parts::new(out.chunks_mut(each * size));
     ctl.for_each(tasks.len(), &|_, task| {
         for (i, out) in tasks.take(task).chunks_exact_mut(size).enumerate() {
-            out.copy_from_slice(&empty);
             let image = &bytes[(task * each + i) * input..][..input];
-            for (line, down) in image.chunks_exact(w * c).zip(&down) {
-                spiking(line, |at, count| {
-                    let (x, channel) = (at / c as u32, (at % c as u32) as usize);
-                    for &(kh, y) in down {
-                        for &(kw, x) in &across[x as usize] {
-                            let row = &rows[((kh * conv.kernel[1] + kw) * c + channel) * n..][..n];
-                            add(&mut out[(y * output[1] + x) * n..][..n], row, if most == 1 { 1 } else { count });
-                        }
-                    }
-                });
+            match (most, n) {
+                (1, 8) => scattered.image::<true, 8>(image, out),
+                (1, 16) => scattered.image::<true, 16>(image, out),
+                (1, 32) => scattered.image::<true, 32>(image, out),
+                (1, _) => scattered.image::<true, 0>(image, out),
+                (_, 8) => scattered.image::<false, 8>(image, out),
+                (_, 16) => scattered.image::<false, 16>(image, out),
+                (_, 32) => scattered.image::<false, 32>(image, out),
+                (_, _) => scattered.image::<false, 0>(image, out),
             }
         }
     })
 }
 
-#[inline(always)]
-fn add<T: Term>(sums: &mut [T], row: &[T], count: u8) {
-    let ((eights, rest), (row_eights, row_rest)) = (sums.as_chunks_mut::<8>(), row.as_chunks::<8>());
-    for (sums, row) in eights.iter_mut().zip(row_eights) {
-        for (sum, &element) in sums.iter_mut().zip(row) {
-            *sum = sum.with(element, count);
+/// What images have in common.
+struct Scattered<'a, T> {
+    /// The weight, row by row.
+    rows: &'a [T],
+    /// An output without spikes.
+    empty: &'a [T],
+    down: Vec<Vec<Tap>>,
+    across: Vec<Vec<Tap>>,
+    channels: u32,
+    /// Inputs of a row of the image.
+    line: usize,
+    n: usize,
+}
+
+impl<T: Term> Scattered<'_, T> {
+    /// One image; `SPIKES`: all inputs are 0 or 1; `N`: outputs of a place, 0 for any number.
+    fn image<const SPIKES: bool, const N: usize>(&self, image: &[u8], out: &mut [T]) {
+        out.copy_from_slice(self.empty);
+        let n = if N == 0 { self.n } else { N };
+        for (y, line) in image.chunks_exact(self.line).enumerate() {
+            let down = &self.down[y][..];
+            spiking(line, |at, count| {
+                let across = &self.across[(at / self.channels) as usize][..];
+                let channel = (at % self.channels) as usize * n;
+                for i in 0..down.len() {
+                    for j in 0..across.len() {
+                        let row = &self.rows[down[i].row + across[j].row + channel..][..n];
+                        let place = &mut out[down[i].out + across[j].out..][..n];
+                        for k in 0..n {
+                            place[k] = place[k].with(row[k], if SPIKES { 1 } else { count });
+                        }
+                    }
+                }
+            });
         }
-    }
-    for (sum, &element) in rest.iter_mut().zip(row_rest) {
-        *sum = sum.with(element, count);
     }
 }
 
@@ -137,27 +161,36 @@ fn add<T: Term>(sums: &mut [T], row: &[T], count: u8) {
 #[inline(always)]
 fn spiking(bytes: &[u8], mut f: impl FnMut(u32, u8)) {
     let (eights, rest) = bytes.as_chunks();
-    for (base, eight) in (0u32..).step_by(8).zip(eights) {
-        let mut word = u64::from_le_bytes(*eight);
+    for i in 0..eights.len() {
+        let mut word = u64::from_le_bytes(eights[i]);
         while word != 0 {
             let byte = word.trailing_zeros() / 8;
-            f(base + byte, eight[byte as usize]);
+            f(8 * i as u32 + byte, eights[i][byte as usize]);
             word &= !(0xff << (8 * byte));
         }
     }
-    let base = (bytes.len() - rest.len()) as u32;
-    for (i, &count) in (base..).zip(rest).filter(|(_, count)| **count != 0) {
-        f(i, count);
+    for i in 0..rest.len() {
+        if rest[i] != 0 {
+            f((8 * eights.len() + i) as u32, rest[i]);
+        }
     }
 }
 
-/// For each row (or column) of the image, the kernel's rows that meet it and where their outputs are.
-fn taps(conv: &SpikeConv2d, output: [usize; 2], axis: usize) -> Vec<Vec<(usize, usize)>> {
+/// A row (or column) of the kernel: where its rows of the weight begin, and the outputs that it is for.
+struct Tap {
+    row: usize,
+    out: usize,
+}
+
+/// For each row (or column) of the image, the kernel's that meet it.
+fn taps(conv: &SpikeConv2d, output: [usize; 2], axis: usize, n: usize) -> Vec<Vec<Tap>> {
     let (kernel, stride, before) = (conv.kernel[axis], conv.stride[axis], conv.padding[axis][0]);
+    let (row, out) = if axis == 0 { (conv.kernel[1], output[1]) } else { (1, 1) };
     let of = |place: usize| {
         let meets = |tap: usize| {
             let first = (place + before).checked_sub(tap)?;
-            (first % stride == 0 && first / stride < output[axis]).then(|| (tap, first / stride))
+            let found = Tap { row: tap * row * conv.input[2] * n, out: first / stride * out * n };
+            (first % stride == 0 && first / stride < output[axis]).then_some(found)
         };
         (0..kernel).filter_map(meets).collect()
     };
