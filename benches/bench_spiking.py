@@ -2,6 +2,7 @@
 
     python benches/bench_spiking.py --rounds 15             16 steps of 1,048,576 neurons, and of what a cache holds
     python benches/bench_spiking.py --only training         forward and backward, as a spiking transformer has them
+    python benches/bench_spiking.py --only transformer --model FILE   a quantized Spikformer in integers
     python benches/bench_spiking.py --only sizes            how the cost grows
     pytest benches/bench_spiking.py --benchmark-only        a table of times
 
@@ -14,9 +15,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import limits
@@ -28,8 +31,9 @@ from lowbit import IF, LIF
 from measure import clock_for, cpu_name, interleave, settle, table
 
 STEPS, MANY, FEW = 16, 1 << 20, 1024
-#: Of the limit; neuron-steps a cycle; times as fast as each eager peer, as a compiled one, as torch's training.
-BARS = {"share": 0.6, "cycle": 2.5, "eager": 30.0, "compiled": 6.0, "training": 2.0}
+#: Of the limit; neuron-steps a cycle; times as fast as each eager peer, as a compiled one, as torch's training, as
+#: torch's network in float32.
+BARS = {"share": 0.6, "cycle": 2.5, "eager": 30.0, "compiled": 6.0, "training": 2.0, "network": 5.0}
 
 Candidates = dict[str, Callable[[], Any]]
 
@@ -235,20 +239,96 @@ def training(rounds: int) -> list[list[object]]:
     return rows
 
 
-PARTS = {"many": many, "few": few, "sizes": sizes, "training": training}
+def transformer(rounds: int, model_file: str | None = None) -> list[list[object]]:
+    """A Spikformer of three bits in integers beside itself in float32, on spikingjelly's neurons too."""
+    import copy
+
+    import torch
+    from lowbit import Spiking
+    from lowbit.methods.heterogeneous import quantized, spiking_layers
+    from lowbit.models.spikformer import Spikformer, to_integers
+    from lowbit.torch.spiking import Neurons
+    from safetensors.torch import load_file
+
+    torch.manual_seed(0)
+    model = Spikformer()
+    digits = np.random.default_rng(0).integers(0, 256, (32, 28, 28, 1)).astype(np.uint8)
+    if model_file is None:
+        print("(no --model: untrained, its norms fit to random pixels)", file=sys.stderr)
+        with torch.no_grad():
+            for _ in range(10):
+                model(torch.from_numpy(digits).permute(0, 3, 1, 2).float() / 255)
+    else:
+        model.load_state_dict(load_file(model_file))
+        data = os.environ.get("LOWBIT_DATA")
+        if data:
+            with np.load(Path(data) / "mnist" / "test_first5000.npz") as file:
+                digits = file["x"][4000:4032, ..., None]
+    model.eval()
+    small = quantized(model, dict.fromkeys(spiking_layers(model), Spiking(3)))
+    integers = to_integers(small, (28, 28))
+    x = torch.from_numpy(digits).permute(0, 3, 1, 2).float().contiguous() / 255
+    plain = copy.deepcopy(model.fold_())
+    fs: Candidates = {}
+    rows: list[list[object]] = []
+    peers = ["torch float32"]
+    try:
+        from spikingjelly.activation_based import functional, neuron
+
+        jelly = copy.deepcopy(plain)
+        for name, module in list(jelly.named_modules()):
+            if isinstance(module, Neurons):
+                parent, _, child = name.rpartition(".")
+                threshold = module.neuron.v_threshold
+                node = neuron.LIFNode(tau=2.0, v_threshold=threshold, step_mode="m")
+                setattr(jelly.get_submodule(parent), child, node)
+
+        def run_jelly(given: Any) -> Any:
+            functional.reset_net(jelly)
+            return jelly(given)
+
+        peers.append("torch float32, spikingjelly's neurons")
+    except ImportError:
+        run_jelly = None
+    for batch in (1, 32):
+        given, pixels = x[:batch].contiguous(), np.ascontiguousarray(digits[:batch])
+        fs = {"integers": partial(integers, pixels), "torch float32": torch.no_grad()(partial(plain, given))}
+        if run_jelly is not None:
+            fs[peers[1]] = torch.no_grad()(partial(run_jelly, given))
+        with torch.no_grad():
+            assert np.array_equal(integers(pixels).argmax(1), small(given).argmax(1).numpy())
+        timing = interleave(fs, rounds, clock=clock_for(1))
+        for peer in peers:
+            ratio = timing.ratio("integers", peer)
+            met = ("yes" if ratio.median >= BARS["network"] else "NO") if batch == 1 else ""
+            took = [f"{timing.seconds(name).median * 1e3:.2f}" for name in ("integers", peer)]
+            rows.append([batch, peer, *took, ratio, met])
+    head = ["batch", "peer", "integers, ms", "peer, ms", f"times as fast (bar {BARS['network']:g} at 1)", "met"]
+    print(table(head, rows))
+    run = integers.run(digits)
+    print(
+        f"{sum(int(n.sum()) for n in run.spikes.values()) / len(digits):,.0f} spikes and "
+        f"{sum(run.operations.values()) / len(digits):,.0f} synaptic operations an image"
+    )
+    return rows
+
+
+PARTS = {"many": many, "few": few, "sizes": sizes, "training": training, "transformer": transformer}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=["many", "few", "sizes", "training"])
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--model", help="of `lowbit heterogeneous search mnist`: spikformer-mnist.safetensors")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     settle(1)
     print(f"{cpu_name()}, {lowbit.isa()}, 1 thread, {asked.rounds} rounds, medians [quartiles]\n", flush=True)
     told = {}
     for part in asked.only:
-        told[part] = PARTS[part](asked.rounds)
+        run = partial(transformer, model_file=asked.model) if part == "transformer" else PARTS[part]
+        told[part] = run(asked.rounds)
         print(flush=True)
     if asked.json:
         print(json.dumps(told, default=str, indent=2))

@@ -19,8 +19,9 @@ import lowbit
 from lowbit.cli.nonuniform import Check, Missing
 from lowbit.config import Spiking
 from lowbit.methods import heterogeneous as method
-from lowbit.models.spikformer import Spikformer
+from lowbit.models.spikformer import Spikformer, to_integers
 from lowbit.neurons import LIF
+from lowbit.snn import Costs
 from lowbit.torch.spiking import Neurons, SpikingLayer
 
 __all__ = ["TASKS", "Missing", "Task", "draw", "study", "task"]
@@ -239,8 +240,8 @@ class Paired:
 def table(
     model: Spikformer, subject: Task, assignments: dict[str, dict[str, Spiking]], seeds: int, epochs: int,
     progress: Any = None,
-) -> Iterator[tuple[Row, dict[str, np.ndarray]]]:  # fmt: skip
-    """A row for each assignment, and of each test sample loss, hits and agreement."""
+) -> Iterator[tuple[Row, dict[str, np.ndarray], Any]]:  # fmt: skip
+    """A row for each assignment, of each test sample loss, hits and agreement, and the last seed's network."""
     plain = method.evaluate(model, subject.test_x)
     right = (plain.argmax(1) == subject.test_y).double().numpy()
     for name, assignment in assignments.items():
@@ -272,6 +273,7 @@ def table(
                 100 * drop, 100 * half, 100 * float(kept["agreement"].mean()), float(kept["loss"].mean()), taken,
             ),
             kept,
+            net,
         )  # fmt: skip
 
 
@@ -313,11 +315,63 @@ def paired_line(pair: Paired) -> str:
     )
 
 
+def energies(
+    net: Any, assignment: dict[str, Spiking], x: torch.Tensor, costs: Costs | None = None
+) -> list[dict[str, Any]]:
+    """The trained assignment in integers, layer by layer: what a sample takes on average.
+
+    ``rate`` is of the layer's neurons, spikes by neuron and step; operations are pairs of an input that
+    is not 0 and a synapse. Energies in nanojoules: of the layer's sums, of its neurons, and of the same
+    operations on float32.
+    """
+    costs = costs or Costs(weight_read=5.0)
+    integers = to_integers(net, (x.shape[-2], x.shape[-1]))
+    given = torch.round(x / net.patch[0].unit).to(torch.uint8).numpy()
+    given = given.transpose(1, 0, 3, 4, 2) if given.ndim == 5 else given.transpose(0, 2, 3, 1)
+    run = integers.run(np.ascontiguousarray(given))
+    network, n = integers.network, len(x)
+    kinds = network.kinds(run.input_kind)
+    rows = []
+    for name, config in assignment.items():
+        spikes = kinds[network.reads[name][0]] == "spikes"
+        cost = costs.addition if spikes else costs.product
+        operations = run.operations[name]
+        cells = f"{name}.neurons"
+        updates = math.prod(network.shapes[cells]) * run.n_steps * n if cells in run.spikes else 0
+        rows.append(
+            {
+                "layer": name, "levels": config.levels, "bits": config.nbits,
+                "parameters": net.get_submodule(name).weight.numel(),
+                "rate": int(run.spikes[cells].sum()) / updates if updates else None,
+                "operations": operations / n,
+                "nJ": operations * cost(config.nbits) / n / 1e3,
+                "neurons_nJ": updates * costs.update(floats=False, leaks=True) / n / 1e3,
+                "float32_nJ": (operations * cost(32) + updates * costs.update(floats=True, leaks=True)) / n / 1e3,
+            }
+        )  # fmt: skip
+    return rows
+
+
 def layer_lines(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """The assignment, layer by layer."""
-    yield f"{'layer':<18} {'levels':<14} {'bits':>4} {'parameters':>10}"
-    for row in rows:
-        yield f"{row['layer']:<18} {row['levels'].replace('_', ' '):<14} {row['bits']:>4} {row['parameters']:>10,}"
+    """The assignment, layer by layer, and its sums."""
+    yield (
+        f"{'layer':<18} {'levels':<13} {'bits':>4} {'parameters':>10} {'rate':>6} {'operations':>10} {'nJ':>8} "
+        f"{'neurons':>8} {'float32':>9}"
+    )
+    names = ("parameters", "operations", "nJ", "neurons_nJ", "float32_nJ")
+    total = {name: math.fsum(row[name] for row in rows) for name in names}
+    whole = {"layer": "sum", "levels": "", "bits": "", "rate": None, **total}
+    for row in [*rows, whole]:
+        rate = "" if row["rate"] is None else f"{row['rate']:.4f}"
+        yield (
+            f"{row['layer']:<18} {row['levels'].replace('_', ' '):<13} {row['bits']:>4} {row['parameters']:>10,.0f} "
+            f"{rate:>6} {row['operations']:>10,.0f} {row['nJ']:>8.2f} {row['neurons_nJ']:>8.2f} {row['float32_nJ']:>9.2f}"
+        )
+    yield (
+        f"a sample on average; energy {total['float32_nJ'] / (total['nJ'] + total['neurons_nJ']):.2f} times less than of "
+        "float32 by the model:"
+    )
+    yield from (f"  {line}" for line in Costs(weight_read=5.0).assumptions())
 
 
 class Three(torch.nn.Module):
@@ -399,14 +453,6 @@ def study(
     inside = [one for one in found if RANGE[0] <= one.mean_bits <= RANGE[1]]
     chosen = min(inside or found, key=lambda one: abs(one.mean_bits - sum(RANGE) / 2))
     kinds = method.spiking_layers(model)
-    layers = [
-        {"layer": name, "levels": c.levels, "bits": c.nbits, "parameters": kinds[name].weight.weight.numel()}
-        for name, c in chosen.assignment.items()
-    ]
-    say()
-    for line in layer_lines(layers):
-        say(line)
-
     assignments = {f"searched, weight {chosen.weight:g}": chosen.assignment}
     sample = subject.x[:128]
     assignments["knapsack, as many bits"] = method.choose(model, sample, chosen.mean_bits, progress=progress)
@@ -415,11 +461,17 @@ def study(
         assignments[name] = dict.fromkeys(kinds, config)
     say()
     rows, kept = [], {}
-    for row, values in table(model, subject, assignments, seeds, epochs, progress):
+    layers: list[dict[str, Any]] = []
+    for row, values, net in table(model, subject, assignments, seeds, epochs, progress):
         for line in ([] if rows else row_lines(None)) + row_lines(row):
             say(line)
+        if not rows:
+            layers = energies(net, chosen.assignment, subject.test_x[:100])
         rows.append(row)
         kept[row.name] = values
+    say()
+    for line in layer_lines(layers):
+        say(line)
     first = rows[0]
     checks.append(Check("trend", f"{RANGE[0]} to {RANGE[1]} bits in all", RANGE[0] <= first.mean_bits <= RANGE[1]))
     checks.append(Check("trend", "at most a point from float32", first.drop <= 1.0))

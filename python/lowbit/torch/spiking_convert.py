@@ -146,12 +146,12 @@ def _spikingjelly(node: Any, kind: str) -> tuple[IF, Surrogate, bool]:
     if node.step_mode != "m":
         raise ValueError(f"model: expected {kind} in step_mode 'm', got {node.step_mode!r}")
     soft = node.v_reset is None
-    options = {"v_threshold": node.v_threshold, "reset": "soft" if soft else "hard"}
+    options: dict[str, Any] = {"v_threshold": node.v_threshold, "reset": "soft" if soft else "hard"}
     options |= {} if soft else {"v_reset": node.v_reset}
-    surrogates = {"ATan": Arctan, "Sigmoid": Sigmoid, "PiecewiseQuadratic": Triangle}
+    surrogates: dict[str, Any] = {"ATan": Arctan, "Sigmoid": Sigmoid, "PiecewiseQuadratic": Triangle}
     function = node.surrogate_function
     found = surrogates.get(type(function).__name__)
-    surrogate = found(float(function.alpha)) if found is not None else Arctan()
+    surrogate: Surrogate = found(float(function.alpha)) if found is not None else Arctan()
     if kind == "IFNode":
         if not soft and node.v_reset != 0:
             raise ValueError(f"model: an IFNode begins at its v_reset; expected 0 or None, got {node.v_reset}")
