@@ -127,9 +127,9 @@ class Network:
     array([[1, 0],
            [1, 1],
            [0, 1],
-           [0, 1]], dtype=uint8)
+           [0, 0]], dtype=uint8)
     >>> run.spikes, run.operations
-    ({'cells': array([5])}, {'in': 8, 'back': 8})
+    ({'cells': array([4])}, {'in': 8, 'back': 8})
     """
 
     def __init__(
