@@ -438,37 +438,49 @@ def _errors(model: nn.Module, x: torch.Tensor, name: str, candidates: list[Spiki
     torch.set_num_threads(1)
     try:
         with torch.no_grad():
-            return [_error(model, x, name, config, metric) for config in candidates]
+            return _of_layer(model, _inputs(x), name, candidates, metric)
     finally:
         torch.set_num_threads(threads)
 
 
-def _error(model: nn.Module, x: torch.Tensor, name: str, config: Spiking, metric: str) -> float:
+def _of_layer(model: nn.Module, inputs: torch.Tensor, name: str, candidates: list[Spiking], metric: str) -> list[float]:
     layer = model.get_submodule(name)
     assert isinstance(layer, SpikingLayer)
-    inputs = _inputs(x)
-    quantized = QuantSpikingLayer(copy.deepcopy(layer), config).eval()
-    seen: list[torch.Tensor] = []
-    hook = layer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    given: list[torch.Tensor] = []
+
+    def classes() -> torch.Tensor:
+        return torch.log_softmax(model(inputs).double(), 1)
+
+    if metric == "drift":
+        sums = layer.sums
+        layer.sums = lambda x: given.append(x) or sums(x)  # type: ignore[method-assign, func-returns-value]
     try:
-        plain = torch.log_softmax(model(inputs).double(), 1)
+        plain = classes()
     finally:
-        hook.remove()
-    if metric == "drift" and seen:
-        sums, unit = layer.sums(seen[0]).double(), 1.0
-        got = quantized.sums(seen[0]).double()
-        if quantized.neuron is not None:
-            across = (-1, 1, 1) if quantized.geometry is not None else (-1,)
-            # The leak of inputs is no part of sums.
-            unit = (quantized.step * quantized.unit / 2**quantized.fraction).double().view(across)
-        whole = float(sums.square().sum())
-        return float((got * unit - sums).square().sum()) / whole if whole else 0.0
-    _swap(model, name, quantized)
-    try:
-        got = torch.log_softmax(model(inputs).double(), 1)
-    finally:
-        _swap(model, name, layer)
-    return float((plain.exp() * (plain - got)).sum(1).mean())
+        if metric == "drift":
+            del layer.sums
+    errors = []
+    for config in candidates:
+        quantized = QuantSpikingLayer(copy.deepcopy(layer), config).eval()
+        if metric == "drift":
+            errors.append(_drift(layer.sums(given[0]), quantized, given[0]))
+            continue
+        _swap(model, name, quantized)
+        try:
+            errors.append(float((plain.exp() * (plain - classes())).sum(1).mean()))
+        finally:
+            _swap(model, name, layer)
+    return errors
+
+
+def _drift(sums: torch.Tensor, quantized: QuantSpikingLayer, given: torch.Tensor) -> float:
+    """How far the sums are from these, in parts of their square."""
+    got, unit = quantized.sums(given).double(), torch.ones(1)
+    if quantized.neuron is not None:
+        unit = (quantized.step * quantized.unit / 2**quantized.fraction).double()
+        unit = unit.view((-1, 1, 1) if quantized.geometry is not None else (-1,))
+    whole = float(sums.double().square().sum())
+    return float((got * unit - sums.double()).square().sum()) / whole if whole else 0.0
 
 
 # ------------------------------------------------------------------ training on the levels
