@@ -166,27 +166,27 @@ impl<T: Term> Scattered<'_, T> {
 /// Calls `f` with the place and the value of each byte that is not 0, in order.
 #[inline(always)]
 fn spiking(bytes: &[u8], mut f: impl FnMut(u32, u8)) {
-    let mut at = 0;
-    // Most of them are silent.
-    while at < bytes.len() {
-        let block = &bytes[at..bytes.len().min(at + 32)];
-        if block.iter().fold(0, |seen, x| seen | x) != 0 {
-            let (eights, rest) = block.as_chunks();
-            for i in 0..eights.len() {
-                let mut word = u64::from_le_bytes(eights[i]);
-                while word != 0 {
-                    let byte = word.trailing_zeros() / 8;
-                    f((at + 8 * i) as u32 + byte, eights[i][byte as usize]);
-                    word &= !(0xff << (8 * byte));
-                }
-            }
-            for i in 0..rest.len() {
-                if rest[i] != 0 {
-                    f((at + 8 * eights.len() + i) as u32, rest[i]);
-                }
+    let (blocks, rest) = bytes.as_chunks::<64>();
+    let mut last = [0; 64];
+    last[..rest.len()].copy_from_slice(rest);
+    for b in 0..blocks.len() + 1 {
+        let block = if b < blocks.len() { &blocks[b] } else { &last };
+        let mut words = [0; 8];
+        for i in 0..8 {
+            words[i] = u64::from_le_bytes(block.as_chunks().0[i]);
+        }
+        // Most are silent.
+        if (words[0] | words[1] | words[2] | words[3]) | (words[4] | words[5] | words[6] | words[7]) == 0 {
+            continue;
+        }
+        for i in 0..8 {
+            let mut word = words[i];
+            while word != 0 {
+                let byte = word.trailing_zeros() as usize / 8;
+                f((64 * b + 8 * i + byte) as u32, block[8 * i + byte]);
+                word &= !(0xff << (8 * byte));
             }
         }
-        at += 32;
     }
 }
 
