@@ -46,7 +46,8 @@ def graph(path: Path, name: str) -> Any:
             pairs = ("stride", "padding", "dilation", "input_shape")
             given |= {n: tuple(int(x) for x in given[n]) for n in pairs} | {"groups": int(given["groups"][0])}
         if kind == "Flatten":
-            given = {"input_type": {"input": given["input_type"]}, "start_dim": 0, "end_dim": -1}
+            axes = {n: int(given[n][0]) for n in ("start_dim", "end_dim")}
+            given = {"input_type": {"input": given["input_type"]}} | axes
         nodes[node] = getattr(nir, kind)(**given)
     return nir.NIRGraph(nodes=nodes, edges=[tuple(edge) for edge in described["edges"]], type_check=False)
 

@@ -101,9 +101,9 @@ def from_nir(
 def _read(nir: Any, path: Path) -> Any:
     from lowbit.types import FileFormatError
 
+    if path.exists() and not path.is_file():  # opening a pipe would wait
+        raise FileFormatError(f"{path}: expected a regular file")
     with open(path, "rb") as file:
-        if not path.is_file():
-            raise FileFormatError(f"{path}: expected a regular file")
         if not file.read(8).startswith(b"\x89HDF"):
             raise FileFormatError(f"{path}: expected a NIR graph, which is an HDF5 file")
     try:
@@ -182,7 +182,7 @@ class _Reader:
                 if name in self.shapes or not known:
                     continue
                 try:
-                    self.shapes[name] = self._output(node, known[0])
+                    self.shapes[name] = self._output(name, node, known[0])
                 except ValueError as error:
                     raise ValueError(f"node {name!r} ({type(node).__name__}): {error}") from None
                 changed = True
@@ -210,7 +210,7 @@ class _Reader:
             return tuple(int(size) for size in np.atleast_1d(shape))
         return None
 
-    def _output(self, node: Any, given: Shape) -> Shape:
+    def _output(self, name: str, node: Any, given: Shape) -> Shape:
         nir = self.nir
         if isinstance(node, (nir.Affine, nir.Linear)):
             if node.weight.ndim != 2:
@@ -219,7 +219,7 @@ class _Reader:
                 raise ValueError(f"expected (..., {node.weight.shape[1]}), got {given}")
             return (*given[:-1], node.weight.shape[0])
         if isinstance(node, nir.Flatten):
-            return _flattened(node, given)
+            return self._flattened(name, node, given)
         if isinstance(node, (nir.Conv2d, nir.SumPool2d, nir.AvgPool2d)):
             if len(given) != 3:
                 raise ValueError(f"expected (C, H, W), got {given}")
@@ -247,7 +247,7 @@ class _Reader:
         if isinstance(node, (nir.SumPool2d, nir.AvgPool2d)):
             return self._pool(node)
         if isinstance(node, nir.Flatten):
-            if len(_flattened(node, given)) != 1:
+            if len(self.shapes[name]) != 1:
                 raise ValueError(f"expected to flatten all of {given}, got axes {node.start_dim} to {node.end_dim}")
             return layers.Flatten(channels_first=len(given) == 3 and not self._reorders(name))
         if isinstance(node, nir.Scale):
@@ -257,6 +257,18 @@ class _Reader:
             return layers.Neurons(LIF(tau=1.0, decay_input=False, reset="none", **options))
         neuron = self._neuron(node)
         return layers.Potentials(neuron) if isinstance(node, (nir.I, nir.LI, nir.CubaLI)) else layers.Neurons(neuron)
+
+    def _flattened(self, name: str, node: Any, given: Shape) -> Shape:
+        rank = len(given)
+        first, last = int(node.start_dim) % rank, int(node.end_dim) % rank
+        readers = [self.nodes[reader] for reader in self.read_by[name]]
+        whole = all(isinstance(reader, (self.nir.Affine, self.nir.Linear)) for reader in readers)
+        if readers and whole and all(reader.weight.shape[-1] == math.prod(given) for reader in readers):
+            # Many files count a batch axis that their shapes do not have; what reads it tells.
+            first = 0 if first == 1 and last == rank - 1 else first
+        if first > last:
+            raise ValueError(f"expected axes in order, got {node.start_dim} to {node.end_dim} of {given}")
+        return (*given[:first], math.prod(given[first : last + 1]), *given[last + 1 :])
 
     def _reorders(self, flatten: str) -> bool:
         """Whether the weights behind a Flatten of an image can be put in its order."""
@@ -352,17 +364,6 @@ def _bias(bias: Any) -> NDArray[np.float32] | None:
 def _pair(value: Any) -> tuple[int, int]:
     both = np.broadcast_to(np.asarray(value), (2,)).tolist()
     return int(both[0]), int(both[1])
-
-
-def _flattened(node: Any, given: Shape) -> Shape:
-    rank = len(given)
-    first, last = int(node.start_dim) % rank, int(node.end_dim) % rank
-    # Some files count a batch axis that their shapes do not have.
-    if first == 1 and last == rank - 1:
-        first = 0
-    if first > last:
-        raise ValueError(f"expected axes in order, got {node.start_dim} to {node.end_dim} of {given}")
-    return (*given[:first], math.prod(given[first : last + 1]), *given[last + 1 :])
 
 
 # ------------------------------------------------------------------ and back

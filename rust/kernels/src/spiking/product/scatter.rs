@@ -46,7 +46,12 @@ impl Term for f32 {
 }
 
 /// Whether a weight is worth unpacking for so many places, and no sum can overflow.
-pub(super) fn fits<T: Sum, B: AsRef<[u8]>>(most: u8, places: usize, weight: &SpikeWeight<B>, start: Option<&[T]>) -> bool {
+pub(super) fn fits<T: Sum, B: AsRef<[u8]>>(
+    most: u8,
+    places: usize,
+    weight: &SpikeWeight<B>,
+    start: Option<&[T]>,
+) -> bool {
     let (k, n) = (weight.k(), weight.n());
     places.saturating_mul(PANEL) >= k.saturating_mul(n)
         && (k as u64).saturating_mul(most.into()) <= T::most(weight.form(), start)
@@ -55,7 +60,8 @@ pub(super) fn fits<T: Sum, B: AsRef<[u8]>>(most: u8, places: usize, weight: &Spi
 /// Whether spikes are few enough to be scattered.
 pub(super) fn is_few(bytes: &[u8], places: usize, conv: &SpikeConv2d) -> bool {
     let of = |part: &[u8]| usize::from(part.iter().fold(0u8, |count, &x| count.wrapping_add(u8::from(x != 0))));
-    let spikes: usize = bytes.chunks(255).map(of).sum();
+    // Whole vectors, and no more than a byte counts.
+    let spikes: usize = bytes.chunks(224).map(of).sum();
     let [[kh, kw], [sy, sx]] = [conv.kernel, conv.stride];
     spikes.saturating_mul(kh.div_ceil(sy) * kw.div_ceil(sx)) <= places.saturating_mul(FEW)
 }
@@ -160,18 +166,26 @@ impl<T: Term> Scattered<'_, T> {
 /// Calls `f` with the place and the value of each byte that is not 0, in order.
 #[inline(always)]
 fn spiking(bytes: &[u8], mut f: impl FnMut(u32, u8)) {
-    let (eights, rest) = bytes.as_chunks();
-    for i in 0..eights.len() {
-        let mut word = u64::from_le_bytes(eights[i]);
-        while word != 0 {
-            let byte = word.trailing_zeros() / 8;
-            f(8 * i as u32 + byte, eights[i][byte as usize]);
-            word &= !(0xff << (8 * byte));
+    let (blocks, rest) = bytes.as_chunks::<64>();
+    let mut last = [0; 64];
+    last[..rest.len()].copy_from_slice(rest);
+    for b in 0..blocks.len() + 1 {
+        let block = if b < blocks.len() { &blocks[b] } else { &last };
+        let mut words = [0; 8];
+        for i in 0..8 {
+            words[i] = u64::from_le_bytes(block.as_chunks().0[i]);
         }
-    }
-    for i in 0..rest.len() {
-        if rest[i] != 0 {
-            f((8 * eights.len() + i) as u32, rest[i]);
+        // Most are silent.
+        if (words[0] | words[1] | words[2] | words[3]) | (words[4] | words[5] | words[6] | words[7]) == 0 {
+            continue;
+        }
+        for i in 0..8 {
+            let mut word = words[i];
+            while word != 0 {
+                let byte = word.trailing_zeros() as usize / 8;
+                f((64 * b + 8 * i + byte) as u32, block[8 * i + byte]);
+                word &= !(0xff << (8 * byte));
+            }
         }
     }
 }
