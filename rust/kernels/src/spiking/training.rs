@@ -264,7 +264,7 @@ fn back_in<L: Lanes, V: Voltage>(
             slopes(l, forward.surrogate, h, &levels, &sharpness[..len], &mut slope[t * len..][..len]);
         }
         let grad_v = &mut part.v[at..at + len];
-        let mut leak = part.leak.get_mut(at..at + len).unwrap_or_default();
+        let leak = part.leak.get_mut(at..at + len).unwrap_or_default();
         for t in (0..steps).rev() {
             let from = t * part.n + first;
             let step = Step {
@@ -277,7 +277,7 @@ fn back_in<L: Lanes, V: Voltage>(
                 grad_spike: &spikes[from..from + len],
                 detach: forward.detach_reset,
             };
-            step.back(&levels, &mut part.x[t][at..at + len], grad_v, &mut leak);
+            step.back(&levels, &mut part.x[t][at..at + len], grad_v, leak);
         }
         at += len;
     }
@@ -379,16 +379,10 @@ impl Step<'_> {
         let (grad_x, grad_v) = (&mut grad_x[..n], &mut grad_v[..n]);
         // What h gets of the gradients; then what it hands on.
         for j in 0..n {
-            let fired = h[j] >= levels.fire[j];
+            let silent = f32::from(h[j] < levels.fire[j]);
             let through = match RESET {
-                0 => {
-                    if fired {
-                        0.0
-                    } else {
-                        1.0
-                    }
-                }
-                1 => (if fired { 0.0 } else { 1.0 }) + (levels.to[j] - h[j]) * slope[j],
+                0 => silent,
+                1 => silent + (levels.to[j] - h[j]) * slope[j],
                 2 => 1.0 - levels.threshold[j] * slope[j],
                 _ => 1.0,
             };
