@@ -122,9 +122,12 @@ $(VENV)/.build: $(SOURCES) | $(BIN)/maturin rust
 	$(install) .
 	@touch $@
 
+# spikingjelly asks for a torchaudio, which is built for another CUDA than torch is and then lets no
+# transformers load; its neurons do without, and with loguru and torchvision, which the extras have.
 $(VENV)/.demo $(VENV)/.test $(VENV)/.bench: $(VENV)/.%: $(SOURCES) | $(BIN)/maturin rust
 	@echo "installing the extra '$*' into $(VENV) and building lowbit; the first time takes some minutes"
 	$(install) '.[$*]'
+	$(if $(filter demo,$*),,$(PY) -m pip install --quiet --no-deps spikingjelly)
 	@touch $@ $(VENV)/.build
 
 $(BIN)/maturin: | $(PY)
