@@ -126,10 +126,11 @@ pub(super) fn fused<V: Voltage, S: Spiked, const LEAK: u8, const RESET: u8, cons
     let read = [&levels.beta, &levels.drive, &levels.fire, &levels.threshold, &levels.to];
     assert!(read.iter().all(|x| x.len() >= if EACH { BLOCK } else { 1 }));
     const { assert!(BLOCK.is_multiple_of(GROUP)) };
+    let params = Params::new(levels);
     let whole = n / GROUP * GROUP;
     for at in (0..whole).step_by(GROUP) {
         // SAFETY: 32 elements from `at` on lie within x and v, and what is read of `levels` has BLOCK.
-        let fired = unsafe { group::<V, LEAK, RESET, EACH>(x.as_ptr().add(at), v.as_mut_ptr().add(at), levels, at) };
+        let fired = unsafe { group::<V, LEAK, RESET, EACH>(x.as_ptr().add(at), v.as_mut_ptr().add(at), &params, at) };
         // SAFETY: the CPU has AVX2, and S::elements(32) elements from there on lie within spikes.
         unsafe { S::write(fired, spikes.as_mut_ptr().add(S::elements(at))) };
     }
@@ -142,7 +143,7 @@ pub(super) fn fused<V: Voltage, S: Spiked, const LEAK: u8, const RESET: u8, cons
         let mut room = [S::E::default(); GROUP];
         // SAFETY: there are 32 elements of each, and whole + 32 ≤ BLOCK.
         unsafe {
-            let mut fired = group::<V, LEAK, RESET, EACH>(x_rest.as_ptr(), v_rest.as_mut_ptr(), levels, whole);
+            let mut fired = group::<V, LEAK, RESET, EACH>(x_rest.as_ptr(), v_rest.as_mut_ptr(), &params, whole);
             for (i, fired) in fired.iter_mut().enumerate() {
                 // What is no neuron does not fire.
                 let lanes =
@@ -157,32 +158,59 @@ pub(super) fn fused<V: Voltage, S: Spiked, const LEAK: u8, const RESET: u8, cons
     }
 }
 
+/// The parameters where no store can change them, as far as the compiler knows.
+struct Params<V: Voltage> {
+    /// What all neurons have.
+    all: [V::V; 5],
+    /// Where each neuron's are.
+    each: [*const V; 5],
+    fraction: __m128i,
+}
+
+/// Their places.
+const BETA: usize = 0;
+const DRIVE: usize = 1;
+const FIRE: usize = 2;
+const THRESHOLD: usize = 3;
+const TO: usize = 4;
+
+impl<V: Voltage> Params<V> {
+    #[target_feature(enable = "avx2")]
+    fn new(levels: &Levels<V>) -> Self {
+        let lists = [&levels.beta, &levels.drive, &levels.fire, &levels.threshold, &levels.to];
+        Params {
+            // SAFETY: the CPU has AVX2.
+            all: lists.map(|x| unsafe { V::splat(x[0]) }),
+            each: lists.map(|x| x.as_ptr()),
+            fraction: _mm_cvtsi32_si128(levels.fraction as i32),
+        }
+    }
+}
+
 /// A step of 32 neurons, and where they fire.
 ///
 /// # Safety
-/// The CPU has AVX2; 32 elements from `x` and `v` on are readable and writable; `at + 32 <= BLOCK`.
+/// The CPU has AVX2; 32 elements from `x` and `v` on are readable and writable, and, if EACH, those from
+/// `at` on of each parameter.
 #[inline(always)]
 unsafe fn group<V: Voltage, const LEAK: u8, const RESET: u8, const EACH: bool>(
     x: *const V,
     v: *mut V,
-    levels: &Levels<V>,
+    params: &Params<V>,
     at: usize,
 ) -> [__m256i; 4] {
     // SAFETY: the caller's promise.
     unsafe {
         let mut fired = [_mm256_setzero_si256(); 4];
-        let fraction = _mm_cvtsi32_si128(levels.fraction as i32);
         for (i, fired) in fired.iter_mut().enumerate() {
-            let level = |levels: &[V]| {
-                if EACH { V::load(levels.as_ptr().add(at + 8 * i)) } else { V::splat(levels[0]) }
-            };
+            let level = |k: usize| if EACH { V::load(params.each[k].add(at + 8 * i)) } else { params.all[k] };
             let (x, v) = (x.add(8 * i), v.add(8 * i));
-            let x = <V as Vector>::shifted(V::load(x), fraction);
-            let h = V::charge::<LEAK>(V::load(v), x, level(&levels.beta), level(&levels.drive));
-            *fired = V::fires(h, level(&levels.fire));
+            let x = <V as Vector>::shifted(V::load(x), params.fraction);
+            let h = V::charge::<LEAK>(V::load(v), x, level(BETA), level(DRIVE));
+            *fired = V::fires(h, level(FIRE));
             let after = match RESET {
-                HARD => V::select(*fired, level(&levels.to), h),
-                SOFT => V::reduced(*fired, level(&levels.threshold), h),
+                HARD => V::select(*fired, level(TO), h),
+                SOFT => V::reduced(*fired, level(THRESHOLD), h),
                 _ => h,
             };
             V::store(after, v);
