@@ -162,18 +162,19 @@ def few(rounds: int) -> list[list[object]]:
     cycles = 1_000_000
     # Calls so long that what is around them costs little.
     fs = ours(steps, FEW)
-    empty = {"call": partial(lowbit.simulate, np.zeros((1, 8), np.float32), LIF())}
+    empty = {f"call {name}": call for name, call in ours(1, 8).items()}
     timing = interleave(fs | empty | {"cycles": clock.work(cycles)}, rounds, clock=clock_for(1), warm=True)
     rows: list[list[object]] = []
     for name in fs:
-        pairs = zip(timing.rounds["cycles"], timing.rounds[name], timing.rounds["call"], strict=True)
+        pairs = zip(timing.rounds["cycles"], timing.rounds[name], timing.rounds[f"call {name}"], strict=True)
         # The call's own cost is no neuron's: it is printed beside.
         found = sorted(steps * FEW / (own - call) * cycle / cycles for cycle, own, call in pairs)
         median = found[len(found) // 2]
         quartiles = f"{median:.2f} [{found[len(found) // 4]:.2f} {found[3 * len(found) // 4]:.2f}]"
         rows.append([name, quartiles, "yes" if median >= BARS["cycle"] else "NO"])
     print(table([f"{steps} x {FEW} neurons", f"neuron-steps a cycle (bar {BARS['cycle']})", "met"], rows))
-    print(f"a call of nothing: {timing.seconds('call').median * 1e6:.1f} us, taken off above")
+    called = [timing.seconds(name).median * 1e6 for name in empty]
+    print(f"a call of eight neurons: {min(called):.1f} to {max(called):.1f} us, taken off above, each its own")
     return rows
 
 

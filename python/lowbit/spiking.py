@@ -191,8 +191,10 @@ def _start(neuron: IF, state: NeuronState | None, shape: tuple[int, ...], dtype:
     """A copy of the state that the kernel may change, or the first one."""
     if state is None:
         v = np.zeros(shape, dtype)
-        if isinstance(neuron, LIF) and np.any(neuron.v_leak):
-            v[...] = neuron.v_leak
+        if isinstance(neuron, LIF):
+            leak = neuron.v_leak
+            if np.any(leak) if isinstance(leak, np.ndarray) else leak:  # a number is told at once
+                v[...] = leak
         i = np.zeros(shape, _F32) if isinstance(neuron, CubaLIF) else None
         a = np.zeros(shape, _F32) if isinstance(neuron, ALIF) else None
         return NeuronState(v, i, a, np.zeros(shape, _U16) if neuron.refractory else None)
