@@ -359,22 +359,14 @@ _NeuronState: TypeAlias = tuple[
     NDArray[Any], NDArray[np.float32] | None, NDArray[np.float32] | None, NDArray[np.uint16] | None
 ]
 
-def simulate_f32(
-    x: NDArray[np.float32],
+def simulate(
+    x: NDArray[np.float32] | NDArray[np.int32],
     neuron: dict[str, Any],
+    exact: bool,
     state: _NeuronState,
     spikes: NDArray[np.uint8],
     row: int | None,
-    trace: NDArray[np.float32] | None,
-    isa: str | None,
-) -> None: ...
-def simulate_i32(
-    x: NDArray[np.int32],
-    neuron: dict[str, Any],
-    state: _NeuronState,
-    spikes: NDArray[np.uint8],
-    row: int | None,
-    trace: NDArray[np.int32] | None,
+    trace: NDArray[Any] | None,
     isa: str | None,
 ) -> None: ...
 def spiking_forward(

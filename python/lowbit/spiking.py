@@ -103,8 +103,8 @@ def simulate(
     else:
         check_out("out", out, spike_shape, _U8, x_seq, x)
     v_seq = np.empty(x.shape, x.dtype) if return_v else None
-    kernel = _core.simulate_f32 if x.dtype == _F32 else _core.simulate_i32
-    kernel(x, levels, (state.v, state.i, state.a, state.left), out, row, v_seq, isa)
+    parts = (state.v, state.i, state.a, state.left)
+    _core.simulate(x, levels, x.dtype == _I32, parts, out, row, v_seq, isa)
     return Spikes(out, state, v_seq)
 
 

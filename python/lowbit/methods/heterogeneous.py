@@ -26,7 +26,7 @@ from torch.nn import functional
 
 from lowbit import knapsack
 from lowbit.config import Spiking
-from lowbit.torch.quantize import Rule, quantize_
+from lowbit.torch.quantize import Rule, _replace, quantize_
 from lowbit.torch.spiking import Nearest, QuantSpikingLayer, SpikingLayer, best_step
 
 __all__ = [
@@ -236,7 +236,7 @@ def search(
     n_weights = _weights(layers.values())
     mixtures = {name: _Mixture(layer, candidates, cost) for name, layer in layers.items()}
     for name, mixture in mixtures.items():
-        _swap(model, name, mixture)
+        _replace(model, name, mixture)
     logits = [mixture.logits for mixture in mixtures.values()]
     chosen = {id(p) for p in logits}
     weights = [p for p in model.parameters() if id(p) not in chosen]
@@ -281,11 +281,6 @@ def search(
     found = {name: mixture.logits.detach().tolist() for name, mixture in mixtures.items()}
     assignment = {name: candidates[int(np.argmax(values))] for name, values in found.items()}
     return Found(assignment, found, history)
-
-
-def _swap(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
 
 
 def _inputs(x: torch.Tensor) -> torch.Tensor:
@@ -451,25 +446,24 @@ def _of_layer(model: nn.Module, inputs: torch.Tensor, name: str, candidates: lis
     def classes() -> torch.Tensor:
         return torch.log_softmax(model(inputs).double(), 1)
 
-    if metric == "drift":
-        sums = layer.sums
-        layer.sums = lambda x: given.append(x) or sums(x)  # type: ignore[method-assign, func-returns-value]
+    hook = layer.weight.register_forward_pre_hook(lambda _, args: given.append(args[0]))
     try:
         plain = classes()
     finally:
-        if metric == "drift":
-            del layer.sums
+        hook.remove()
     errors = []
     for config in candidates:
         quantized = QuantSpikingLayer(copy.deepcopy(layer), config).eval()
         if metric == "drift":
-            errors.append(_drift(layer.sums(given[0]), quantized, given[0]))
+            # Steps and samples are one axis to a convolution.
+            x = given[0][None] if quantized.geometry is not None else given[0]
+            errors.append(_drift(layer.sums(x), quantized, x))
             continue
-        _swap(model, name, quantized)
+        _replace(model, name, quantized)
         try:
             errors.append(float((plain.exp() * (plain - classes())).sum(1).mean()))
         finally:
-            _swap(model, name, layer)
+            _replace(model, name, layer)
     return errors
 
 

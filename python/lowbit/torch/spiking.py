@@ -162,7 +162,7 @@ class Neurons(torch.nn.Module):
         if learn_tau:
             if not isinstance(neuron, LIF):
                 raise TypeError(f"learn_tau: expected a LIF, got {type(neuron).__name__}")
-            rate = 1.0 / torch.as_tensor(np.asarray(neuron.tau), dtype=torch.float32)
+            rate = 1.0 / torch.tensor(np.array(neuron.tau), dtype=torch.float32)
             if not bool((rate < 1).all()):
                 raise ValueError(f"learn_tau: expected a tau above 1, got {neuron.tau}")
             self.w = torch.nn.Parameter(torch.logit(rate))
@@ -209,7 +209,11 @@ class Neurons(torch.nn.Module):
                 raise ValueError("learn_tau: expected decay_input where v_leak is not 0")
         if v is None:
             start = getattr(neuron, "v_leak", 0.0)
-            v = torch.zeros(shape) if not np.any(start) else torch.as_tensor(start).float().expand(shape).contiguous()
+            v = (
+                torch.zeros(shape)
+                if not np.any(start)
+                else torch.tensor(np.array(start)).float().expand(shape).contiguous()
+            )
         elif v.shape != shape or v.dtype != torch.float32:
             raise ValueError(f"v: expected float32 of shape {shape}, got {v.dtype} of shape {tuple(v.shape)}")
         spikes, after = _Fire.apply(x_seq.contiguous(), v.contiguous(), leak, levels, self.surrogate, self.detach_reset)
@@ -374,7 +378,7 @@ class QuantSpikingLayer(torch.nn.Module):
         """Threshold and reset level in the potential's unit, one for each output."""
         unit = self._sharpness()
         levels = {name: getattr(self.neuron, name) for name in ("v_threshold", "v_reset")}
-        whole = {name: torch.round(torch.as_tensor(np.asarray(x, np.float32)) / unit) for name, x in levels.items()}
+        whole = {name: torch.round(torch.from_numpy(np.array(x, np.float32)) / unit) for name, x in levels.items()}
         most = 2.0**23 - 1
         return {
             "v_threshold": whole["v_threshold"].clamp(1, most),
@@ -385,7 +389,7 @@ class QuantSpikingLayer(torch.nn.Module):
         """What a unit of an integer potential stands for."""
         # An input that leaks counts 1/tau: potentials are held times tau.
         tau = self.neuron.tau if isinstance(self.neuron, LIF) and self.neuron.decay_input else 1.0
-        return self.step * self.unit / 2**self.fraction / torch.as_tensor(np.asarray(tau, np.float32))
+        return self.step * self.unit / 2**self.fraction / torch.from_numpy(np.array(tau, np.float32))
 
     def sums(self, x: torch.Tensor) -> torch.Tensor:
         """What the neurons get, in the unit of their potentials; the real sums where there are none."""

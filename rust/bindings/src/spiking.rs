@@ -135,35 +135,25 @@ fn run<V: Element + Voltage>(
     })
 }
 
+/// Of integers where `exact`, else of floats.
 #[pyfunction]
-#[pyo3(signature = (x, neuron, state, spikes, row, trace, isa))]
-fn simulate_f32(
+#[pyo3(signature = (x, neuron, exact, state, spikes, row, trace, isa))]
+#[allow(clippy::too_many_arguments)]
+fn simulate(
     x: &Bound<'_, PyAny>,
     neuron: &Bound<'_, PyDict>,
+    exact: bool,
     state: Parts<'_>,
     spikes: &Bound<'_, PyAny>,
     row: Option<usize>,
     trace: Option<&Bound<'_, PyAny>>,
     isa: Option<&str>,
 ) -> PyResult<()> {
-    run::<f32>(x, neuron, &state, spikes, row, trace, isa)
+    let run = if exact { run::<i32> } else { run::<f32> };
+    run(x, neuron, &state, spikes, row, trace, isa)
 }
 
-#[pyfunction]
-#[pyo3(signature = (x, neuron, state, spikes, row, trace, isa))]
-fn simulate_i32(
-    x: &Bound<'_, PyAny>,
-    neuron: &Bound<'_, PyDict>,
-    state: Parts<'_>,
-    spikes: &Bound<'_, PyAny>,
-    row: Option<usize>,
-    trace: Option<&Bound<'_, PyAny>>,
-    isa: Option<&str>,
-) -> PyResult<()> {
-    run::<i32>(x, neuron, &state, spikes, row, trace, isa)
-}
-
-/// SpikesOut as floats; `v` becomes what the last step leaves. Of integers where `exact`.
+/// Spikes as floats; `v` becomes what the last step leaves. Of integers where `exact`.
 #[pyfunction]
 #[pyo3(signature = (x, neuron, exact, v, spikes, threads, openmp, isa))]
 #[allow(clippy::too_many_arguments)]
@@ -240,8 +230,7 @@ fn spiking_backward(
 }
 
 pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
-    m.add_function(wrap_pyfunction!(simulate_f32, m)?)?;
-    m.add_function(wrap_pyfunction!(simulate_i32, m)?)?;
+    m.add_function(wrap_pyfunction!(simulate, m)?)?;
     m.add_function(wrap_pyfunction!(spiking_forward, m)?)?;
     m.add_function(wrap_pyfunction!(spiking_backward, m)?)
 }

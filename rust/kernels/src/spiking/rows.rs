@@ -100,7 +100,8 @@ fn blocks<L: Lanes, V: Voltage>(_: L, rows: &Rows<'_, V>, neurons: &Neurons<'_, 
             let mut x = &rows.x[from..from + len];
             let out = &mut spikes[byte..byte + out_len];
             // The next row lies far from this one.
-            prefetch(rows.x.get(from + rows.n..from + rows.n + len));
+            #[cfg(target_arch = "x86_64")]
+            super::avx2::prefetch(rows.x.get(from + rows.n..from + rows.n + len).unwrap_or_default());
             if flows {
                 flow(x, &levels, memory.i, &mut currents);
                 x = &currents[..len];
@@ -132,21 +133,6 @@ fn flow<V: Voltage>(x: &[V], levels: &Levels<V>, i: &mut [f32], currents: &mut [
         i[j] = alpha[j] * i[j] + gain[j] * x[j].float();
         currents[j] = V::from_float(i[j]);
     }
-}
-
-/// Asks for a row of inputs before it is needed.
-#[inline]
-fn prefetch<V>(x: Option<&[V]>) {
-    #[cfg(target_arch = "x86_64")]
-    if let Some(x) = x {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        for line in x.chunks(64 / size_of::<V>()) {
-            // SAFETY: a hint: nothing is read, and the pointer is that of a slice.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
-        }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = x;
 }
 
 /// The parameters of a block: one of each where all neurons have them and the loops are those of
