@@ -95,7 +95,7 @@ def simulate(
         raise TypeError(f"neuron: expected an IF, LIF, CubaLIF or ALIF, got {neuron!r}")
     shape = x.shape[1:]
     levels = kernel_levels(neuron, shape, x.dtype)
-    state = _start(neuron, state, shape, x.dtype)
+    state = start_state(neuron, state, shape, x.dtype)
     row = shape[-1] if packed and shape[-1] else None
     spike_shape = (*x.shape[:-1], (x.shape[-1] + 7) // 8) if packed else x.shape
     if out is None:
@@ -187,7 +187,7 @@ def _check_integers(neuron: IF) -> None:
         raise ValueError(f"neuron: inputs of int32 have no {wrong[0]}; float32 has")
 
 
-def _start(neuron: IF, state: NeuronState | None, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NeuronState:
+def start_state(neuron: IF, state: NeuronState | None, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NeuronState:
     """A copy of the state that the kernel may change, or the first one."""
     if state is None:
         v = np.zeros(shape, dtype)

@@ -8,6 +8,7 @@ A value is an array (T, N, ...), channels last, of one of four kinds: ``spikes``
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -16,6 +17,7 @@ import numpy as np
 from lowbit._check import as_array, check_int
 from lowbit.neurons import IF
 from lowbit.spike_product import SpikeWeight, spike_conv2d, spike_matmul, tile_spike_weight
+from lowbit.spiking import kernel_levels
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -50,6 +52,11 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "numbers": np.dtype(np.float32),
 }
 NO_PADDING = ((0, 0), (0, 0))
+BYTES = ("spikes", "counts")
+
+
+class NotPlanned(Exception):
+    """A node that runs by itself."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +90,16 @@ class Node:
         """Its output, (T, N, ...)."""
         raise NotImplementedError
 
+    def plan(self, core: Any, label: str, kinds: Sequence[Kind], shapes: Sequence[Shape], reads: list[int]) -> int:
+        """Appends it to a network of the core: the number of its value there.
+
+        Raises
+        ------
+        NotPlanned
+            The core has no such node, or not for these kinds.
+        """
+        raise NotPlanned
+
 
 @dataclass(frozen=True, eq=False)
 class _Weighted(Node):
@@ -113,6 +130,16 @@ class _Weighted(Node):
         if kinds[0] in ("sums", "numbers"):
             raise ValueError(f"a weight of {self.weight.nbits} bits takes spikes or counts, not {kinds[0]}")
         return "sums"
+
+    def plan(self, core: Any, label: str, kinds: Sequence[Kind], shapes: Sequence[Shape], reads: list[int]) -> int:
+        if kinds[0] not in BYTES:
+            raise NotPlanned
+        w = self.weight
+        return core.product(label, reads[0], w.tiled, w.k, w.n, w.nbits, self.bias, self._sizes(shapes[0]))
+
+    def _sizes(self, shape: Shape) -> Any:
+        """Of a convolution, as the core knows them."""
+        return None
 
     @property
     def parameters(self) -> int:
@@ -215,6 +242,9 @@ class Conv2d(_Weighted):
     def operations(self, hits: NDArray[np.int64]) -> int:
         return int(self._reach(hits.sum(-1)).sum()) * self.weight.n
 
+    def _sizes(self, shape: Shape) -> Any:
+        return shape, self.weight.shape[:2], self.stride, self.padding
+
     def _reach(self, hits: NDArray[np.int64]) -> NDArray[np.int64]:
         """Times the output places that each pixel reaches."""
         sizes = _windows((*hits.shape, 0), self.weight.shape[:2], self.stride, self.padding)
@@ -256,6 +286,13 @@ class Neurons(Node):
     def kind(self, *kinds: Kind) -> Kind:
         return "spikes"
 
+    def plan(self, core: Any, label: str, kinds: Sequence[Kind], shapes: Sequence[Shape], reads: list[int]) -> int:
+        dtype = DTYPES["sums" if kinds[0] == "sums" else "numbers"]
+        levels = kernel_levels(self.neuron, (1, *shapes[0]), dtype)
+        start = np.asarray(getattr(self.neuron, "v_leak", 0.0), dtype)
+        start = np.broadcast_to(start, shapes[0] if start.size > 1 else (1,)).ravel()
+        return core.neurons(label, reads[0], levels, kinds[0] == "sums", start, isinstance(self, Potentials))
+
 
 @dataclass(frozen=True, eq=False)
 class Potentials(Neurons):
@@ -281,6 +318,12 @@ class _Pool(Node):
         if len(shapes[0]) != 3:
             raise ValueError(f"expected (H, W, C), got {shapes[0]}")
         return (*_windows(shapes[0], self.kernel, self.stride, self.padding), shapes[0][2])
+
+    def plan(self, core: Any, label: str, kinds: Sequence[Kind], shapes: Sequence[Shape], reads: list[int]) -> int:
+        if kinds[0] not in BYTES or isinstance(self, AvgPool2d):
+            raise NotPlanned
+        sizes = shapes[0], self.kernel, self.stride, self.padding
+        return core.pool(label, reads[0], sizes, isinstance(self, SumPool2d))
 
     def _pooled(self, x: Array, ufunc: np.ufunc) -> Array:
         """Windows of ``x`` by ``ufunc``, along W then along H."""
@@ -396,6 +439,13 @@ class Flatten(Node):
     def kind(self, *kinds: Kind) -> Kind:
         return kinds[0]
 
+    def plan(self, core: Any, label: str, kinds: Sequence[Kind], shapes: Sequence[Shape], reads: list[int]) -> int:
+        if not self.channels_first or len(shapes[0]) == 1:
+            return reads[0]
+        if kinds[0] not in BYTES:
+            raise NotPlanned
+        return core.channels_first(label, reads[0], (math.prod(shapes[0][:-1]), 1, shapes[0][-1]))
+
     def run(self, kinds: tuple[Kind, ...], *values: Array) -> Array:
         x = np.moveaxis(values[0], -1, 2) if self.channels_first else values[0]
         return np.ascontiguousarray(x).reshape(*x.shape[:2], -1)
@@ -412,6 +462,9 @@ class Tokens(Node):
 
     def kind(self, *kinds: Kind) -> Kind:
         return kinds[0]
+
+    def plan(self, core: Any, label: str, kinds: Sequence[Kind], shapes: Sequence[Shape], reads: list[int]) -> int:
+        return reads[0]
 
     def run(self, kinds: tuple[Kind, ...], *values: Array) -> Array:
         return values[0].reshape(*values[0].shape[:2], -1, values[0].shape[-1])
@@ -434,6 +487,13 @@ class Add(Node):
         if len(kinds) == 1:
             return kinds[0]
         return "numbers" if "numbers" in kinds else "sums" if "sums" in kinds else "counts"
+
+    def plan(self, core: Any, label: str, kinds: Sequence[Kind], shapes: Sequence[Shape], reads: list[int]) -> int:
+        if len(reads) == 1:
+            return reads[0]
+        if any(kind not in BYTES for kind in kinds):
+            raise NotPlanned
+        return core.add(label, reads)
 
     def run(self, kinds: tuple[Kind, ...], *values: Array) -> Array:
         kind = self.kind(*kinds)
@@ -516,6 +576,9 @@ class Attention(Node):
             raise ValueError(f"expected spikes, got {', '.join(kinds)}")
         return "sums"
 
+    def plan(self, core: Any, label: str, kinds: Sequence[Kind], shapes: Sequence[Shape], reads: list[int]) -> int:
+        return core.attention(label, reads, shapes[0][-1], self.heads)
+
     def run(self, kinds: tuple[Kind, ...], *values: Array) -> Array:
         query, key, _ = values
         steps, streams, tokens, width = query.shape
@@ -568,6 +631,14 @@ class Sum(_Reduction):
 
     def kind(self, *kinds: Kind) -> Kind:
         return "numbers" if kinds[0] == "numbers" else "sums"
+
+    def plan(self, core: Any, label: str, kinds: Sequence[Kind], shapes: Sequence[Shape], reads: list[int]) -> int:
+        axes = self._axes(shapes[0])
+        if kinds[0] != "sums" or axes != tuple(range(axes[0], axes[-1] + 1)):
+            raise NotPlanned
+        before, after = shapes[0][: axes[0]], shapes[0][axes[-1] + 1 :]
+        sizes = math.prod(before), math.prod(shapes[0][axis] for axis in axes), math.prod(after)
+        return core.total(label, reads[0], sizes)
 
     def run(self, kinds: tuple[Kind, ...], *values: Array) -> Array:
         total = self._total(values[0])

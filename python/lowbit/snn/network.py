@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lowbit import _core
 from lowbit._check import as_array, check_int
 from lowbit.neurons import NeuronState
 from lowbit.snn.events import Events
-from lowbit.snn.layers import DTYPES, Kind, Neurons, Node, Potentials, Shape, _Weighted
-from lowbit.spiking import simulate
+from lowbit.snn.layers import DTYPES, Kind, Neurons, Node, NotPlanned, Pair, Potentials, Shape, _Weighted
+from lowbit.spiking import simulate, start_state
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -25,6 +26,9 @@ INPUT = "input"
 
 #: Bytes of the widest value of a piece of a run: small for the caches, large beside what a call costs.
 PIECE = 8 << 20
+
+#: Bytes of the input of a piece that the core runs, which keeps all else in the caches itself.
+FRAMES = 4 << 20
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -92,9 +96,10 @@ class Run:
 class Network:
     """Nodes of `lowbit.snn` by name, and what each reads.
 
-    It runs layer by layer over many steps at a time. Nodes in a cycle go step by
-    step: there, what neurons give reaches the other nodes of the cycle one step
-    later, and is 0 before the first step.
+    A network without cycles whose layers take spikes and counts runs as a whole in the
+    core (`core`). Others run node by node, in the same bits: layer by layer over many
+    steps at a time, and nodes in a cycle step by step. There, what neurons give reaches
+    the other nodes of the cycle one step later, and is 0 before the first step.
 
     Parameters
     ----------
@@ -155,6 +160,7 @@ class Network:
                 raise ValueError(f"outputs: there is no node {name!r}; there are {', '.join(self.nodes)}")
         self._groups = _components(self.nodes, self.reads)
         self._cyclic = {name for group in self._groups if group.cyclic for name in group.names}
+        self._planned: dict[Kind, _Plan] = {}
         #: Shapes of all values by name, the input's too.
         self.shapes = self._fixpoint(self.shape, "shape", lambda name, known: self.nodes[name].shape(*known))
 
@@ -244,6 +250,11 @@ class Network:
         raise ValueError(f"the kinds of {', '.join(sorted(set(self.nodes) - set(known)))} follow from nothing")
 
     @property
+    def core(self) -> bool:
+        """Whether it runs as a whole in the core on spikes or counts."""
+        return self._plan("counts").core is not None
+
+    @property
     def order(self) -> tuple[str, ...]:
         """The nodes' names in the order that they run."""
         return tuple(name for group in self._groups for name in group.names)
@@ -293,7 +304,8 @@ class Network:
             Another dtype or shape; no step; a state or a name of something else.
         """
         source = _Source(x, self.shape, n_steps)
-        kinds = self.kinds(source.kind)
+        plan = self._plan(source.kind)
+        kinds = plan.kinds
         record = (record,) if isinstance(record, str) else tuple(record)
         if unknown := [name for name in record if name not in self.shapes]:
             raise ValueError(f"record: there is no node {unknown[0]!r}; there are {', '.join(self.nodes)}")
@@ -303,21 +315,27 @@ class Network:
         full = {
             name: np.empty((source.n_steps, source.n_streams, *self.shapes[name]), DTYPES[kinds[name]]) for name in kept
         }
-        tally = _Tally(self, kinds, source.n_streams)
+        whole = plan.core is not None
+        tally = _Counts(plan, source.n_streams) if whole else _Tally(self, kinds, source.n_streams)
         states, done = [], 0
-        steps, streams = self._piece(source, kinds)
+        steps, streams = self._piece(source, kinds, whole)
         for first in range(0, source.n_streams, streams):
             last = min(first + streams, source.n_streams)
-            memory = _Memory(self, kinds, _cut(state, first, last), last - first)
+            part = _cut(state, first, last)
+            memory = plan.memory(self, part, last - first) if whole else _Memory(self, kinds, part, last - first)
             for begin in range(0, source.n_steps, steps):
                 end = min(begin + steps, source.n_steps)
-                pass_ = _Pass(self, kinds, source.frames(begin, end, first, last), memory, tally, first)
-                for name, value in pass_.values(set(full)):
-                    full[name][begin:end, first:last] = value
+                if whole:
+                    plan.run(source, (begin, end), (first, last), memory, full, tally)
+                else:
+                    pass_ = _Pass(self, kinds, source.frames(begin, end, first, last), memory, tally, first)
+                    for name, value in pass_.values(set(full)):
+                        full[name][begin:end, first:last] = value
                 done += (end - begin) * (last - first)
                 if progress is not None:
                     progress(done, source.n_steps * source.n_streams)
-            states.append(memory.state())
+            if return_state:
+                states.append(plan.state(self, memory, last - first) if whole else memory.state())
         return Run(
             outputs={name: full[name] for name in self.outputs},
             spikes=tally.spikes,
@@ -329,8 +347,18 @@ class Network:
             state=_joined(states) if return_state else None,
         )
 
-    def _piece(self, source: _Source, kinds: dict[str, Kind]) -> tuple[int, int]:
-        """Steps and streams that are run at a time: counts of spikes stay within a byte."""
+    def _plan(self, input_kind: Kind) -> _Plan:
+        """What is known of runs on such an input."""
+        if input_kind not in self._planned:
+            self._planned[input_kind] = _Plan(self, input_kind)
+        return self._planned[input_kind]
+
+    def _piece(self, source: _Source, kinds: dict[str, Kind], whole: bool) -> tuple[int, int]:
+        """Steps and streams that are run at a time: node by node, counts of spikes stay within a byte."""
+        if whole:
+            room = max(1, FRAMES // (math.prod(self.shape) * DTYPES[source.kind].itemsize))
+            steps = source.n_steps if source.still else _even(source.n_steps, room)
+            return steps, _even(source.n_streams, max(1, room // (1 if source.still else steps)))
         widest = max(math.prod(shape) * DTYPES[kinds[name]].itemsize for name, shape in self.shapes.items())
         room = max(1, PIECE // widest)
         if self._cyclic:
@@ -481,6 +509,11 @@ class _Source:
             self.kind = "spikes" if array.max() <= 1 else "counts"
         self._array = array
 
+    @property
+    def still(self) -> bool:
+        """One input is shown at every step."""
+        return self._events is None and self._array.strides[0] == 0
+
     def frames(self, begin: int, end: int, first: int, last: int) -> NDArray[Any]:
         if self._events is not None:
             stop = min(end, self._events.n_steps or 0)
@@ -488,6 +521,94 @@ class _Source:
             after = np.zeros((end - begin - len(frames), *frames.shape[1:]), np.uint8)
             return np.concatenate([frames, after]) if len(after) else frames
         return np.ascontiguousarray(self._array[begin:end, first:last])
+
+
+class _Plan:
+    """The kinds of all values for an input of one kind, and the core's network, or None."""
+
+    def __init__(self, network: Network, input_kind: Kind) -> None:
+        self.kinds = network.kinds(input_kind)
+        #: The nodes' numbers there: of values, of layers of neurons and of weights in their order.
+        self.value = {INPUT: 0}
+        self.neurons: list[str] = []
+        self.counted: dict[str, int] = {}
+        self.core = self._core(network, input_kind)
+
+    def _core(self, network: Network, input_kind: Kind) -> Any:
+        if network._cyclic:
+            return None
+        core = _core.SpikingNetwork(input_kind, math.prod(network.shape))
+        for name in network.order:
+            node, sources = network.nodes[name], network.reads[name]
+            kinds, shapes = [self.kinds[s] for s in sources], [network.shapes[s] for s in sources]
+            label, reads = f"node {name!r} ({type(node).__name__})", [self.value[s] for s in sources]
+            try:
+                value = node.plan(core, label, kinds, shapes, reads)
+            except NotPlanned:
+                return None
+            except ValueError as error:
+                text = str(error)
+                raise ValueError(text if text.startswith(label) else f"{label}: {text}") from None
+            self.value[name] = value
+            if isinstance(node, Neurons):
+                self.neurons.append(name)
+            if isinstance(node, _Weighted) or type(node) is Neurons:
+                self.counted[name] = value - 1
+        return core
+
+    def memory(self, network: Network, state: State | None, streams: int) -> Any:
+        """What layers of neurons remember: from the start, or as told."""
+        memory = self.core.memory(streams)
+        for layer, name in enumerate(self.neurons if state else ()):
+            assert state is not None
+            neuron, kind = network.nodes[name].neuron, self.kinds[network.reads[name][0]]
+            dtype = DTYPES["sums" if kind == "sums" else "numbers"]
+            shape = (streams, *network.shapes[name])
+            part = network._tell(name, lambda _, known: start_state(*known), [neuron, state.neurons[name], shape, dtype])
+            memory.set(layer, [None if x is None else x.ravel() for x in (part.v, part.i, part.a, part.left)])
+        return memory
+
+    def state(self, network: Network, memory: Any, streams: int) -> State:
+        """A copy of what layers of neurons remember."""
+        parts = {}
+        for layer, name in enumerate(self.neurons):
+            shape = (streams, *network.shapes[name])
+            parts[name] = NeuronState(*(None if x is None else x.reshape(shape) for x in memory.get(layer)))
+        return State(parts, {})
+
+    def run(
+        self,
+        source: _Source,
+        steps: Pair,
+        streams: Pair,
+        memory: Any,
+        full: dict[str, NDArray[Any]],
+        counts: _Counts,
+    ) -> None:
+        (begin, end), (first, last) = steps, streams
+        frames = source.frames(begin, begin + 1 if source.still else end, first, last)
+        wanted = [(self.value[name], out) for name, out in full.items()]
+        sizes = [end - begin, last - first]
+        spikes, operations = self.core.run(
+            frames, source.still, sizes, memory, wanted, [begin, first], source.n_streams, None
+        )
+        for name, node in self.counted.items():
+            if name in counts.spikes:
+                counts.spikes[name][first:last] += np.array(spikes[node], np.int64)
+            else:
+                counts.met[name] += operations[node]
+
+
+class _Counts:
+    """Spikes and operations that the core counted."""
+
+    def __init__(self, plan: _Plan, streams: int) -> None:
+        layers = set(plan.neurons)
+        self.spikes = {name: np.zeros(streams, np.int64) for name in plan.counted if name in layers}
+        self.met = {name: 0 for name in plan.counted if name not in layers}
+
+    def operations(self, source: _Source) -> dict[str, int]:
+        return dict(self.met)
 
 
 class _Memory:

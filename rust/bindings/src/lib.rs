@@ -11,6 +11,7 @@ mod integer;
 mod levels;
 mod packing;
 mod spiking;
+mod spiking_network;
 mod spiking_product;
 mod system;
 
@@ -46,5 +47,6 @@ fn _core(m: &Bound<'_, PyModule>) -> PyResult<()> {
     spiking_product::register(m)?;
     integer::register(m)?;
     spiking::register(m)?;
+    spiking_network::register(m)?;
     system::register(m)
 }

@@ -11,7 +11,7 @@ use pyo3::types::PyDict;
 use crate::call::{self, Threads, read, write};
 
 /// The parameters of neurons, by name; those with one value are for all neurons.
-struct Levels<'py, V: Element> {
+pub struct Levels<'py, V: Element> {
     leak: String,
     reset: String,
     strict: bool,
@@ -22,7 +22,7 @@ struct Levels<'py, V: Element> {
 }
 
 impl<'py, V: Element + Voltage> Levels<'py, V> {
-    fn new(neuron: &Bound<'py, PyDict>) -> PyResult<Self> {
+    pub fn new(neuron: &Bound<'py, PyDict>) -> PyResult<Self> {
         fn array<'py, T: Element>(
             neuron: &Bound<'py, PyDict>,
             name: &str,
@@ -48,7 +48,7 @@ impl<'py, V: Element + Voltage> Levels<'py, V> {
         })
     }
 
-    fn neurons(&self) -> PyResult<Neurons<'_, V>> {
+    pub fn neurons(&self) -> PyResult<Neurons<'_, V>> {
         let level = |i: usize| each(["beta", "drive", "threshold", "to"][i], self.levels[i].as_ref());
         let float = |i: usize| each(["alpha", "gain", "rho", "jump"][i], self.floats[i].as_ref());
         let has = |i: usize| self.floats[i].is_some();

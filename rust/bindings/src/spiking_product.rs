@@ -12,14 +12,14 @@ use crate::call::{self, Threads, read, run, to_py, write};
 const ADDITIONS_PER_OP: usize = 64;
 
 /// Codes of so many bits; 32 for float32.
-fn form(nbits: u32) -> SpikeForm {
+pub fn form(nbits: u32) -> SpikeForm {
     if nbits == 32 { SpikeForm::Floats } else { SpikeForm::Codes(nbits) }
 }
 
 /// Input's H, W, C; kernel; stride; padding.
-type Sizes = ([usize; 3], [usize; 2], [usize; 2], [[usize; 2]; 2]);
+pub type Sizes = ([usize; 3], [usize; 2], [usize; 2], [[usize; 2]; 2]);
 
-fn conv_of((input, kernel, stride, padding): Sizes) -> SpikeConv2d {
+pub fn conv_of((input, kernel, stride, padding): Sizes) -> SpikeConv2d {
     SpikeConv2d { input, kernel, stride, padding }
 }
 

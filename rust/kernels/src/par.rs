@@ -32,8 +32,8 @@ pub struct Ctl<'a> {
 
 impl Ctl<'static> {
     /// Runs to its end on at most `threads` threads (0 counts as 1).
-    pub fn new(threads: usize) -> Self {
-        Ctl { threads: threads.max(1), openmp: false, stop: &|| false }
+    pub const fn new(threads: usize) -> Self {
+        Ctl { threads: if threads == 0 { 1 } else { threads }, openmp: false, stop: &|| false }
     }
 }
 

@@ -34,6 +34,7 @@ mod graph;
 mod memory;
 mod network;
 mod plan;
+pub mod spiking;
 
 pub use graph::{Bounds, Constant, Dtype, Graph, Operation, State, Tensor};
 pub use network::{Network, Stream, Timed};

@@ -31,8 +31,10 @@
 //! # Ok::<(), lowbit_kernels::Error>(())
 //! ```
 
+mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+mod pool;
 mod product;
 mod rows;
 mod scalar;
@@ -42,8 +44,10 @@ pub mod training;
 
 use crate::error::{bail, checked_product};
 use crate::{Ctl, Isa, Parts, Result};
+pub use attention::{SpikeAttention, spike_attention};
+pub use pool::{PoolKind, spike_pool2d};
 pub use product::{
-    MAX_SPIKE_K, SpikeConv2d, SpikeForm, SpikeWeight, Spikes, Start, Sums, spike_conv2d, spike_matmul,
+    MAX_SPIKE_K, SpikeConv2d, SpikeForm, SpikeProduct, SpikeWeight, Spikes, Start, Sums, spike_conv2d, spike_matmul,
     spike_weight_len, tile_spike_codes, tile_spike_floats, untile_spike_codes, untile_spike_floats,
 };
 pub use scalar::Voltage;

@@ -10,6 +10,8 @@
 mod avx2;
 mod conv;
 mod lists;
+mod pairs;
+mod prepared;
 mod scalar;
 mod scatter;
 #[cfg(test)]
@@ -21,6 +23,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 
 pub use conv::{SpikeConv2d, spike_conv2d};
+pub use prepared::SpikeProduct;
 pub use weight::{
     MAX_SPIKE_K, SpikeForm, SpikeWeight, spike_weight_len, tile_spike_codes, tile_spike_floats, untile_spike_codes,
     untile_spike_floats,
@@ -201,14 +204,7 @@ fn product<T: Sum, S: Source, B: AsRef<[u8]> + Sync>(
     ctl: &Ctl,
 ) -> Result<()> {
     let (k, n) = (weight.k(), weight.n());
-    if out.len() != checked_product("out", &[m, n])? {
-        bail!("out: expected {m} by {n}, got {} elements", out.len());
-    }
-    if let Some(start) = start
-        && start.len() != n
-    {
-        bail!("bias: expected {n} values, got {}", start.len());
-    }
+    check_ends(m, n, start, out)?;
     if out.is_empty() {
         return Ok(());
     }
@@ -254,6 +250,17 @@ fn product<T: Sum, S: Source, B: AsRef<[u8]> + Sync>(
             bail!("spikes: int32 is sure to hold sums of up to {most} spikes here, row {row} has more")
         }
         (at, _) => Err(source.wrong(at)),
+    }
+}
+
+/// That M×N sums fit, and where they start.
+fn check_ends<T>(m: usize, n: usize, start: Option<&[T]>, out: &[T]) -> Result<()> {
+    if out.len() != checked_product("out", &[m, n])? {
+        bail!("out: expected {m} by {n}, got {} elements", out.len());
+    }
+    match start {
+        Some(start) if start.len() != n => bail!("bias: expected {n} values, got {}", start.len()),
+        _ => Ok(()),
     }
 }
 

@@ -351,3 +351,64 @@ pub(super) fn numbers_of(isa: Isa, words: &[u64], out: &mut [u32]) -> bool {
     unsafe { run(words, out) };
     true
 }
+
+/// The columns of one panel: `start` and the pairs of codes at a list's numbers times its values,
+/// at most `chunk` of which a sum of 16 bits holds.
+pub(super) fn pairs(isa: Isa, codes: &[i8], list: &[u32], chunk: usize, start: &[i32], out: &mut [i32]) {
+    assert!(isa.has_avx2());
+    let mut tile = [0; PANEL];
+    let whole = out.len() == start.len();
+    let to = if whole { &mut *out } else { &mut tile[..start.len()] };
+    // SAFETY: an `Isa` that has AVX2 exists only where the CPU has it.
+    unsafe {
+        match start.len() {
+            64 => pairs_of::<4>(codes, list, chunk, start, to),
+            48 => pairs_of::<3>(codes, list, chunk, start, to),
+            32 => pairs_of::<2>(codes, list, chunk, start, to),
+            _ => pairs_of::<1>(codes, list, chunk, start, to),
+        }
+    }
+    if !whole {
+        out.copy_from_slice(&tile[..out.len()]);
+    }
+}
+
+#[target_feature(enable = "avx2")]
+fn pairs_of<const W: usize>(codes: &[i8], list: &[u32], chunk: usize, start: &[i32], out: &mut [i32]) {
+    let (rows, _) = codes.as_chunks::<32>();
+    assert!(start.len() == 16 * W && out.len() == 16 * W && rows.len().is_multiple_of(W));
+    let count = rows.len() / W;
+    let mut from = start.as_ptr();
+    let mut rest = list;
+    loop {
+        let (part, after) = rest.split_at(rest.len().min(chunk));
+        let mut sums = [_mm256_setzero_si256(); W];
+        for &entry in part {
+            let (pair, x) = ((entry >> 16) as usize, _mm256_set1_epi16(entry as i16));
+            assert!(pair < count);
+            for (v, sum) in sums.iter_mut().enumerate() {
+                // SAFETY: `pair` is less than the number of rows of W vectors.
+                let codes = unsafe { _mm256_loadu_si256(rows.as_ptr().add(pair * W + v).cast()) };
+                *sum = _mm256_add_epi16(*sum, _mm256_maddubs_epi16(x, codes));
+            }
+        }
+        for (v, sum) in sums.iter().enumerate() {
+            let eights = [
+                _mm256_cvtepi16_epi32(_mm256_castsi256_si128(*sum)),
+                _mm256_cvtepi16_epi32(_mm256_extracti128_si256::<1>(*sum)),
+            ];
+            for (i, eight) in eights.into_iter().enumerate() {
+                let at = 16 * v + 8 * i;
+                // SAFETY: both arrays have 16 W elements.
+                unsafe {
+                    let before = _mm256_loadu_si256(from.add(at).cast());
+                    _mm256_storeu_si256(out.as_mut_ptr().add(at).cast(), _mm256_add_epi32(before, eight));
+                }
+            }
+        }
+        if after.is_empty() {
+            return;
+        }
+        (rest, from) = (after, out.as_ptr());
+    }
+}

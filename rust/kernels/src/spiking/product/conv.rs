@@ -1,9 +1,9 @@
 //! Convolutions of spikes: each output place's inputs are listed, and are a row of a product; few are scattered.
 
 use super::lists::{Kind, Lists};
-use super::scatter::{fits, is_few, scatter};
+use super::scatter::{Scattered, fits, is_few};
 use super::weight::{SpikeForm, SpikeWeight};
-use super::{Source, Spikes, Start, Sums, first_above_1, multiply, neither};
+use super::{Source, Spikes, Start, Sums, check_ends, first_above_1, multiply, neither};
 use crate::error::{bail, checked_product};
 use crate::{Ctl, Error, Isa, Result};
 
@@ -133,14 +133,16 @@ pub fn spike_conv2d<B: AsRef<[u8]> + Sync>(
         (Sums::I32(out), Start::Zero | Start::I32(_), SpikeForm::Codes(_)) => {
             let start = if let Start::I32(start) = start { Some(start) } else { None };
             if fits(most, m, weight, start) && few(bytes) {
-                return scatter(bytes, images, most, conv, output, weight, start, out, ctl);
+                check_ends(m, weight.n(), start, out)?;
+                return Scattered::new(conv, output, weight, start)?.run(bytes, most, out, isa, ctl).map(drop);
             }
             Sums::I32(out)
         }
         (Sums::F32(out), Start::Zero | Start::F32(_), SpikeForm::Floats) => {
             let start = if let Start::F32(start) = start { Some(start) } else { None };
             if fits(most, m, weight, start) && few(bytes) {
-                return scatter(bytes, images, most, conv, output, weight, start, out, ctl);
+                check_ends(m, weight.n(), start, out)?;
+                return Scattered::new(conv, output, weight, start)?.run(bytes, most, out, isa, ctl).map(drop);
             }
             Sums::F32(out)
         }

@@ -3,12 +3,15 @@
 //! An image's inputs come row by row, so that an output meets its own in the order (KH, KW, C), in which
 //! the listed product adds them: sums of floats are the same bits.
 
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
 use super::conv::SpikeConv2d;
 use super::weight::{PANEL, Panel};
 use super::{SpikeWeight, Sum};
-use crate::error::{bail, try_zeroed};
+use crate::error::try_zeroed;
+use crate::lanes::{Lanes, on_isa};
 use crate::par::Parts;
-use crate::{Ctl, Result};
+use crate::{Ctl, Isa, Result};
 
 /// Additions at an output place, on average, up to which this is faster than listing its inputs.
 const FEW: usize = 24;
@@ -66,89 +69,75 @@ pub(super) fn is_few(bytes: &[u8], places: usize, conv: &SpikeConv2d) -> bool {
     spikes.saturating_mul(kh.div_ceil(sy) * kw.div_ceil(sx)) <= places.saturating_mul(FEW)
 }
 
-/// As [`super::spike_conv2d`], whose checks of the inputs are made; `most` is the greatest of them.
-pub(super) fn scatter<T: Term, B: AsRef<[u8]> + Sync>(
-    bytes: &[u8],
-    images: usize,
-    most: u8,
-    conv: &SpikeConv2d,
-    output: [usize; 2],
-    weight: &SpikeWeight<B>,
-    start: Option<&[T]>,
-    out: &mut [T],
-    ctl: &Ctl,
-) -> Result<()> {
-    let (k, n) = (weight.k(), weight.n());
-    let [h, w, c] = conv.input;
-    let (size, input) = (output[0] * output[1] * n, h * w * c);
-    if out.len() != images * size {
-        bail!("out: expected {} by {n}, got {} elements", images * output[0] * output[1], out.len());
-    }
-    if let Some(start) = start
-        && start.len() != n
-    {
-        bail!("bias: expected {n} values, got {}", start.len());
-    }
-    if out.is_empty() {
-        return Ok(());
-    }
-    let mut rows: Vec<T> = try_zeroed(k * n)?;
-    for panel in (0..weight.panels()).map(|p| weight.panel(p)) {
-        for (k, row) in rows.chunks_exact_mut(n).enumerate() {
-            for (c, to) in row[panel.first..][..panel.cols].iter_mut().enumerate() {
-                *to = T::of(&panel, k, c);
-            }
-        }
-    }
-    let mut empty: Vec<T> = try_zeroed(size)?;
-    if let Some(start) = start {
-        empty.chunks_exact_mut(n).for_each(|place| place.copy_from_slice(start));
-    }
-    let [down, across] = [0, 1].map(|axis| taps(conv, output, axis, n));
-    let scattered = Scattered { rows: &rows, empty: &empty, down, across, channels: c as u32, line: w * c, n };
-    let each = LEAST.div_ceil(size).max(1);
-    let tasks = Parts::new(out.chunks_mut(each * size));
-    ctl.for_each(tasks.len(), &|_, task| {
-        for (i, out) in tasks.take(task).chunks_exact_mut(size).enumerate() {
-            let image = &bytes[(task * each + i) * input..][..input];
-            match (most, n) {
-                (1, 8) => scattered.image::<true, 8>(image, out),
-                (1, 16) => scattered.image::<true, 16>(image, out),
-                (1, 32) => scattered.image::<true, 32>(image, out),
-                (1, _) => scattered.image::<true, 0>(image, out),
-                (_, 8) => scattered.image::<false, 8>(image, out),
-                (_, 16) => scattered.image::<false, 16>(image, out),
-                (_, 32) => scattered.image::<false, 32>(image, out),
-                (_, _) => scattered.image::<false, 0>(image, out),
-            }
-        }
-    })
-}
-
-/// What images have in common.
-struct Scattered<'a, T> {
+/// What images of a convolution have in common.
+#[derive(Debug)]
+pub(super) struct Scattered<T> {
     /// The weight, row by row.
-    rows: &'a [T],
+    rows: Vec<T>,
     /// An output without spikes.
-    empty: &'a [T],
+    empty: Vec<T>,
     down: Vec<Vec<Tap>>,
     across: Vec<Vec<Tap>>,
     channels: u32,
-    /// Inputs of a row of the image.
+    /// Inputs of an image, and of a row of it.
+    input: usize,
     line: usize,
     n: usize,
 }
 
-impl<T: Term> Scattered<'_, T> {
+impl<T: Term> Scattered<T> {
+    /// The convolution's sizes are checked; `start` has N values.
+    pub(super) fn new<B: AsRef<[u8]>>(
+        conv: &SpikeConv2d,
+        output: [usize; 2],
+        weight: &SpikeWeight<B>,
+        start: Option<&[T]>,
+    ) -> Result<Self> {
+        let (k, n) = (weight.k(), weight.n());
+        let [h, w, c] = conv.input;
+        let mut rows: Vec<T> = try_zeroed(k * n)?;
+        for panel in (0..weight.panels()).map(|p| weight.panel(p)) {
+            for (k, row) in rows.chunks_exact_mut(n).enumerate() {
+                for (c, to) in row[panel.first..][..panel.cols].iter_mut().enumerate() {
+                    *to = T::of(&panel, k, c);
+                }
+            }
+        }
+        let mut empty: Vec<T> = try_zeroed(output[0] * output[1] * n)?;
+        if let Some(start) = start {
+            empty.chunks_exact_mut(n).for_each(|place| place.copy_from_slice(start));
+        }
+        let [down, across] = [0, 1].map(|axis| taps(conv, output, axis, n));
+        Ok(Scattered { rows, empty, down, across, channels: c as u32, input: h * w * c, line: w * c, n })
+    }
+
+    /// Images of inputs of at most `most`, and the pairs of an input that is not 0 and a place that it reaches.
+    pub(super) fn run(&self, bytes: &[u8], most: u8, out: &mut [T], isa: Isa, ctl: &Ctl) -> Result<u64> {
+        let size = self.empty.len();
+        let each = LEAST.div_ceil(size.max(1)).max(1);
+        let tasks = Parts::new(out.chunks_mut((each * size).max(1)));
+        let pairs = AtomicU64::new(0);
+        ctl.for_each(tasks.len(), &|_, task| {
+            for (i, out) in tasks.take(task).chunks_exact_mut(size).enumerate() {
+                let image = &bytes[(task * each + i) * self.input..][..self.input];
+                pairs.fetch_add(image_on(self, image, most, out, isa.at_most_avx2()), Relaxed);
+            }
+        })?;
+        Ok(pairs.into_inner())
+    }
+
     /// One image; `SPIKES`: all inputs are 0 or 1; `N`: outputs of a place, 0 for any number.
-    fn image<const SPIKES: bool, const N: usize>(&self, image: &[u8], out: &mut [T]) {
-        out.copy_from_slice(self.empty);
+    #[inline(always)]
+    fn image<const SPIKES: bool, const N: usize>(&self, image: &[u8], out: &mut [T]) -> u64 {
+        out.copy_from_slice(&self.empty);
         let n = if N == 0 { self.n } else { N };
-        for (y, line) in image.chunks_exact(self.line).enumerate() {
+        let mut pairs = 0;
+        for (y, line) in image.chunks_exact(self.line.max(1)).enumerate() {
             let down = &self.down[y][..];
             spiking(line, |at, count| {
                 let across = &self.across[(at / self.channels) as usize][..];
                 let channel = (at % self.channels) as usize * n;
+                pairs += down.len() * across.len();
                 for i in 0..down.len() {
                     for j in 0..across.len() {
                         let row = &self.rows[down[i].row + across[j].row + channel..][..n];
@@ -160,6 +149,25 @@ impl<T: Term> Scattered<'_, T> {
                 }
             });
         }
+        pairs as u64
+    }
+}
+
+on_isa! {
+    fn image_on<T: Term>(scattered: &Scattered<T>, image: &[u8], most: u8, out: &mut [T]) -> u64 = image_in;
+}
+
+#[inline(always)]
+fn image_in<L: Lanes, T: Term>(_: L, scattered: &Scattered<T>, image: &[u8], most: u8, out: &mut [T]) -> u64 {
+    match (most, scattered.n) {
+        (0 | 1, 8) => scattered.image::<true, 8>(image, out),
+        (0 | 1, 16) => scattered.image::<true, 16>(image, out),
+        (0 | 1, 32) => scattered.image::<true, 32>(image, out),
+        (0 | 1, _) => scattered.image::<true, 0>(image, out),
+        (_, 8) => scattered.image::<false, 8>(image, out),
+        (_, 16) => scattered.image::<false, 16>(image, out),
+        (_, 32) => scattered.image::<false, 32>(image, out),
+        (_, _) => scattered.image::<false, 0>(image, out),
     }
 }
 
@@ -191,6 +199,7 @@ fn spiking(bytes: &[u8], mut f: impl FnMut(u32, u8)) {
 }
 
 /// A row (or column) of the kernel: where its rows of the weight begin, and the outputs that it is for.
+#[derive(Debug)]
 struct Tap {
     row: usize,
     out: usize,

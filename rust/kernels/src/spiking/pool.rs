@@ -1,0 +1,123 @@
+//! Pooling of spikes and counts.
+
+use super::SpikeConv2d;
+use crate::error::{bail, checked_product, try_zeroed};
+use crate::lanes::{Lanes, on_isa};
+use crate::{Isa, Result};
+
+/// What becomes of a window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PoolKind {
+    /// The sum: counts of spikes.
+    Sum,
+    /// The largest: of spikes, whether any.
+    Max,
+}
+
+/// Pools windows of images of bytes (N, H, W, C), of which padding is 0, into `out` (N, OH, OW, C).
+/// `windows` has the sizes.
+///
+/// # Errors
+/// [`crate::Error::Value`] for lengths that do not fit, or a sum of more than 255; as
+/// [`SpikeConv2d::output`]; [`crate::Error::Memory`].
+pub fn spike_pool2d(bytes: &[u8], windows: &SpikeConv2d, kind: PoolKind, out: &mut [u8], isa: Isa) -> Result<()> {
+    let ([oh, ow], [h, w, c]) = (windows.output()?, windows.input);
+    let (input, output) = (checked_product("input", &[h, w, c])?, checked_product("out", &[oh, ow, c])?);
+    if input == 0 || output == 0 {
+        return if bytes.is_empty() && out.is_empty() { Ok(()) } else { bail!("input: expected pixels, got {:?}", [h, w, c]) };
+    }
+    let images = bytes.len() / input;
+    if images * input != bytes.len() || checked_product("out", &[images, output])? != out.len() {
+        bail!("out: expected images of {input} to {output}, got {} to {} bytes", bytes.len(), out.len());
+    }
+    let most = bytes.iter().fold(0, |most, &x| most.max(x));
+    let window = windows.kernel[0].saturating_mul(windows.kernel[1]);
+    if kind == PoolKind::Sum && window.saturating_mul(most.into()) > 255 {
+        // Bytes may not hold them: in wider sums first.
+        let mut line = try_zeroed::<usize>(w * c)?;
+        let mut wide = try_zeroed::<usize>(output)?;
+        for (image, out) in bytes.chunks_exact(input).zip(out.chunks_exact_mut(output)) {
+            image_of::<0, _>(image, windows, [oh, ow], &mut line, &mut wide, |x, y| x + y, usize::from);
+            if let Some(&most) = wide.iter().max().filter(|&&most| most > 255) {
+                bail!("expected counts of at most 255 spikes, got {most}");
+            }
+            out.iter_mut().zip(&wide).for_each(|(out, &x)| *out = x as u8);
+        }
+        return Ok(());
+    }
+    let mut line = try_zeroed(w * c)?;
+    for (image, out) in bytes.chunks_exact(input).zip(out.chunks_exact_mut(output)) {
+        pool_image(image, windows, [oh, ow], kind, &mut line, out, isa.at_most_avx2());
+    }
+    Ok(())
+}
+
+on_isa! {
+    fn pool_image(
+        image: &[u8], windows: &SpikeConv2d, sizes: [usize; 2], kind: PoolKind, line: &mut [u8], out: &mut [u8],
+    ) = image_in;
+}
+
+#[inline(always)]
+fn image_in<L: Lanes>(
+    _: L,
+    image: &[u8],
+    windows: &SpikeConv2d,
+    sizes: [usize; 2],
+    kind: PoolKind,
+    line: &mut [u8],
+    out: &mut [u8],
+) {
+    macro_rules! by_channels {
+        ($fold:expr) => {
+            match windows.input[2] {
+                8 => image_of::<8, u8>(image, windows, sizes, line, out, $fold, |x| x),
+                16 => image_of::<16, u8>(image, windows, sizes, line, out, $fold, |x| x),
+                32 => image_of::<32, u8>(image, windows, sizes, line, out, $fold, |x| x),
+                _ => image_of::<0, u8>(image, windows, sizes, line, out, $fold, |x| x),
+            }
+        };
+    }
+    match kind {
+        PoolKind::Sum => by_channels!(u8::wrapping_add),
+        PoolKind::Max => by_channels!(u8::max),
+    }
+}
+
+/// Windows along H, then along W; `C`: channels, 0 for any number.
+#[inline(always)]
+fn image_of<const C: usize, T: Copy + Default>(
+    image: &[u8],
+    windows: &SpikeConv2d,
+    [oh, ow]: [usize; 2],
+    line: &mut [T],
+    out: &mut [T],
+    fold: impl Fn(T, T) -> T,
+    of: impl Fn(u8) -> T,
+) {
+    let [h, w, channels] = windows.input;
+    let c = if C == 0 { channels } else { C };
+    let ([kh, kw], [sy, sx]) = (windows.kernel, windows.stride);
+    let [top, left] = windows.padding.map(|[before, _]| before);
+    // Of a window, what lies in the image.
+    let inside = |first: usize, kernel: usize, before: usize, size: usize| {
+        first.saturating_sub(before).min(size)..(first + kernel).saturating_sub(before).min(size)
+    };
+    for (y, out) in out.chunks_exact_mut(ow * c).enumerate().take(oh) {
+        line.fill(T::default());
+        for row in inside(y * sy, kh, top, h) {
+            for (sum, &x) in line.iter_mut().zip(&image[row * w * c..][..w * c]) {
+                *sum = fold(*sum, of(x));
+            }
+        }
+        for (x, out) in out.chunks_exact_mut(c).enumerate() {
+            out.fill(T::default());
+            for column in inside(x * sx, kw, left, w) {
+                let from = &line[column * c..][..c];
+                for i in 0..c {
+                    out[i] = fold(out[i], from[i]);
+                }
+            }
+        }
+    }
+}
