@@ -316,7 +316,7 @@ class Network:
             name: np.empty((source.n_steps, source.n_streams, *self.shapes[name]), DTYPES[kinds[name]]) for name in kept
         }
         whole = plan.core is not None
-        tally = _Counts(plan, source.n_streams) if whole else _Tally(self, kinds, source.n_streams)
+        tally = _Counts(plan, self, source.n_streams) if whole else _Tally(self, kinds, source.n_streams)
         states, done = [], 0
         steps, streams = self._piece(source, kinds, whole)
         for first in range(0, source.n_streams, streams):
@@ -528,10 +528,10 @@ class _Plan:
 
     def __init__(self, network: Network, input_kind: Kind) -> None:
         self.kinds = network.kinds(input_kind)
-        #: The nodes' numbers there: of values, of layers of neurons and of weights in their order.
+        #: The numbers of values there, and the layers of neurons and with weights in the core's order.
         self.value = {INPUT: 0}
         self.neurons: list[str] = []
-        self.counted: dict[str, int] = {}
+        self.weighted: list[str] = []
         self.core = self._core(network, input_kind)
 
     def _core(self, network: Network, input_kind: Kind) -> Any:
@@ -552,8 +552,8 @@ class _Plan:
             self.value[name] = value
             if isinstance(node, Neurons):
                 self.neurons.append(name)
-            if isinstance(node, _Weighted) or type(node) is Neurons:
-                self.counted[name] = value - 1
+            if isinstance(node, _Weighted):
+                self.weighted.append(name)
         return core
 
     def memory(self, network: Network, state: State | None, streams: int) -> Any:
@@ -592,23 +592,25 @@ class _Plan:
         spikes, operations = self.core.run(
             frames, source.still, sizes, memory, wanted, [begin, first], source.n_streams, None
         )
-        for name, node in self.counted.items():
-            if name in counts.spikes:
-                counts.spikes[name][first:last] += np.array(spikes[node], np.int64)
-            else:
-                counts.met[name] += operations[node]
+        counts.per_layer[:, first:last] += spikes.reshape(-1, last - first).view(np.int64)
+        counts.met += operations.view(np.int64)
 
 
 class _Counts:
     """Spikes and operations that the core counted."""
 
-    def __init__(self, plan: _Plan, streams: int) -> None:
-        layers = set(plan.neurons)
-        self.spikes = {name: np.zeros(streams, np.int64) for name in plan.counted if name in layers}
-        self.met = {name: 0 for name in plan.counted if name not in layers}
+    def __init__(self, plan: _Plan, network: Network, streams: int) -> None:
+        self.per_layer = np.zeros((len(plan.neurons), streams), np.int64)
+        self.met = np.zeros(len(plan.weighted), np.int64)
+        self._plan, self._network = plan, network
+
+    @property
+    def spikes(self) -> dict[str, NDArray[np.int64]]:
+        layers = zip(self._plan.neurons, self.per_layer, strict=True)
+        return {name: counts for name, counts in layers if type(self._network.nodes[name]) is Neurons}
 
     def operations(self, source: _Source) -> dict[str, int]:
-        return dict(self.met)
+        return dict(zip(self._plan.weighted, self.met.tolist(), strict=True))
 
 
 class _Memory:

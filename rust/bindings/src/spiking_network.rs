@@ -122,10 +122,11 @@ impl SpikingNetwork {
     }
 
     /// Some steps of some streams: what `wanted` names goes into arrays of all of them, from step
-    /// `first[0]` of stream `first[1]` on. Of each node, spikes of each stream and operations.
-    fn run(
+    /// `first[0]` of stream `first[1]` on. Spikes of each layer of neurons and stream, operations of
+    /// each layer with a weight.
+    fn run<'py>(
         &self,
-        py: Python<'_>,
+        py: Python<'py>,
         input: &Bound<'_, PyAny>,
         still: bool,
         sizes: [usize; 2],
@@ -134,7 +135,7 @@ impl SpikingNetwork {
         first: [usize; 2],
         streams: usize,
         isa: Option<&str>,
-    ) -> PyResult<(Vec<Vec<u64>>, Vec<u64>)> {
+    ) -> PyResult<[Bound<'py, PyArray1<u64>>; 2]> {
         let isa = call::isa(isa)?;
         let [steps, own] = sizes;
         let input = array_of("x", input)?;
@@ -149,7 +150,7 @@ impl SpikingNetwork {
             let mut memory = memory.0.lock().unwrap_or_else(PoisonError::into_inner);
             self.network.run(&piece, &mut memory, &mut outs, isa, ctl)
         })?;
-        Ok((counted.spikes, counted.operations))
+        Ok([counted.spikes, counted.operations].map(|counts| counts.into_pyarray(py)))
     }
 }
 

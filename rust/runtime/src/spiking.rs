@@ -229,6 +229,8 @@ struct Node {
     label: String,
     step: Step,
     reads: Vec<usize>,
+    /// How many nodes with a weight come before it.
+    rank: usize,
 }
 
 #[derive(Debug)]
@@ -273,9 +275,9 @@ pub struct Wanted<'a> {
 /// What was counted in a piece.
 #[derive(Debug, Default)]
 pub struct Counted {
-    /// Of each node that is neurons and no readout, of each stream of the piece: spikes; of others none.
-    pub spikes: Vec<Vec<u64>>,
-    /// Of each node with a weight, pairs of an input that is not 0 and a synapse.
+    /// Of each layer of neurons, then of each stream of the piece: spikes; of readouts 0.
+    pub spikes: Vec<u64>,
+    /// Of each layer with a weight, pairs of an input that is not 0 and a synapse.
     pub operations: Vec<u64>,
 }
 
@@ -298,7 +300,8 @@ impl SpikingNetwork {
     pub fn push(&mut self, label: &str, step: Step, reads: &[usize]) -> Result<usize> {
         let value = within(|| label.to_owned(), self.value_of(&step, reads))?;
         self.values.push(value);
-        self.nodes.push(Node { label: label.to_owned(), step, reads: reads.to_vec() });
+        let rank = self.nodes.iter().filter(|node| matches!(node.step, Step::Product(_))).count();
+        self.nodes.push(Node { label: label.to_owned(), step, reads: reads.to_vec(), rank });
         Ok(self.values.len() - 1)
     }
 
@@ -396,11 +399,9 @@ impl SpikingNetwork {
         ctl: &Ctl,
     ) -> Result<Counted> {
         self.check(piece, memory, wanted)?;
-        let operations: Vec<AtomicU64> = self.nodes.iter().map(|_| AtomicU64::new(0)).collect();
-        let fire = |node: &Node| matches!(node.step, Step::Neurons { readout: false, .. });
-        let streams = |node| if fire(node) { piece.streams } else { 0 };
-        let counters = |node| (0..streams(node)).map(|_| AtomicU64::new(0)).collect();
-        let spikes: Vec<Vec<AtomicU64>> = self.nodes.iter().map(counters).collect();
+        let zeros = |n: usize| (0..n).map(|_| AtomicU64::new(0)).collect::<Vec<_>>();
+        let products = self.nodes.iter().filter(|node| matches!(node.step, Step::Product(_))).count();
+        let (operations, spikes) = (zeros(products), zeros(memory.len() * piece.streams));
         let plan = self.plan(wanted);
         let outs: Vec<Mutex<&mut Wanted>> = wanted.iter_mut().map(Mutex::new).collect();
         let parts = Parts::new(self.cut(memory, piece.streams));
@@ -438,7 +439,7 @@ impl SpikingNetwork {
             return Err(error);
         }
         let of = |counts: Vec<AtomicU64>| counts.into_iter().map(AtomicU64::into_inner).collect();
-        Ok(Counted { spikes: spikes.into_iter().map(of).collect(), operations: of(operations) })
+        Ok(Counted { spikes: of(spikes), operations: of(operations) })
     }
 
     fn check(&self, piece: &Piece, memory: &[AnyPart], wanted: &[Wanted]) -> Result<()> {
@@ -619,7 +620,7 @@ struct Stream<'a, 'w> {
     cells: Vec<AnyState<'a>>,
     outs: &'a [Mutex<&'a mut Wanted<'w>>],
     operations: &'a [AtomicU64],
-    spikes: &'a [Vec<AtomicU64>],
+    spikes: &'a [AtomicU64],
     values: Vec<Option<Held>>,
     spare: Spare,
     isa: Isa,
@@ -829,7 +830,7 @@ impl Stream<'_, '_> {
     }
 
     fn count(&self, node: usize, product: &SpikeProduct, met: u64, times: usize) {
-        self.operations[node].fetch_add(met * product.n() as u64 * times as u64, Relaxed);
+        self.operations[self.network.nodes[node].rank].fetch_add(met * product.n() as u64 * times as u64, Relaxed);
     }
 
     fn neurons(
@@ -871,7 +872,7 @@ impl Stream<'_, '_> {
             return Ok(Held { data, still: false, most: 1 });
         }
         let fired: usize = spikes.chunks(255).map(|part| usize::from(part.iter().fold(0u8, |n, &x| n.wrapping_add(x)))).sum();
-        self.spikes[i][self.stream].fetch_add(fired as u64, Relaxed);
+        self.spikes[state * self.piece.streams + self.stream].fetch_add(fired as u64, Relaxed);
         Ok(Held { data: Data::Bytes(spikes), still: false, most: 1 })
     }
 

@@ -1,5 +1,6 @@
 //! Attention of spikes without softmax, at a cost proportional to the spikes.
 
+use super::words::for_few;
 use crate::error::{bail, checked_product, try_zeroed};
 use crate::lanes::{Lanes, on_isa};
 use crate::{Isa, Result};
@@ -74,21 +75,21 @@ fn heads<const D: usize>(of: &SpikeAttention, mixed: &mut [i32], out: &mut [i32]
         mixed.fill(0);
         for (key, value) in of.key.chunks_exact(of.width).zip(of.value.chunks_exact(of.width)) {
             let value = &value[head * d..][..d];
-            for (i, _) in key[head * d..][..d].iter().enumerate().filter(|(_, spike)| **spike != 0) {
+            for_few!(&key[head * d..][..d], |i| {
                 let row = &mut mixed[i * d..][..d];
                 for j in 0..d {
                     row[j] = row[j].wrapping_add(value[j].into());
                 }
-            }
+            });
         }
         for (query, out) in of.query.chunks_exact(of.width).zip(out.chunks_exact_mut(of.width)) {
             let out = &mut out[head * d..][..d];
-            for (i, _) in query[head * d..][..d].iter().enumerate().filter(|(_, spike)| **spike != 0) {
+            for_few!(&query[head * d..][..d], |i| {
                 let row = &mixed[i * d..][..d];
                 for j in 0..d {
                     out[j] = out[j].wrapping_add(row[j]);
                 }
-            }
+            });
         }
     }
 }

@@ -41,6 +41,7 @@ mod scalar;
 #[cfg(test)]
 mod tests;
 pub mod training;
+mod words;
 
 use crate::error::{bail, checked_product};
 use crate::{Ctl, Isa, Parts, Result};

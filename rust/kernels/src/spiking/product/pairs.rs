@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use super::conv::SpikeConv2d;
 use super::weight::{PANEL, SpikeWeight};
 use crate::error::try_zeroed;
+use crate::lanes::{Lanes, on_isa};
 use crate::par::Parts;
 use crate::{Ctl, Isa, Result};
 
@@ -123,7 +124,7 @@ impl Pairs {
                 let bytes = &bytes[(task * each + i) * input..][..input];
                 match windows {
                     Windows::Rows => {
-                        let (end, some) = list_pairs(bytes, 0, &mut memory.list, 0);
+                        let (end, some) = list_pairs(bytes, 0, &mut memory.list, 0, isa);
                         sum += some;
                         self.add(&memory.list[..end], chunk, out, isa);
                     }
@@ -163,7 +164,7 @@ impl Pairs {
             let mut end = 0;
             for i in 0..kh {
                 let row = &bytes[(y + i) * line + x * c..][..kw * c];
-                let (next, some) = list_pairs(row, (i * kw * c / 2) as u32, &mut memory.list, end);
+                let (next, some) = list_pairs(row, (i * kw * c / 2) as u32, &mut memory.list, end, isa);
                 end = next;
                 met += some;
             }
@@ -198,10 +199,14 @@ impl Pairs {
     }
 }
 
-/// Appends the pairs that are not all 0, the first of `bytes` being pair `first`, to `list` from
-/// `at` on; where it then ends, and how many inputs are not 0.
-#[inline]
-fn list_pairs(bytes: &[u8], first: u32, list: &mut [u32], at: usize) -> (usize, u64) {
+on_isa! {
+    /// Appends the pairs that are not all 0, the first of `bytes` being pair `first`, to `list` from
+    /// `at` on; where it then ends, and how many inputs are not 0.
+    fn list_pairs(bytes: &[u8], first: u32, list: &mut [u32], at: usize) -> (usize, u64) = list_in;
+}
+
+#[inline(always)]
+fn list_in<L: Lanes>(_: L, bytes: &[u8], first: u32, list: &mut [u32], at: usize) -> (usize, u64) {
     let (words, rest) = bytes.as_chunks::<WORD>();
     let mut last = [0; WORD];
     last[..rest.len()].copy_from_slice(rest);

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use super::conv::SpikeConv2d;
 use super::weight::{PANEL, Panel};
 use super::{SpikeWeight, Sum};
+use crate::spiking::words::for_spiking;
 use crate::error::try_zeroed;
 use crate::lanes::{Lanes, on_isa};
 use crate::par::Parts;
@@ -78,7 +79,7 @@ pub(super) struct Scattered<T> {
     empty: Vec<T>,
     down: Vec<Vec<Tap>>,
     across: Vec<Vec<Tap>>,
-    channels: u32,
+    channels: usize,
     /// Inputs of an image, and of a row of it.
     input: usize,
     line: usize,
@@ -108,7 +109,7 @@ impl<T: Term> Scattered<T> {
             empty.chunks_exact_mut(n).for_each(|place| place.copy_from_slice(start));
         }
         let [down, across] = [0, 1].map(|axis| taps(conv, output, axis, n));
-        Ok(Scattered { rows, empty, down, across, channels: c as u32, input: h * w * c, line: w * c, n })
+        Ok(Scattered { rows, empty, down, across, channels: c, input: h * w * c, line: w * c, n })
     }
 
     /// Images of inputs of at most `most`, and the pairs of an input that is not 0 and a place that it reaches.
@@ -134,9 +135,9 @@ impl<T: Term> Scattered<T> {
         let mut pairs = 0;
         for (y, line) in image.chunks_exact(self.line.max(1)).enumerate() {
             let down = &self.down[y][..];
-            spiking(line, |at, count| {
-                let across = &self.across[(at / self.channels) as usize][..];
-                let channel = (at % self.channels) as usize * n;
+            for_spiking!(line, |at, count| {
+                let across = &self.across[at / self.channels][..];
+                let channel = at % self.channels * n;
                 pairs += down.len() * across.len();
                 for i in 0..down.len() {
                     for j in 0..across.len() {
@@ -168,33 +169,6 @@ fn image_in<L: Lanes, T: Term>(_: L, scattered: &Scattered<T>, image: &[u8], mos
         (_, 16) => scattered.image::<false, 16>(image, out),
         (_, 32) => scattered.image::<false, 32>(image, out),
         (_, _) => scattered.image::<false, 0>(image, out),
-    }
-}
-
-/// Calls `f` with the place and the value of each byte that is not 0, in order.
-#[inline(always)]
-fn spiking(bytes: &[u8], mut f: impl FnMut(u32, u8)) {
-    let (blocks, rest) = bytes.as_chunks::<64>();
-    let mut last = [0; 64];
-    last[..rest.len()].copy_from_slice(rest);
-    for b in 0..blocks.len() + 1 {
-        let block = if b < blocks.len() { &blocks[b] } else { &last };
-        let mut words = [0; 8];
-        for i in 0..8 {
-            words[i] = u64::from_le_bytes(block.as_chunks().0[i]);
-        }
-        // Most are silent.
-        if (words[0] | words[1] | words[2] | words[3]) | (words[4] | words[5] | words[6] | words[7]) == 0 {
-            continue;
-        }
-        for i in 0..8 {
-            let mut word = words[i];
-            while word != 0 {
-                let byte = word.trailing_zeros() as usize / 8;
-                f((64 * b + 8 * i + byte) as u32, block[8 * i + byte]);
-                word &= !(0xff << (8 * byte));
-            }
-        }
     }
 }
 
