@@ -322,7 +322,11 @@ class Network:
         for first in range(0, source.n_streams, streams):
             last = min(first + streams, source.n_streams)
             part = _cut(state, first, last)
-            memory = plan.memory(self, part, last - first) if whole else _Memory(self, kinds, part, last - first)
+            memory: Any = None
+            if not whole:
+                memory = _Memory(self, kinds, part, last - first)
+            elif return_state or part is not None or steps < source.n_steps:
+                memory = plan.memory(self, part, last - first)
             for begin in range(0, source.n_steps, steps):
                 end = min(begin + steps, source.n_steps)
                 if whole:

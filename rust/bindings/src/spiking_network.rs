@@ -84,11 +84,8 @@ impl SpikingNetwork {
         start: &Bound<'_, PyAny>,
         readout: bool,
     ) -> PyResult<usize> {
-        let cells = if exact {
-            AnyCells::I32(cells_of(neuron, start)?)
-        } else {
-            AnyCells::F32(cells_of(neuron, start)?)
-        };
+        let cells =
+            if exact { AnyCells::I32(cells_of(neuron, start)?) } else { AnyCells::F32(cells_of(neuron, start)?) };
         self.push(label, Step::Neurons { cells, readout }, &[source])
     }
 
@@ -121,7 +118,7 @@ impl SpikingNetwork {
         Ok(SpikingMemory(Mutex::new(self.network.memory(streams).map_err(to_py)?)))
     }
 
-    /// Some steps of some streams: what `wanted` names goes into arrays of all of them, from step
+    /// Some steps of some streams, from the start and forgotten where there is no memory: what `wanted` names goes into arrays of all of them, from step
     /// `first[0]` of stream `first[1]` on. Spikes of each layer of neurons and stream, operations of
     /// each layer with a weight.
     fn run<'py>(
@@ -130,7 +127,7 @@ impl SpikingNetwork {
         input: &Bound<'_, PyAny>,
         still: bool,
         sizes: [usize; 2],
-        memory: &SpikingMemory,
+        memory: Option<&SpikingMemory>,
         wanted: Vec<(usize, Bound<'_, PyAny>)>,
         first: [usize; 2],
         streams: usize,
@@ -140,15 +137,16 @@ impl SpikingNetwork {
         let [steps, own] = sizes;
         let input = array_of("x", input)?;
         let mut arrays = wanted.iter().map(|(_, out)| written_of("out", out)).collect::<PyResult<Vec<_>>>()?;
-        let outs = arrays.iter_mut().zip(&wanted).map(|(array, (value, _))| {
-            Ok(Wanted { value: *value, out: elements_mut(array)?, first, streams })
-        });
+        let outs = arrays
+            .iter_mut()
+            .zip(&wanted)
+            .map(|(array, (value, _))| Ok(Wanted { value: *value, out: elements_mut(array)?, first, streams }));
         let mut outs = outs.collect::<PyResult<Vec<_>>>()?;
         let piece = Piece { input: elements(&input)?, still, steps, streams: own };
         let work = self.elements.saturating_mul(steps).saturating_mul(own);
         let counted = call::run(py, work, Threads::default(), |ctl| {
-            let mut memory = memory.0.lock().unwrap_or_else(PoisonError::into_inner);
-            self.network.run(&piece, &mut memory, &mut outs, isa, ctl)
+            let mut memory = memory.map(|memory| memory.0.lock().unwrap_or_else(PoisonError::into_inner));
+            self.network.run(&piece, memory.as_mut().map(|memory| &mut memory[..]), &mut outs, isa, ctl)
         })?;
         Ok([counted.spikes, counted.operations].map(|counts| counts.into_pyarray(py)))
     }
@@ -199,7 +197,11 @@ impl SpikingMemory {
     fn set(&self, layer: usize, arrays: Arrays<'_>) -> PyResult<()> {
         fn copy<T: Element + Copy>(name: &str, to: &mut [T], from: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
             let Some(from) = from else {
-                return if to.is_empty() { Ok(()) } else { Err(PyValueError::new_err(format!("{name}: expected values"))) };
+                return if to.is_empty() {
+                    Ok(())
+                } else {
+                    Err(PyValueError::new_err(format!("{name}: expected values")))
+                };
             };
             let from = from.cast::<PyArray1<T>>()?.try_readonly()?;
             let from = from.as_slice()?;

@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 
 use lowbit_kernels::spiking::{
     Adaptation, Current, Each, Leak, Neurons, PoolKind, Reset, SpikeAttention, SpikeConv2d, SpikeProduct, SpikesOut,
-    State, Sums, Voltage, simulate, spike_attention, spike_pool2d,
+    State, Sums, Voltage, count_spikes, simulate, spike_attention, spike_pool2d,
 };
 use lowbit_kernels::{Ctl, Error, Isa, Parts, Result};
 
@@ -136,17 +136,16 @@ impl<V: Voltage> Cells<V> {
         };
         let mut neurons = Neurons::new(leak, self.threshold.get(), reset);
         (neurons.strict, neurons.refractory, neurons.fraction) = (self.strict, self.refractory, self.fraction);
-        neurons.current =
-            self.current.as_ref().map(|[alpha, gain]| Current { alpha: alpha.get(), gain: gain.get() });
+        neurons.current = self.current.as_ref().map(|[alpha, gain]| Current { alpha: alpha.get(), gain: gain.get() });
         neurons.adaptation =
             self.adaptation.as_ref().map(|[rho, jump]| Adaptation { rho: rho.get(), jump: jump.get() });
         neurons
     }
 
-    /// What `n` neurons remember before the first step.
-    fn memory(&self, n: usize) -> Result<Part<V>> {
+    /// What `n` neurons remember before the first step, the potentials in `room`.
+    fn memory(&self, n: usize, room: Vec<V>) -> Result<Part<V>> {
         let floats = |has: bool| zeroed(if has { n } else { 0 });
-        let mut v = zeroed(n)?;
+        let mut v = sized(room, n)?;
         match &self.start {
             Level::All(x) => v.fill(*x),
             Level::Channel(x) if !x.is_empty() && n.is_multiple_of(x.len()) => {
@@ -188,6 +187,19 @@ pub enum AnyPart {
     F32(Part<f32>),
     /// With integer potentials.
     I32(Part<i32>),
+}
+
+impl AnyPart {
+    /// All of it.
+    fn state(&mut self) -> AnyState<'_> {
+        fn of<V>(part: &mut Part<V>) -> State<'_, V> {
+            State { v: &mut part.v, i: &mut part.i, a: &mut part.a, left: &mut part.left }
+        }
+        match self {
+            AnyPart::F32(part) => AnyState::F32(of(part)),
+            AnyPart::I32(part) => AnyState::I32(of(part)),
+        }
+    }
 }
 
 /// What a node does with the values that it reads.
@@ -376,8 +388,8 @@ impl SpikingNetwork {
             let Some(n) = streams.checked_mul(value.len) else { bail!("{streams} streams overflow") };
             // A start is of one stream.
             let part = match cells {
-                AnyCells::F32(cells) => AnyPart::F32(cells.memory(n)?),
-                AnyCells::I32(cells) => AnyPart::I32(cells.memory(n)?),
+                AnyCells::F32(cells) => AnyPart::F32(cells.memory(n, vec![])?),
+                AnyCells::I32(cells) => AnyPart::I32(cells.memory(n, vec![])?),
             };
             parts.push(part);
         }
@@ -385,7 +397,7 @@ impl SpikingNetwork {
     }
 
     /// Takes streams through the steps of a piece; `memory` is that of [`Self::memory`], or what an
-    /// earlier piece left.
+    /// earlier piece left; none, from the start, where nobody asks for what is left.
     ///
     /// # Errors
     /// [`Error::Value`] where something does not fit, or a node refuses its inputs; its label comes
@@ -393,38 +405,52 @@ impl SpikingNetwork {
     pub fn run(
         &self,
         piece: &Piece,
-        memory: &mut [AnyPart],
+        memory: Option<&mut [AnyPart]>,
         wanted: &mut [Wanted],
         isa: Isa,
         ctl: &Ctl,
     ) -> Result<Counted> {
-        self.check(piece, memory, wanted)?;
+        self.check(piece, memory.as_deref(), wanted)?;
         let zeros = |n: usize| (0..n).map(|_| AtomicU64::new(0)).collect::<Vec<_>>();
         let products = self.nodes.iter().filter(|node| matches!(node.step, Step::Product(_))).count();
-        let (operations, spikes) = (zeros(products), zeros(memory.len() * piece.streams));
+        let (operations, spikes) = (zeros(products), zeros(self.neurons().count() * piece.streams));
         let plan = self.plan(wanted);
         let outs: Vec<Mutex<&mut Wanted>> = wanted.iter_mut().map(Mutex::new).collect();
-        let parts = Parts::new(self.cut(memory, piece.streams));
+        let parts = memory.map(|memory| Parts::new(self.cut(memory, piece.streams)));
+        let spare: Vec<_> = (0..ctl.threads().min(piece.streams)).map(|_| Mutex::new(Spare::default())).collect();
         let failed = Mutex::new(None);
-        let one = |stream: usize, ctl: &Ctl| {
+        let one = |slot: usize, stream: usize, ctl: &Ctl| {
+            let mut spare = spare[slot].lock().unwrap_or_else(PoisonError::into_inner);
+            // Neurons that are done with all steps leave their potentials' room to others.
+            let mut own = match &parts {
+                None if piece.steps > plan.steps => Some(self.memory(1)?),
+                _ => None,
+            };
+            let cells = match (&parts, &mut own) {
+                (Some(parts), _) => parts.take(stream),
+                (None, Some(own)) => self.cut(own, 1).swap_remove(0),
+                (None, None) => vec![],
+            };
+            let values = self.values.iter().map(|_| None).collect();
+            let (outs, operations, spikes) = (&outs[..], &operations[..], &spikes[..]);
             let mut stream = Stream {
                 network: self,
                 plan: &plan,
                 piece,
                 stream,
-                cells: parts.take(stream),
-                outs: &outs,
-                operations: &operations,
-                spikes: &spikes,
-                values: self.values.iter().map(|_| None).collect(),
-                spare: Spare::default(),
+                cells,
+                outs,
+                operations,
+                spikes,
+                values,
+                spare: &mut spare,
                 isa,
             };
             stream.run(ctl)
         };
         if ctl.threads() > 1 && piece.streams > 1 {
-            ctl.for_each(piece.streams, &|_, stream| {
-                if let Err(error) = one(stream, &Ctl::new(1)) {
+            ctl.for_each(piece.streams, &|slot, stream| {
+                if let Err(error) = one(slot, stream, &Ctl::new(1)) {
                     // The first stream's, whichever thread was faster.
                     let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
                     if failed.as_ref().is_none_or(|(first, _)| stream < *first) {
@@ -433,7 +459,7 @@ impl SpikingNetwork {
                 }
             })?;
         } else {
-            (0..piece.streams).try_for_each(|stream| one(stream, ctl))?;
+            (0..piece.streams).try_for_each(|stream| one(0, stream, ctl))?;
         }
         if let Some((_, error)) = failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
             return Err(error);
@@ -442,7 +468,7 @@ impl SpikingNetwork {
         Ok(Counted { spikes: of(spikes), operations: of(operations) })
     }
 
-    fn check(&self, piece: &Piece, memory: &[AnyPart], wanted: &[Wanted]) -> Result<()> {
+    fn check(&self, piece: &Piece, memory: Option<&[AnyPart]>, wanted: &[Wanted]) -> Result<()> {
         let (input, steps) = (&self.values[0], if piece.still { 1 } else { piece.steps });
         let len = match (&piece.input, input.kind) {
             (Data::Bytes(x), Kind::Spikes | Kind::Counts) => x.len(),
@@ -461,17 +487,21 @@ impl SpikingNetwork {
         }
         let expected = self.memory(0)?;
         let lens = self.neurons().map(|value| value.len * piece.streams);
-        let fits = expected.len() == memory.len()
-            && memory.iter().zip(&expected).zip(lens).all(|((part, like), len)| match (part, like) {
-                (AnyPart::F32(part), AnyPart::F32(_)) => part.v.len() == len,
-                (AnyPart::I32(part), AnyPart::I32(_)) => part.v.len() == len,
-                _ => false,
-            });
+        let fits = memory.is_none_or(|memory| {
+            expected.len() == memory.len()
+                && memory.iter().zip(&expected).zip(lens).all(|((part, like), len)| match (part, like) {
+                    (AnyPart::F32(part), AnyPart::F32(_)) => part.v.len() == len,
+                    (AnyPart::I32(part), AnyPart::I32(_)) => part.v.len() == len,
+                    _ => false,
+                })
+        });
         if !fits {
             bail!("memory: expected that of {} streams", piece.streams);
         }
         for wanted in wanted {
-            let Some(value) = self.values.get(wanted.value) else { bail!("wanted: there is no value {}", wanted.value) };
+            let Some(value) = self.values.get(wanted.value) else {
+                bail!("wanted: there is no value {}", wanted.value)
+            };
             let len = match (&wanted.out, value.kind) {
                 (Data::Bytes(x), Kind::Spikes | Kind::Counts) => x.len(),
                 (Data::I32(x), Kind::Sums) => x.len(),
@@ -612,21 +642,21 @@ impl Held {
 }
 
 /// One stream on its way through a piece.
-struct Stream<'a, 'w> {
+struct Stream<'a, 'o, 'w> {
     network: &'a SpikingNetwork,
     plan: &'a Plan,
     piece: &'a Piece<'a>,
     stream: usize,
     cells: Vec<AnyState<'a>>,
-    outs: &'a [Mutex<&'a mut Wanted<'w>>],
+    outs: &'o [Mutex<&'o mut Wanted<'w>>],
     operations: &'a [AtomicU64],
     spikes: &'a [AtomicU64],
     values: Vec<Option<Held>>,
-    spare: Spare,
+    spare: &'a mut Spare,
     isa: Isa,
 }
 
-impl Stream<'_, '_> {
+impl Stream<'_, '_, '_> {
     fn run(&mut self, ctl: &Ctl) -> Result<()> {
         let network = self.network;
         for begin in (0..self.piece.steps).step_by(self.plan.steps) {
@@ -848,32 +878,40 @@ impl Stream<'_, '_> {
         let mut trace = if readout { Some(self.buffer(kind, steps * len)?) } else { None };
         let each = (SUMS / 4 / len.max(1)).clamp(1, steps.max(1));
         let mut sums = self.buffer(kind, each * len)?;
+        let mut own = if self.cells.is_empty() { Some(self.part(cells, len)?) } else { None };
         let ctl = inner(ctl, steps * len);
         for begin in (0..steps).step_by(each) {
             let block = begin..steps.min(begin + each);
             self.sums(i, block.clone(), begin == 0, steps, &mut sums, ctl)?;
             let (at, n) = (begin * len, block.len() * len);
             let out = SpikesOut::Bytes(&mut spikes[at..][..n]);
-            match (&sums, cells, &mut self.cells[state], &mut trace) {
-                (Data::F32(x), AnyCells::F32(cells), AnyState::F32(state), trace) => {
-                    let trace = trace.as_mut().map(|t| if let Data::F32(t) = t { &mut t[at..][..n] } else { &mut [] });
-                    simulate(&x[..n], &cells.neurons(), state, out, trace, self.isa, ctl)?;
-                }
-                (Data::I32(x), AnyCells::I32(cells), AnyState::I32(state), trace) => {
-                    let trace = trace.as_mut().map(|t| if let Data::I32(t) = t { &mut t[at..][..n] } else { &mut [] });
-                    simulate(&x[..n], &cells.neurons(), state, out, trace, self.isa, ctl)?;
-                }
-                _ => unreachable!("kinds were checked when the node was pushed"),
+            let trace = trace.as_mut();
+            match &mut own {
+                None => through(&sums, cells, &mut self.cells[state], out, trace, at, n, self.isa, ctl)?,
+                Some(part) => through(&sums, cells, &mut part.state(), out, trace, at, n, self.isa, ctl)?,
             }
         }
         self.give_back(sums);
+        match own {
+            Some(AnyPart::F32(part)) => self.spare.f32.push(part.v),
+            Some(AnyPart::I32(part)) => self.spare.i32.push(part.v),
+            None => {}
+        }
         if let Some(data) = trace {
             self.give_back(Data::Bytes(spikes));
             return Ok(Held { data, still: false, most: 1 });
         }
-        let fired: usize = spikes.chunks(255).map(|part| usize::from(part.iter().fold(0u8, |n, &x| n.wrapping_add(x)))).sum();
+        let fired = count_spikes(&spikes);
         self.spikes[state * self.piece.streams + self.stream].fetch_add(fired as u64, Relaxed);
         Ok(Held { data: Data::Bytes(spikes), still: false, most: 1 })
+    }
+
+    /// What neurons of one stream remember before the first step.
+    fn part(&mut self, cells: &AnyCells, n: usize) -> Result<AnyPart> {
+        Ok(match cells {
+            AnyCells::F32(cells) => AnyPart::F32(cells.memory(n, self.spare.f32.pop().unwrap_or_default())?),
+            AnyCells::I32(cells) => AnyPart::I32(cells.memory(n, self.spare.i32.pop().unwrap_or_default())?),
+        })
     }
 
     /// What the neurons of node `i` read at some steps; of a product that waited, computed now.
@@ -924,6 +962,31 @@ impl Stream<'_, '_> {
             repeat(sums, len, block.len());
         }
         Ok(())
+    }
+}
+
+/// Neurons through steps of `n` sums, the first of which is at `at` of the trace.
+fn through(
+    sums: &Buffer,
+    cells: &AnyCells,
+    state: &mut AnyState,
+    spikes: SpikesOut,
+    trace: Option<&mut Buffer>,
+    at: usize,
+    n: usize,
+    isa: Isa,
+    ctl: &Ctl,
+) -> Result<()> {
+    match (sums, cells, state) {
+        (Data::F32(x), AnyCells::F32(cells), AnyState::F32(state)) => {
+            let trace = trace.map(|t| if let Data::F32(t) = t { &mut t[at..][..n] } else { &mut [] });
+            simulate(&x[..n], &cells.neurons(), state, spikes, trace, isa, ctl)
+        }
+        (Data::I32(x), AnyCells::I32(cells), AnyState::I32(state)) => {
+            let trace = trace.map(|t| if let Data::I32(t) = t { &mut t[at..][..n] } else { &mut [] });
+            simulate(&x[..n], &cells.neurons(), state, spikes, trace, isa, ctl)
+        }
+        _ => unreachable!("kinds were checked when the node was pushed"),
     }
 }
 

@@ -36,7 +36,11 @@ pub struct SpikeAttention<'a> {
 pub fn spike_attention(of: &SpikeAttention, out: &mut [i32], isa: Isa) -> Result<()> {
     let SpikeAttention { query, key, value, width, heads } = *of;
     if width == 0 || heads == 0 || width % heads != 0 || query.len() % width != 0 || key.len() % width != 0 {
-        bail!("query, key: expected tokens of {width} channels in {heads} heads, got {} and {}", query.len(), key.len());
+        bail!(
+            "query, key: expected tokens of {width} channels in {heads} heads, got {} and {}",
+            query.len(),
+            key.len()
+        );
     }
     if value.len() != key.len() || out.len() != query.len() {
         bail!("value, out: expected {} and {} elements, got {} and {}", key.len(), query.len(), value.len(), out.len());
@@ -90,6 +94,54 @@ fn heads<const D: usize>(of: &SpikeAttention, mixed: &mut [i32], out: &mut [i32]
                     out[j] = out[j].wrapping_add(row[j]);
                 }
             });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_size_of_a_head_has_the_sums_of_the_definition() {
+        let mut seed = 7u64;
+        let mut spikes = |n: usize| -> Vec<u8> {
+            let mut one = || {
+                seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                u8::from(seed >> 60 < 5)
+            };
+            (0..n).map(|_| one()).collect()
+        };
+        for (tokens, keys, heads, d) in
+            [(1, 1, 1, 1), (5, 3, 2, 8), (49, 49, 4, 16), (7, 300, 3, 32), (4, 4, 1, 64), (6, 9, 2, 11)]
+        {
+            let width = heads * d;
+            let (query, key, value) = (spikes(tokens * width), spikes(keys * width), spikes(keys * width));
+            let mut want = vec![0; tokens * width];
+            for (i, want) in want.iter_mut().enumerate() {
+                let (token, channel) = (i / width, i % width);
+                let head = channel / d * d;
+                for (j, other) in (head..head + d).flat_map(|j| (0..keys).map(move |other| (j, other))) {
+                    let on = query[token * width + j] & key[other * width + j] & value[other * width + channel];
+                    *want += i32::from(on);
+                }
+            }
+            for &isa in Isa::available() {
+                let mut out = vec![-1; tokens * width];
+                let of = SpikeAttention { query: &query, key: &key, value: &value, width, heads };
+                spike_attention(&of, &mut out, isa).unwrap();
+                assert_eq!(out, want, "{} {tokens} {keys} {heads} {d}", isa.name());
+            }
+        }
+        println!("spiking attention: 6 cases on each of {:?}", Isa::available());
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let x = [1; 4];
+        let of = |width, heads| SpikeAttention { query: &x, key: &x, value: &x, width, heads };
+        for (width, heads, out) in [(0, 1, 4), (2, 0, 4), (2, 3, 4), (3, 1, 4), (2, 1, 3)] {
+            assert!(spike_attention(&of(width, heads), &mut vec![0; out], Isa::best()).is_err());
         }
     }
 }

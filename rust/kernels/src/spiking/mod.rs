@@ -52,6 +52,7 @@ pub use product::{
     spike_weight_len, tile_spike_codes, tile_spike_floats, untile_spike_codes, untile_spike_floats,
 };
 pub use scalar::Voltage;
+pub use words::count_spikes;
 
 /// Neurons that are taken through all steps together: their potentials and one
 /// row of inputs stay in the first-level cache.
@@ -160,14 +161,24 @@ impl<'a, V> Neurons<'a, V> {
 
     /// Whether a parameter is one for each channel.
     fn differ(&self) -> bool {
-        let leak = match &self.leak {
-            Leak::None => false,
-            Leak::Keep { beta: a, drive: b } | Leak::Toward { rate: a, rest: b } => a.len().or(b.len()).is_some(),
+        self.channels().into_iter().flatten().next().is_some()
+    }
+
+    /// Whether so many neurons are whole rounds of channels.
+    fn repeat_in(&self, neurons: usize) -> bool {
+        self.channels().into_iter().flatten().all(|channels| channels > 0 && neurons.is_multiple_of(channels))
+    }
+
+    /// Of each parameter that is one for each channel, how many there are.
+    fn channels(&self) -> [Option<usize>; 8] {
+        let [a, b] = match &self.leak {
+            Leak::None => [None; 2],
+            Leak::Keep { beta: a, drive: b } | Leak::Toward { rate: a, rest: b } => [a.len(), b.len()],
         };
-        let reset = matches!(&self.reset, Reset::Hard(to) | Reset::HardLater(to) if to.len().is_some());
-        let current = self.current.is_some_and(|c| c.alpha.len().or(c.gain.len()).is_some());
-        let adapts = self.adaptation.is_some_and(|a| a.rho.len().or(a.jump.len()).is_some());
-        leak || reset || current || adapts || self.threshold.len().is_some()
+        let to = if let Reset::Hard(to) | Reset::HardLater(to) = &self.reset { to.len() } else { None };
+        let [alpha, gain] = self.current.map_or([None; 2], |c| [c.alpha.len(), c.gain.len()]);
+        let [rho, jump] = self.adaptation.map_or([None; 2], |a| [a.rho.len(), a.jump.len()]);
+        [a, b, to, alpha, gain, rho, jump, self.threshold.len()]
     }
 
     /// As [`Neurons::has_potential_alone`], and no current.

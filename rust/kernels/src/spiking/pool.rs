@@ -24,7 +24,11 @@ pub fn spike_pool2d(bytes: &[u8], windows: &SpikeConv2d, kind: PoolKind, out: &m
     let ([oh, ow], [h, w, c]) = (windows.output()?, windows.input);
     let (input, output) = (checked_product("input", &[h, w, c])?, checked_product("out", &[oh, ow, c])?);
     if input == 0 || output == 0 {
-        return if bytes.is_empty() && out.is_empty() { Ok(()) } else { bail!("input: expected pixels, got {:?}", [h, w, c]) };
+        return if bytes.is_empty() && out.is_empty() {
+            Ok(())
+        } else {
+            bail!("input: expected pixels, got {:?}", [h, w, c])
+        };
     }
     let images = bytes.len() / input;
     if images * input != bytes.len() || checked_product("out", &[images, output])? != out.len() {
@@ -118,6 +122,76 @@ fn image_of<const C: usize, T: Copy + Default>(
                     out[i] = fold(out[i], from[i]);
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn by_the_book(x: &[u8], images: usize, windows: &SpikeConv2d, kind: PoolKind) -> Vec<usize> {
+        let ([oh, ow], [h, w, c], [kh, kw]) = (windows.output().unwrap(), windows.input, windows.kernel);
+        let mut out = vec![];
+        for (image, y, x0, channel) in
+            (0..images * oh * ow * c).map(|i| (i / c / ow / oh, i / c / ow % oh, i / c % ow, i % c))
+        {
+            let mut all = 0;
+            for (i, j) in (0..kh * kw).map(|l| (l / kw, l % kw)) {
+                let row = (y * windows.stride[0] + i).checked_sub(windows.padding[0][0]).filter(|&row| row < h);
+                let column = (x0 * windows.stride[1] + j).checked_sub(windows.padding[1][0]).filter(|&x| x < w);
+                let (Some(row), Some(column)) = (row, column) else { continue };
+                let here = usize::from(x[((image * h + row) * w + column) * c + channel]);
+                all = if kind == PoolKind::Sum { all + here } else { all.max(here) };
+            }
+            out.push(all);
+        }
+        out
+    }
+
+    proptest! {
+        #[test]
+        fn any_windows(
+            input in (1usize..9, 1usize..9, prop::sample::select(vec![1usize, 3, 8, 16, 32])),
+            kernel in (1usize..4, 1usize..4),
+            stride in (1usize..4, 1usize..4),
+            padding in (0usize..3, 0usize..3, 0usize..3, 0usize..3),
+            images in 0usize..4,
+            most in prop::sample::select(vec![1u8, 40, 255]),
+            sums: bool,
+            seed: u64,
+        ) {
+            let windows = SpikeConv2d {
+                input: input.into(), kernel: kernel.into(), stride: stride.into(),
+                padding: [[padding.0, padding.1], [padding.2, padding.3]],
+            };
+            let Ok([oh, ow]) = windows.output() else { return Ok(()) };
+            let kind = if sums { PoolKind::Sum } else { PoolKind::Max };
+            let x: Vec<u8> = (0..images * input.0 * input.1 * input.2)
+                .map(|i| ((seed >> (i % 57)) as u8).wrapping_add(i as u8) % most.saturating_add(1).max(2))
+                .collect();
+            let want = by_the_book(&x, images, &windows, kind);
+            for &isa in Isa::available() {
+                let mut out = vec![77; images * oh * ow * input.2];
+                let got = spike_pool2d(&x, &windows, kind, &mut out, isa);
+                if want.iter().any(|&x| x > 255) {
+                    prop_assert!(got.unwrap_err().to_string().contains("at most 255"));
+                } else {
+                    got.unwrap();
+                    prop_assert!(out.iter().map(|&x| usize::from(x)).eq(want.iter().copied()));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let windows = SpikeConv2d { input: [2, 2, 1], kernel: [2, 2], stride: [2, 2], padding: [[0; 2]; 2] };
+        for (input, output) in [(4, 2), (5, 1), (3, 1)] {
+            let mut out = vec![0; output];
+            assert!(spike_pool2d(&vec![0; input], &windows, PoolKind::Max, &mut out, Isa::best()).is_err());
         }
     }
 }

@@ -140,6 +140,8 @@ fn flow<V: Voltage>(x: &[V], levels: &Levels<V>, i: &mut [f32], currents: &mut [
 pub(super) struct Levels<V> {
     /// Whether they differ from neuron to neuron; else the first stands for all.
     each: bool,
+    /// Whether their channels repeat within each block of neurons.
+    repeats: bool,
     pub leak: u8,
     pub fraction: u32,
     pub reset: u8,
@@ -192,6 +194,7 @@ impl<V: Voltage> Levels<V> {
         let floats = |has: bool| vec![0.0; if has { len } else { 0 }];
         Levels {
             each,
+            repeats: neurons.repeat_in(BLOCK),
             leak,
             fraction: neurons.fraction,
             reset,
@@ -220,7 +223,12 @@ impl<V: Voltage> Levels<V> {
     /// The parameters of `len` neurons from `first` on.
     pub fn fill(&mut self, neurons: &Neurons<'_, V>, first: usize, len: usize) {
         if self.each {
-            self.read(neurons, first, len);
+            // Channels that a block is made of are the same in all that begin with the first.
+            let same = self.repeats && first.is_multiple_of(BLOCK);
+            if !(same && self.filled) {
+                self.read(neurons, first, if same { BLOCK } else { len });
+                self.filled = same;
+            }
         } else if !self.filled {
             self.read(neurons, 0, self.fire.len());
             self.filled = true;

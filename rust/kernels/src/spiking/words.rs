@@ -50,3 +50,26 @@ macro_rules! for_few {
 }
 
 pub(super) use {for_few, for_spiking};
+
+/// How many bytes are not 0.
+///
+/// ```
+/// assert_eq!(lowbit_kernels::spiking::count_spikes(&[1, 0, 3]), 2);
+/// ```
+pub fn count_spikes(bytes: &[u8]) -> usize {
+    const LANES: usize = 64;
+    let mut total = 0;
+    // A lane counts to 255.
+    for part in bytes.chunks(LANES * 255) {
+        let mut lanes = [0u8; LANES];
+        let (blocks, rest) = part.as_chunks::<LANES>();
+        for block in blocks {
+            for i in 0..LANES {
+                lanes[i] = lanes[i].wrapping_add(u8::from(block[i] != 0));
+            }
+        }
+        total += lanes.iter().map(|&x| usize::from(x)).sum::<usize>();
+        total += rest.iter().filter(|&&x| x != 0).count();
+    }
+    total
+}

@@ -412,3 +412,42 @@ fn pairs_of<const W: usize>(codes: &[i8], list: &[u32], chunk: usize, start: &[i
         (rest, from) = (after, out.as_ptr());
     }
 }
+
+/// The pairs of the first `inside` of 64 bytes, an even number, that are not all 0, as `list_pairs` of `pairs.rs`.
+#[inline]
+pub(super) fn list_pairs(
+    isa: Isa,
+    bytes: &[u8; 64],
+    inside: usize,
+    first: u32,
+    list: &mut [u32],
+    at: usize,
+    some: u64,
+) -> (usize, u64) {
+    #[target_feature(enable = "avx2,bmi1,popcnt")]
+    fn run(bytes: &[u8; 64], inside: usize, first: u32, list: &mut [u32], at: usize) -> (usize, u32) {
+        // SAFETY: the array is 64 bytes.
+        let (x, y) =
+            unsafe { (_mm256_loadu_si256(bytes.as_ptr().cast()), _mm256_loadu_si256(bytes.as_ptr().add(32).cast())) };
+        let zero = _mm256_setzero_si256();
+        let mask = |x: __m256i| u64::from(_mm256_movemask_epi8(_mm256_cmpeq_epi8(x, zero)) as u32);
+        let own = u64::MAX >> (64 - inside);
+        let some = !(mask(x) | mask(y) << 32) & own;
+        // Packing goes by halves: the middle ones change places.
+        let pairs = _mm256_packs_epi16(_mm256_cmpeq_epi16(x, zero), _mm256_cmpeq_epi16(y, zero));
+        let mut left = !_mm256_movemask_epi8(_mm256_permute4x64_epi64::<0xd8>(pairs)) as u32;
+        left &= u32::MAX >> (32 - inside / 2);
+        let end = at + left.count_ones() as usize;
+        for slot in &mut list[at..end] {
+            let pair = left.trailing_zeros();
+            let i = 2 * pair as usize % 64;
+            *slot = (first + pair) << 16 | u32::from(u16::from_le_bytes([bytes[i], bytes[i + 1]]));
+            left &= left - 1;
+        }
+        (end, some.count_ones())
+    }
+    assert!(isa.has_avx2() && (2..=64).contains(&inside) && inside % 2 == 0);
+    // SAFETY: an `Isa` that has AVX2 exists only where the CPU has it, BMI1 and `popcnt`.
+    let (end, more) = unsafe { run(bytes, inside, first, list, at) };
+    (end, some + u64::from(more))
+}

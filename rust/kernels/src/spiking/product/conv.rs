@@ -134,6 +134,9 @@ pub fn spike_conv2d<B: AsRef<[u8]> + Sync>(
             let start = if let Start::I32(start) = start { Some(start) } else { None };
             if fits(most, m, weight, start) && few(bytes) {
                 check_ends(m, weight.n(), start, out)?;
+                if out.is_empty() {
+                    return Ok(());
+                }
                 return Scattered::new(conv, output, weight, start)?.run(bytes, most, out, isa, ctl).map(drop);
             }
             Sums::I32(out)
@@ -142,6 +145,9 @@ pub fn spike_conv2d<B: AsRef<[u8]> + Sync>(
             let start = if let Start::F32(start) = start { Some(start) } else { None };
             if fits(most, m, weight, start) && few(bytes) {
                 check_ends(m, weight.n(), start, out)?;
+                if out.is_empty() {
+                    return Ok(());
+                }
                 return Scattered::new(conv, output, weight, start)?.run(bytes, most, out, isa, ctl).map(drop);
             }
             Sums::F32(out)

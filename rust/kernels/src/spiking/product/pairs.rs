@@ -9,14 +9,13 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use super::conv::SpikeConv2d;
 use super::weight::{PANEL, SpikeWeight};
 use crate::error::try_zeroed;
-use crate::lanes::{Lanes, on_isa};
 use crate::par::Parts;
 use crate::{Ctl, Isa, Result};
 
 /// Columns of a vector of sums: what a panel's width is a multiple of.
 pub(super) const STEP: usize = 16;
 /// Inputs that are looked at together.
-const WORD: usize = 8;
+const WORD: usize = 64;
 /// A pair's number and value are halves of a word.
 const MOST_INPUTS: usize = 1 << 17;
 /// The greatest count: two of them times codes of 8 bits still fit 16.
@@ -124,7 +123,7 @@ impl Pairs {
                 let bytes = &bytes[(task * each + i) * input..][..input];
                 match windows {
                     Windows::Rows => {
-                        let (end, some) = list_pairs(bytes, 0, &mut memory.list, 0, isa);
+                        let (end, some) = list_pairs(bytes, [0, self.k], 0, &mut memory.list, 0, isa);
                         sum += some;
                         self.add(&memory.list[..end], chunk, out, isa);
                     }
@@ -163,8 +162,8 @@ impl Pairs {
             let (y, x) = (place / ow * sy, place % ow * sx);
             let mut end = 0;
             for i in 0..kh {
-                let row = &bytes[(y + i) * line + x * c..][..kw * c];
-                let (next, some) = list_pairs(row, (i * kw * c / 2) as u32, &mut memory.list, end, isa);
+                let row = [(y + i) * line + x * c, kw * c];
+                let (next, some) = list_pairs(bytes, row, (i * kw * c / 2) as u32, &mut memory.list, end, isa);
                 end = next;
                 met += some;
             }
@@ -199,28 +198,43 @@ impl Pairs {
     }
 }
 
-on_isa! {
-    /// Appends the pairs that are not all 0, the first of `bytes` being pair `first`, to `list` from
-    /// `at` on; where it then ends, and how many inputs are not 0.
-    fn list_pairs(bytes: &[u8], first: u32, list: &mut [u32], at: usize) -> (usize, u64) = list_in;
-}
-
-#[inline(always)]
-fn list_in<L: Lanes>(_: L, bytes: &[u8], first: u32, list: &mut [u32], at: usize) -> (usize, u64) {
-    let (words, rest) = bytes.as_chunks::<WORD>();
-    let mut last = [0; WORD];
-    last[..rest.len()].copy_from_slice(rest);
+/// Appends the pairs of `bytes[from..from + len]` that are not all 0, the first being pair `first`,
+/// to `list` from `at` on; where it then ends, and how many inputs are not 0.
+#[inline]
+fn list_pairs(
+    bytes: &[u8],
+    [from, len]: [usize; 2],
+    mut first: u32,
+    list: &mut [u32],
+    at: usize,
+    isa: Isa,
+) -> (usize, u64) {
     let (mut end, mut some) = (at, 0);
-    for i in 0..words.len() + 1 {
-        let mut word = u64::from_le_bytes(if i < words.len() { words[i] } else { last });
-        while word != 0 {
-            let shift = word.trailing_zeros() / 16 * 16;
-            let value = (word >> shift) as u32 & 0xffff;
-            list[end] = (first + (WORD / 2 * i) as u32 + shift / 16) << 16 | value;
-            end += 1;
-            some += u64::from(value & 0xff != 0) + u64::from(value >> 8 != 0);
-            word &= !(0xffff << shift);
+    for begin in (from..from + len).step_by(WORD) {
+        let inside = WORD.min(from + len - begin);
+        #[cfg(target_arch = "x86_64")]
+        if isa.has_avx2() {
+            let mut last = [0; WORD];
+            let whole = bytes[begin..].first_chunk().filter(|_| inside % 2 == 0);
+            let word = whole.unwrap_or_else(|| {
+                last[..inside].copy_from_slice(&bytes[begin..begin + inside]);
+                &last
+            });
+            let inside = inside.next_multiple_of(2);
+            (end, some) = super::avx2::list_pairs(isa, word, inside, first, list, end, some);
+            first += WORD as u32 / 2;
+            continue;
+        }
+        for pair in bytes[begin..begin + inside].chunks(2) {
+            let [low, high] = [pair[0], pair.get(1).copied().unwrap_or(0)];
+            if low | high != 0 {
+                list[end] = first << 16 | u32::from(u16::from_le_bytes([low, high]));
+                end += 1;
+                some += u64::from(low != 0) + u64::from(high != 0);
+            }
+            first += 1;
         }
     }
+    let _ = isa;
     (end, some)
 }

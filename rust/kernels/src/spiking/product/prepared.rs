@@ -5,6 +5,7 @@ use super::pairs::{Pairs, Windows};
 use super::scatter::{Scattered, fits, is_few};
 use super::{SpikeForm, SpikeWeight, Spikes, Start, Sums, check_ends, spike_matmul};
 use crate::error::{bail, checked_product};
+use crate::spiking::count_spikes;
 use crate::{Ctl, Isa, Result};
 
 /// Elements of a weight up to which it is unpacked to be scattered.
@@ -173,6 +174,6 @@ impl SpikeProduct {
             return conv.pairs(bytes, rows, ctl);
         }
         spike_matmul(spikes, rows, &self.weight, start, out, isa, ctl)?;
-        Ok(bytes.iter().map(|&x| u64::from(x != 0)).sum())
+        Ok(count_spikes(bytes) as u64)
     }
 }

@@ -8,10 +8,10 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use super::conv::SpikeConv2d;
 use super::weight::{PANEL, Panel};
 use super::{SpikeWeight, Sum};
-use crate::spiking::words::for_spiking;
 use crate::error::try_zeroed;
 use crate::lanes::{Lanes, on_isa};
 use crate::par::Parts;
+use crate::spiking::words::{count_spikes, for_spiking};
 use crate::{Ctl, Isa, Result};
 
 /// Additions at an output place, on average, up to which this is faster than listing its inputs.
@@ -63,9 +63,7 @@ pub(super) fn fits<T: Sum, B: AsRef<[u8]>>(
 
 /// Whether spikes are few enough to be scattered.
 pub(super) fn is_few(bytes: &[u8], places: usize, conv: &SpikeConv2d) -> bool {
-    let of = |part: &[u8]| usize::from(part.iter().fold(0u8, |count, &x| count.wrapping_add(u8::from(x != 0))));
-    // Whole vectors, and no more than a byte counts.
-    let spikes: usize = bytes.chunks(224).map(of).sum();
+    let spikes = count_spikes(bytes);
     let [[kh, kw], [sy, sx]] = [conv.kernel, conv.stride];
     spikes.saturating_mul(kh.div_ceil(sy) * kw.div_ceil(sx)) <= places.saturating_mul(FEW)
 }
@@ -73,17 +71,34 @@ pub(super) fn is_few(bytes: &[u8], places: usize, conv: &SpikeConv2d) -> bool {
 /// What images of a convolution have in common.
 #[derive(Debug)]
 pub(super) struct Scattered<T> {
-    /// The weight, row by row.
+    /// The weight: row by row of the kernel, channel by channel, and of each channel the columns in
+    /// the order in which they meet neighbouring outputs.
     rows: Vec<T>,
     /// An output without spikes.
     empty: Vec<T>,
-    down: Vec<Vec<Tap>>,
-    across: Vec<Vec<Tap>>,
+    /// For each row of the image, those of the kernel that meet it: where they begin, and their outputs.
+    down: Vec<Vec<[usize; 2]>>,
+    across: Vec<Run>,
     channels: usize,
     /// Inputs of an image, and of a row of it.
     input: usize,
     line: usize,
+    /// Elements of a channel of a row of the kernel.
+    each: usize,
     n: usize,
+}
+
+/// The kernel's columns that meet a column of the image.
+#[derive(Debug)]
+struct Run {
+    /// Where they begin in their row.
+    row: usize,
+    /// The first of their outputs in its row.
+    out: usize,
+    /// Elements of all of them.
+    len: usize,
+    /// How many they are.
+    columns: usize,
 }
 
 impl<T: Term> Scattered<T> {
@@ -94,22 +109,26 @@ impl<T: Term> Scattered<T> {
         weight: &SpikeWeight<B>,
         start: Option<&[T]>,
     ) -> Result<Self> {
-        let (k, n) = (weight.k(), weight.n());
-        let [h, w, c] = conv.input;
-        let mut rows: Vec<T> = try_zeroed(k * n)?;
+        let n = weight.n();
+        let ([h, w, c], [kh, kw]) = (conv.input, conv.kernel);
+        let each = kw * n;
+        let (order, across) = columns(conv, output[1], n);
+        let mut rows: Vec<T> = try_zeroed(weight.k() * n)?;
         for panel in (0..weight.panels()).map(|p| weight.panel(p)) {
-            for (k, row) in rows.chunks_exact_mut(n).enumerate() {
-                for (c, to) in row[panel.first..][..panel.cols].iter_mut().enumerate() {
-                    *to = T::of(&panel, k, c);
-                }
+            for (y, channel, place) in
+                (0..kh).flat_map(|y| (0..c).flat_map(move |channel| (0..kw).map(move |place| (y, channel, place))))
+            {
+                let from = (y * kw + order[place]) * c + channel;
+                let to = &mut rows[((y * c + channel) * kw + place) * n + panel.first..][..panel.cols];
+                to.iter_mut().enumerate().for_each(|(column, to)| *to = T::of(&panel, from, column));
             }
         }
         let mut empty: Vec<T> = try_zeroed(output[0] * output[1] * n)?;
         if let Some(start) = start {
             empty.chunks_exact_mut(n).for_each(|place| place.copy_from_slice(start));
         }
-        let [down, across] = [0, 1].map(|axis| taps(conv, output, axis, n));
-        Ok(Scattered { rows, empty, down, across, channels: c, input: h * w * c, line: w * c, n })
+        let down = (0..h).map(|y| taps(conv, output, y, c * each, n)).collect();
+        Ok(Scattered { rows, empty, down, across, channels: c, input: h * w * c, line: w * c, each, n })
     }
 
     /// Images of inputs of at most `most`, and the pairs of an input that is not 0 and a place that it reaches.
@@ -127,23 +146,22 @@ impl<T: Term> Scattered<T> {
         Ok(pairs.into_inner())
     }
 
-    /// One image; `SPIKES`: all inputs are 0 or 1; `N`: outputs of a place, 0 for any number.
+    /// One image; `SPIKES`: all inputs are 0 or 1; `N`: what the outputs of a place are a multiple of.
     #[inline(always)]
     fn image<const SPIKES: bool, const N: usize>(&self, image: &[u8], out: &mut [T]) -> u64 {
         out.copy_from_slice(&self.empty);
-        let n = if N == 0 { self.n } else { N };
         let mut pairs = 0;
         for (y, line) in image.chunks_exact(self.line.max(1)).enumerate() {
             let down = &self.down[y][..];
             for_spiking!(line, |at, count| {
-                let across = &self.across[at / self.channels][..];
-                let channel = at % self.channels * n;
-                pairs += down.len() * across.len();
-                for i in 0..down.len() {
-                    for j in 0..across.len() {
-                        let row = &self.rows[down[i].row + across[j].row + channel..][..n];
-                        let place = &mut out[down[i].out + across[j].out..][..n];
-                        for k in 0..n {
+                let run = &self.across[at / self.channels];
+                let row = run.row + at % self.channels * self.each;
+                pairs += down.len() * run.columns;
+                for &[first, line] in down {
+                    let row = &self.rows[first + row..][..run.len];
+                    let places = &mut out[line + run.out..][..run.len];
+                    for (place, row) in places.as_chunks_mut::<N>().0.iter_mut().zip(row.as_chunks::<N>().0) {
+                        for k in 0..N {
                             place[k] = place[k].with(row[k], if SPIKES { 1 } else { count });
                         }
                     }
@@ -160,36 +178,46 @@ on_isa! {
 
 #[inline(always)]
 fn image_in<L: Lanes, T: Term>(_: L, scattered: &Scattered<T>, image: &[u8], most: u8, out: &mut [T]) -> u64 {
-    match (most, scattered.n) {
-        (0 | 1, 8) => scattered.image::<true, 8>(image, out),
-        (0 | 1, 16) => scattered.image::<true, 16>(image, out),
-        (0 | 1, 32) => scattered.image::<true, 32>(image, out),
-        (0 | 1, _) => scattered.image::<true, 0>(image, out),
-        (_, 8) => scattered.image::<false, 8>(image, out),
-        (_, 16) => scattered.image::<false, 16>(image, out),
-        (_, 32) => scattered.image::<false, 32>(image, out),
-        (_, _) => scattered.image::<false, 0>(image, out),
+    match (most, scattered.n % 8) {
+        (0 | 1, 0) => scattered.image::<true, 8>(image, out),
+        (0 | 1, _) => scattered.image::<true, 1>(image, out),
+        (_, 0) => scattered.image::<false, 8>(image, out),
+        (_, _) => scattered.image::<false, 1>(image, out),
     }
 }
 
-/// A row (or column) of the kernel: where its rows of the weight begin, and the outputs that it is for.
-#[derive(Debug)]
-struct Tap {
-    row: usize,
-    out: usize,
+/// The kernel's rows that meet row `y` of the image: where they begin, and their outputs.
+fn taps(conv: &SpikeConv2d, [oh, ow]: [usize; 2], y: usize, each: usize, n: usize) -> Vec<[usize; 2]> {
+    let (stride, before) = (conv.stride[0], conv.padding[0][0]);
+    let meets = |tap: usize| {
+        let first = (y + before).checked_sub(tap)?;
+        (first % stride == 0 && first / stride < oh).then_some([tap * each, first / stride * ow * n])
+    };
+    (0..conv.kernel[0]).filter_map(meets).collect()
 }
 
-/// For each row (or column) of the image, the kernel's that meet it.
-fn taps(conv: &SpikeConv2d, output: [usize; 2], axis: usize, n: usize) -> Vec<Vec<Tap>> {
-    let (kernel, stride, before) = (conv.kernel[axis], conv.stride[axis], conv.padding[axis][0]);
-    let (row, out) = if axis == 0 { (conv.kernel[1], output[1]) } else { (1, 1) };
-    let of = |place: usize| {
+/// The kernel's columns in the order in which they are kept, and those that meet each of the image's:
+/// every `stride`th from some on, the last first, for outputs one beside the other.
+fn columns(conv: &SpikeConv2d, ow: usize, n: usize) -> (Vec<usize>, Vec<Run>) {
+    let (kw, stride, before) = (conv.kernel[1], conv.stride[1], conv.padding[1][0]);
+    let (mut order, mut starts) = (Vec::with_capacity(kw), vec![]);
+    for rest in 0..stride.min(kw) {
+        starts.push(order.len());
+        order.extend((rest..kw).step_by(stride).rev());
+    }
+    let run = |x: usize| {
         let meets = |tap: usize| {
-            let first = (place + before).checked_sub(tap)?;
-            let found = Tap { row: tap * row * conv.input[2] * n, out: first / stride * out * n };
-            (first % stride == 0 && first / stride < output[axis]).then_some(found)
+            let first = (x + before).checked_sub(tap)?;
+            (first % stride == 0 && first / stride < ow).then_some(first / stride)
         };
-        (0..kernel).filter_map(meets).collect()
+        let rest = (x + before) % stride;
+        let Some(&start) = starts.get(rest) else { return Run { row: 0, out: 0, len: 0, columns: 0 } };
+        let end = starts.get(rest + 1).copied().unwrap_or(kw);
+        let mut met = (start..end).filter_map(|place| Some((place, meets(order[place])?)));
+        let Some((place, out)) = met.next() else { return Run { row: 0, out: 0, len: 0, columns: 0 } };
+        let columns = 1 + met.count();
+        Run { row: place * n, out: out * n, len: columns * n, columns }
     };
-    (0..conv.input[axis]).map(of).collect()
+    let across = (0..conv.input[1]).map(run).collect();
+    (order, across)
 }

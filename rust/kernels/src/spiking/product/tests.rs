@@ -121,6 +121,7 @@ fn check_case(
     let w = draw.codes(k * n, nbits);
     let tiled = SpikeWeight::from_codes(&w, k, n, nbits).unwrap();
     let bias: Vec<i32> = (0..n).map(|_| draw.below(1 << 30) as i32 - (1 << 29)).collect();
+    let some = x.iter().filter(|&&x| x != 0).count() as u64;
     for bias in [None, Some(&bias[..])] {
         let want = by_the_book(&x, &w, m, k, n, bias);
         for (&isa, &form) in Isa::available().iter().flat_map(|isa| forms.iter().map(move |form| (isa, form))) {
@@ -128,6 +129,13 @@ fn check_case(
             let start = bias.map_or(Start::Zero, Start::I32);
             spike_matmul(form, m, &tiled, start, Sums::I32(&mut out), isa, &ctl).unwrap();
             assert!(out == want, "{} {case}", isa.name());
+            ran.on(isa);
+        }
+        let prepared = SpikeProduct::new(tiled.clone(), None, bias.map_or(Start::Zero, Start::I32)).unwrap();
+        for &isa in Isa::available().iter().filter(|_| k > 0) {
+            let mut out = vec![i32::MIN; m * n];
+            let met = prepared.run(&x, most as u8, Sums::I32(&mut out), isa, &ctl).unwrap();
+            assert!(out == want && met == some, "prepared, {} {case}", isa.name());
             ran.on(isa);
         }
     }
@@ -142,6 +150,13 @@ fn check_case(
                 let start = bias.map_or(Start::Zero, Start::F32);
                 spike_matmul(form, m, &tiled, start, Sums::F32(&mut out), isa, &ctl).unwrap();
                 assert!(out.iter().map(|x| x.to_bits()).eq(want.iter().copied()), "floats {} {case}", isa.name());
+            }
+            let prepared = SpikeProduct::new(tiled.clone(), None, bias.map_or(Start::Zero, Start::F32)).unwrap();
+            for &isa in Isa::available().iter().filter(|_| k > 0) {
+                let mut out = vec![f32::NAN; m * n];
+                let met = prepared.run(&x, most as u8, Sums::F32(&mut out), isa, &ctl).unwrap();
+                let same = out.iter().map(|x| x.to_bits()).eq(want.iter().copied());
+                assert!(same && met == some, "prepared floats {} {case}", isa.name());
             }
         }
     }
@@ -268,6 +283,29 @@ fn conv_by_the_book(x: &[u8], images: usize, conv: &SpikeConv2d, w: &[i64], filt
     out
 }
 
+/// Sums of floats by ascending input, from the bias on.
+fn float_conv_by_the_book(x: &[u8], images: usize, conv: &SpikeConv2d, w: &[f32], bias: &[f32]) -> Vec<u32> {
+    let ([h, wide, c], [kh, kw], filters) = (conv.input, conv.kernel, bias.len());
+    let [oh, ow] = conv.output().unwrap();
+    let mut out = Vec::new();
+    for (image, y, place, f) in (0..images * oh * ow * filters)
+        .map(|i| (i / filters / ow / oh, i / filters / ow % oh, i / filters % ow, i % filters))
+    {
+        let mut sum = bias[f];
+        for (i, j, channel) in (0..kh * kw * c).map(|l| (l / c / kw, l / c % kw, l % c)) {
+            let row = (y * conv.stride[0] + i).checked_sub(conv.padding[0][0]).filter(|&row| row < h);
+            let column = (place * conv.stride[1] + j).checked_sub(conv.padding[1][0]).filter(|&column| column < wide);
+            let (Some(row), Some(column)) = (row, column) else { continue };
+            let count = x[((image * h + row) * wide + column) * c + channel];
+            if count != 0 {
+                sum += f32::from(count) * w[((i * kw + j) * c + channel) * filters + f];
+            }
+        }
+        out.push(sum.to_bits());
+    }
+    out
+}
+
 fn check_conv(conv: &SpikeConv2d, images: usize, filters: usize, most: u64, percent: u64, threads: usize, seed: u64) {
     let (mut draw, ctl) = (draw(seed), Ctl::new(threads));
     let x = draw.inputs(images * conv.input.iter().product::<usize>(), percent, most);
@@ -275,6 +313,7 @@ fn check_conv(conv: &SpikeConv2d, images: usize, filters: usize, most: u64, perc
     let [oh, ow] = conv.output().unwrap();
     let len = images * oh * ow * filters;
     let form = if most == 1 { Spikes::Bytes(&x) } else { Spikes::Counts(&x) };
+    let pairs = conv.pairs(&x, images, &ctl).unwrap();
     for nbits in [2, 4, 8] {
         let w = draw.codes(k * filters, nbits);
         let want = conv_by_the_book(&x, images, conv, &w.iter().map(|&c| c.into()).collect::<Vec<_>>(), filters);
@@ -283,7 +322,24 @@ fn check_conv(conv: &SpikeConv2d, images: usize, filters: usize, most: u64, perc
             let mut out = vec![i32::MIN; len];
             spike_conv2d(form, images, conv, &tiled, Start::Zero, Sums::I32(&mut out), isa, &ctl).unwrap();
             assert!(out.iter().map(|&x| i64::from(x)).eq(want.iter().copied()), "{} {conv:?} {seed}", isa.name());
+            let prepared = SpikeProduct::new(tiled.clone(), Some(*conv), Start::Zero).unwrap();
+            out.fill(i32::MIN);
+            let met = prepared.run(&x, most as u8, Sums::I32(&mut out), isa, &ctl).unwrap();
+            let same = out.iter().map(|&x| i64::from(x)).eq(want.iter().copied());
+            assert!(same && (met == pairs || filters == 0), "prepared, {} {conv:?} {seed}", isa.name());
         }
+    }
+    let (w, bias) = (draw.floats(k * filters), draw.floats(filters));
+    let want = float_conv_by_the_book(&x, images, conv, &w, &bias);
+    let tiled = SpikeWeight::from_floats(&w, k, filters).unwrap();
+    let prepared = SpikeProduct::new(tiled.clone(), Some(*conv), Start::F32(&bias)).unwrap();
+    for &isa in Isa::available() {
+        let mut out = vec![f32::NAN; len];
+        spike_conv2d(form, images, conv, &tiled, Start::F32(&bias), Sums::F32(&mut out), isa, &ctl).unwrap();
+        assert!(out.iter().map(|x| x.to_bits()).eq(want.iter().copied()), "floats {} {conv:?} {seed}", isa.name());
+        let met = prepared.run(&x, most as u8, Sums::F32(&mut out), isa, &ctl).unwrap();
+        let same = out.iter().map(|x| x.to_bits()).eq(want.iter().copied());
+        assert!(same && (met == pairs || filters == 0), "prepared floats {} {conv:?} {seed}", isa.name());
     }
     // Floats that are small integers: any order gives their sums; the order itself is the product's.
     let w = draw.codes(k * filters, 4);
