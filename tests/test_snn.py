@@ -254,10 +254,10 @@ def test_a_stream_can_be_cut_anywhere(name):
         assert {n: head.operations[n] + tail.operations[n] for n in whole.operations} == whole.operations
 
 
-def test_an_integer_network_with_attention():
+def integers():
     w = {x: Linear(codes(8, 8, seed=i)) for i, x in enumerate("qkv")}
     cells = {f"{x}s": Neurons(LIF(tau=2.0, decay_input=False, v_threshold=6)) for x in "qkv"}
-    network = Network(
+    return Network(
         {
             "conv": Conv2d(codes(3, 3, 1, 8), np.arange(8, dtype=np.int32), padding=ONES),
             "a": Neurons(IF(v_threshold=14, reset="soft", fraction=1)),
@@ -281,12 +281,105 @@ def test_an_integer_network_with_attention():
         | {"attention": ("qs", "ks", "vs"), "mix": "attention", "readout": "mix", "total": "readout", "v_out": "total"},
         shape=(8, 8, 1),
     )
+
+
+def test_an_integer_network_with_attention():
+    network = integers()
     for x in (spikes(6, 2, 8, 8, 1), rng().integers(0, 256, (6, 2, 8, 8, 1)).astype(np.uint8)):
         run, want = network.run(x, record=list(network.nodes)), by_step(network, x)
         for name, values in want.items():
             np.testing.assert_array_equal(run.records[name], values, err_msg=name)
         assert run.output.dtype == np.int32
         assert run.spikes["mix"].sum()
+
+
+def same_runs(run, other):
+    assert run.operations == other.operations and list(run.spikes) == list(other.spikes)
+    for name, values in (run.outputs | run.spikes).items():
+        expected = (other.outputs | other.spikes)[name]
+        assert values.dtype == expected.dtype
+        np.testing.assert_array_equal(values, expected, err_msg=name)
+    for name, layer in (run.state.neurons if run.state else {}).items():
+        for field in ("v", "i", "a", "left"):
+            np.testing.assert_array_equal(getattr(layer, field), getattr(other.state.neurons[name], field))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("make", [convolutional, integers])
+def test_what_the_core_runs_whole_is_the_run_node_by_node(make, threads, monkeypatch):
+    network, alone = make(), make()
+    monkeypatch.setattr(internals._Plan, "_core", lambda *_: None)
+    assert not alone.core
+    monkeypatch.undo()
+    assert network.core
+    monkeypatch.setenv("LOWBIT_NUM_THREADS", str(threads))
+    lowbit.set_num_threads(threads)
+    inputs = [spikes(40, 3, *network.shape), rng().integers(0, 256, (40, 3, *network.shape)).astype(np.uint8)]
+    for x in inputs:
+        monkeypatch.setattr(internals._Plan, "_core", lambda *_: None)
+        want, still = alone.run(x, return_state=True), alone.run(x[0], n_steps=40)
+        monkeypatch.undo()
+        for frames in (internals.FRAMES, 1, 7 * x[0, 0].size):
+            monkeypatch.setattr(internals, "FRAMES", frames)
+            same_runs(network.run(x, return_state=True), want)
+            same_runs(network.run(x), want)
+            same_runs(network.run(x[0], n_steps=40), still)
+    lowbit.set_num_threads(2)
+
+
+@pytest.mark.parametrize("name", ["convolutional", "integers"])
+def test_a_state_of_the_core_is_one_of_the_nodes(name, monkeypatch):
+    network, alone = (globals()[name]() for _ in range(2))
+    x = spikes(9, 2, *network.shape)
+    first = network.run(x[:4], return_state=True)
+    rest = network.run(x[4:], state=first.state, return_state=True)
+    monkeypatch.setattr(internals._Plan, "_core", lambda *_: None)
+    same_runs(rest, alone.run(x[4:], state=first.state, return_state=True))
+    same_runs(first, alone.run(x[:4], return_state=True))
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_events_in_the_core_are_frames(most, monkeypatch):
+    network = convolutional()
+    draw = rng(5)
+    t, where = draw.integers(0, 20, 300), [draw.integers(0, n, 300) for n in network.shape]
+    stream = draw.integers(0, 3, 300)
+    if most == 1:
+        _, kept = np.unique(np.stack([t, stream, *where]), axis=1, return_index=True)
+        t, stream, where = t[kept], stream[kept], [axis[kept] for axis in where]
+    events = Events(t, where, network.shape, stream, n_steps=22, n_streams=4)
+    frames = np.zeros((22, 4, *network.shape), np.uint8)
+    np.add.at(frames, (t, stream, *where), 1)
+    assert (events.most > 1) == (most > 1)
+    for steps in (22, 30):
+        shown = np.concatenate([frames, np.zeros((steps - 22, *frames.shape[1:]), np.uint8)])
+        want = network.run(shown, return_state=True)
+        for size in (internals.FRAMES, 1, 7 * frames[0, 0].size):
+            monkeypatch.setattr(internals, "FRAMES", size)
+            same_runs(network.run(events, n_steps=steps, return_state=True), want)
+
+
+def test_which_networks_the_core_runs_whole():
+    assert [make().core for make in (convolutional, integers, recurrent, of_numbers)] == [True, True, False, False]
+
+
+def test_counts_past_a_byte_are_refused_by_name():
+    ones = np.full((1, 1, 2, 2, 1), 200, np.uint8)
+    for node, name in ((SumPool2d((2, 2)), "SumPool2d"), (Add(), "Add")):
+        reads = ("input", "input") if name == "Add" else "input"
+        network = Network({"x": node}, {"x": reads}, shape=(2, 2, 1))
+        with pytest.raises(ValueError, match=rf"node 'x' \({name}\): expected counts of at most 255 spikes, got"):
+            network.run(ones)
+        assert network.run(ones // 4).output.max() in (100, 200)
+
+
+def test_a_state_that_is_no_such_neurons_is_refused():
+    network = integers()
+    x = spikes(2, 1, 8, 8, 1)
+    state = network.run(x, return_state=True).state
+    wrong = dict(state.neurons) | {"a": lowbit.NeuronState(state.neurons["a"].v.astype(np.float32))}
+    with pytest.raises(TypeError, match=r"state\.v"):
+        network.run(x, state=internals.State(wrong, {}))
 
 
 def test_a_still_image_is_shown_at_every_step():

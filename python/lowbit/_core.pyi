@@ -324,6 +324,54 @@ def spike_conv2d(
 ) -> None: ...
 def spike_conv2d_pairs(spikes: NDArray[np.uint8], images: int, sizes: _Sizes) -> int: ...
 
+# snn: values have numbers, the input's is 0; each method that appends a node gives that of its value
+@final
+class SpikingNetwork:
+    def __new__(cls, kind: str, len: int) -> SpikingNetwork: ...
+    def product(
+        self,
+        label: str,
+        source: int,
+        tiled: NDArray[np.uint8],
+        k: int,
+        n: int,
+        nbits: int,
+        bias: NDArray[Any] | None,
+        conv: _Sizes | None,
+    ) -> int: ...
+    def neurons(
+        self,
+        label: str,
+        source: int,
+        neuron: dict[str, Any],
+        exact: bool,
+        start: NDArray[Any],
+        readout: bool,
+    ) -> int: ...
+    def pool(self, label: str, source: int, sizes: _Sizes, sums: bool) -> int: ...
+    def channels_first(self, label: str, source: int, sizes: tuple[int, int, int]) -> int: ...
+    def add(self, label: str, sources: list[int]) -> int: ...
+    def attention(self, label: str, sources: list[int], width: int, heads: int) -> int: ...
+    def total(self, label: str, source: int, sizes: tuple[int, int, int]) -> int: ...
+    def memory(self, streams: int) -> SpikingMemory: ...
+    def run(
+        self,
+        frames: NDArray[Any] | None,
+        still: bool,
+        events: tuple[NDArray[np.int64], NDArray[np.uint8], int] | None,
+        sizes: list[int],
+        memory: SpikingMemory | None,
+        wanted: list[tuple[int, NDArray[Any]]],
+        first: list[int],
+        streams: int,
+        isa: str | None,
+    ) -> list[NDArray[np.uint64]]: ...
+
+@final
+class SpikingMemory:
+    def get(self, layer: int) -> list[NDArray[Any] | None]: ...
+    def set(self, layer: int, arrays: list[NDArray[Any] | None]) -> None: ...
+
 # conv: stride, dilation, padding, groups
 _Steps: TypeAlias = tuple[tuple[int, int], tuple[int, int], tuple[tuple[int, int], tuple[int, int]], int]
 

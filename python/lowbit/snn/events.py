@@ -92,6 +92,11 @@ class Events:
         """The greatest number of events in one place of a frame."""
         return int(self._counts.max(initial=0))
 
+    @property
+    def sorted(self) -> tuple[NDArray[np.int64], NDArray[np.uint8], int]:
+        """Places, ``(stream * n_steps + step) * size + place`` in ascending order, how many events each has, and ``n_steps``."""
+        return self._keys, self._counts, self.n_steps or 0
+
     def frames(self, begin: int, end: int, first: int, last: int) -> NDArray[np.uint8]:
         """Counts of events: steps ``begin`` to ``end`` of streams ``first`` to ``last``, both without the last.
 

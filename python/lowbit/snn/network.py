@@ -360,7 +360,9 @@ class Network:
     def _piece(self, source: _Source, kinds: dict[str, Kind], whole: bool) -> tuple[int, int]:
         """Steps and streams that are run at a time: node by node, counts of spikes stay within a byte."""
         if whole:
-            room = max(1, FRAMES // (math.prod(self.shape) * DTYPES[source.kind].itemsize))
+            # Events need no room.
+            most = 16 * FRAMES if source.events else FRAMES
+            room = max(1, most // (math.prod(self.shape) * DTYPES[source.kind].itemsize))
             steps = source.n_steps if source.still else _even(source.n_steps, room)
             return steps, _even(source.n_streams, max(1, room // (1 if source.still else steps)))
         widest = max(math.prod(shape) * DTYPES[kinds[name]].itemsize for name, shape in self.shapes.items())
@@ -514,6 +516,11 @@ class _Source:
         self._array = array
 
     @property
+    def events(self) -> tuple[NDArray[np.int64], NDArray[np.uint8], int] | None:
+        """As the core reads them."""
+        return self._events.sorted if self._events is not None else None
+
+    @property
     def still(self) -> bool:
         """One input is shown at every step."""
         return self._events is None and self._array.strides[0] == 0
@@ -590,12 +597,11 @@ class _Plan:
         counts: _Counts,
     ) -> None:
         (begin, end), (first, last) = steps, streams
-        frames = source.frames(begin, begin + 1 if source.still else end, first, last)
+        events, still = source.events, source.still
+        frames = None if events else source.frames(begin, begin + 1 if still else end, first, last)
         wanted = [(self.value[name], out) for name, out in full.items()]
-        sizes = [end - begin, last - first]
-        spikes, operations = self.core.run(
-            frames, source.still, sizes, memory, wanted, [begin, first], source.n_streams, None
-        )
+        sizes, at = [end - begin, last - first], [begin, first]
+        spikes, operations = self.core.run(frames, still, events, sizes, memory, wanted, at, source.n_streams, None)
         counts.per_layer[:, first:last] += spikes.reshape(-1, last - first).view(np.int64)
         counts.met += operations.view(np.int64)
 

@@ -4,7 +4,9 @@
 use std::sync::{Mutex, PoisonError};
 
 use lowbit_kernels::spiking::{Each, PoolKind, SpikeProduct, SpikeWeight, Start, Voltage};
-use lowbit_runtime::spiking::{AnyCells, AnyPart, Cells, Data, Input, Kind, Output, Part, Piece, Step, Wanted};
+use lowbit_runtime::spiking::{
+    AnyCells, AnyPart, Cells, Data, Events, Input, Kind, Output, Part, Piece, Seen, Step, Wanted,
+};
 use numpy::{Element, IntoPyArray, PyArray1, PyArrayDyn, PyArrayMethods, PyReadonlyArrayDyn, PyReadwriteArrayDyn};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -119,13 +121,14 @@ impl SpikingNetwork {
     }
 
     /// Some steps of some streams, from the start and forgotten where there is no memory: what `wanted` names goes into arrays of all of them, from step
-    /// `first[0]` of stream `first[1]` on. Spikes of each layer of neurons and stream, operations of
+    /// `first[0]` of stream `first[1]` on. `events`: keys and counts of all streams, and steps. Spikes of each layer of neurons and stream, operations of
     /// each layer with a weight.
     fn run<'py>(
         &self,
         py: Python<'py>,
-        input: &Bound<'_, PyAny>,
+        frames: Option<&Bound<'_, PyAny>>,
         still: bool,
+        events: Option<(Bound<'_, PyAny>, Bound<'_, PyAny>, usize)>,
         sizes: [usize; 2],
         memory: Option<&SpikingMemory>,
         wanted: Vec<(usize, Bound<'_, PyAny>)>,
@@ -135,14 +138,26 @@ impl SpikingNetwork {
     ) -> PyResult<[Bound<'py, PyArray1<u64>>; 2]> {
         let isa = call::isa(isa)?;
         let [steps, own] = sizes;
-        let input = array_of("x", input)?;
+        let frames = frames.map(|frames| array_of("x", frames)).transpose()?;
+        let events = events.as_ref().map(|(keys, counts, steps)| {
+            PyResult::Ok((read::<i64>("keys", keys)?, read::<u8>("counts", counts)?, *steps))
+        });
+        let events = events.transpose()?;
+        let input = match (&frames, &events) {
+            (Some(frames), None) if still => Seen::Still(elements(frames)?),
+            (Some(frames), None) => Seen::Frames(elements(frames)?),
+            (None, Some((keys, counts, steps))) => {
+                Seen::Events(Events { keys: keys.as_slice()?, counts: counts.as_slice()?, steps: *steps, first })
+            }
+            _ => return Err(PyValueError::new_err("x: expected frames or events")),
+        };
         let mut arrays = wanted.iter().map(|(_, out)| written_of("out", out)).collect::<PyResult<Vec<_>>>()?;
         let outs = arrays
             .iter_mut()
             .zip(&wanted)
             .map(|(array, (value, _))| Ok(Wanted { value: *value, out: elements_mut(array)?, first, streams }));
         let mut outs = outs.collect::<PyResult<Vec<_>>>()?;
-        let piece = Piece { input: elements(&input)?, still, steps, streams: own };
+        let piece = Piece { input, steps, streams: own };
         let work = self.elements.saturating_mul(steps).saturating_mul(own);
         let counted = call::run(py, work, Threads::default(), |ctl| {
             let mut memory = memory.map(|memory| memory.0.lock().unwrap_or_else(PoisonError::into_inner));

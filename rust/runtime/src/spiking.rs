@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 
 use lowbit_kernels::spiking::{
     Adaptation, Current, Each, Leak, Neurons, PoolKind, Reset, SpikeAttention, SpikeConv2d, SpikeProduct, SpikesOut,
-    State, Sums, Voltage, count_spikes, simulate, spike_attention, spike_pool2d,
+    State, Sums, Voltage, count_spikes, greatest_count, simulate, spike_attention, spike_pool2d,
 };
 use lowbit_kernels::{Ctl, Error, Isa, Parts, Result};
 
@@ -17,7 +17,7 @@ use crate::{bail, within};
 /// Bytes of the widest value of spikes or counts that a stream's steps are cut by.
 const VALUES: usize = 1 << 16;
 /// Bytes of sums that are made before their neurons read them.
-const SUMS: usize = 1 << 15;
+const SUMS: usize = 1 << 16;
 /// Elements of a node's steps from which one stream's are worth threads.
 const LARGE: usize = 1 << 18;
 
@@ -258,13 +258,35 @@ pub struct SpikingNetwork {
     nodes: Vec<Node>,
 }
 
+/// Events of all streams: bytes that are not 0 of frames that are mostly 0.
+#[derive(Clone, Copy, Debug)]
+pub struct Events<'a> {
+    /// `(stream · steps + step) · elements + place`, ascending.
+    pub keys: &'a [i64],
+    /// How many there are at each.
+    pub counts: &'a [u8],
+    /// Steps of a stream.
+    pub steps: usize,
+    /// The first step of the piece, and its first stream.
+    pub first: [usize; 2],
+}
+
+/// What streams see.
+#[derive(Debug)]
+pub enum Seen<'a> {
+    /// steps × streams × elements.
+    Frames(Input<'a>),
+    /// streams × elements, at every step.
+    Still(Input<'a>),
+    /// Spikes or counts.
+    Events(Events<'a>),
+}
+
 /// Some steps of some streams of a run.
 #[derive(Debug)]
 pub struct Piece<'a> {
-    /// steps × streams × elements; of one step where it is `still`.
-    pub input: Input<'a>,
-    /// Shows one input at every step.
-    pub still: bool,
+    /// What they see.
+    pub input: Seen<'a>,
     /// How many steps.
     pub steps: usize,
     /// How many streams.
@@ -410,7 +432,7 @@ impl SpikingNetwork {
         isa: Isa,
         ctl: &Ctl,
     ) -> Result<Counted> {
-        self.check(piece, memory.as_deref(), wanted)?;
+        self.check(piece, memory.as_deref(), wanted, isa)?;
         let zeros = |n: usize| (0..n).map(|_| AtomicU64::new(0)).collect::<Vec<_>>();
         let products = self.nodes.iter().filter(|node| matches!(node.step, Step::Product(_))).count();
         let (operations, spikes) = (zeros(products), zeros(self.neurons().count() * piece.streams));
@@ -468,20 +490,40 @@ impl SpikingNetwork {
         Ok(Counted { spikes: of(spikes), operations: of(operations) })
     }
 
-    fn check(&self, piece: &Piece, memory: Option<&[AnyPart]>, wanted: &[Wanted]) -> Result<()> {
-        let (input, steps) = (&self.values[0], if piece.still { 1 } else { piece.steps });
-        let len = match (&piece.input, input.kind) {
-            (Data::Bytes(x), Kind::Spikes | Kind::Counts) => x.len(),
-            (Data::I32(x), Kind::Sums) => x.len(),
-            (Data::F32(x), Kind::Numbers) => x.len(),
+    fn check(&self, piece: &Piece, memory: Option<&[AnyPart]>, wanted: &[Wanted], isa: Isa) -> Result<()> {
+        let input = &self.values[0];
+        let product = |sizes: [usize; 3]| sizes.iter().try_fold(1usize, |x, &y| x.checked_mul(y));
+        let (frames, steps) = match &piece.input {
+            Seen::Frames(frames) => (Some(frames), piece.steps),
+            Seen::Still(frames) => (Some(frames), 1),
+            Seen::Events(events) => {
+                let bytes = matches!(input.kind, Kind::Spikes | Kind::Counts);
+                if !bytes || events.keys.len() != events.counts.len() {
+                    bail!("input: expected as many counts as keys, got {}", events.counts.len());
+                }
+                let [Some(_), Some(streams)] =
+                    [events.first[0].checked_add(piece.steps), events.first[1].checked_add(piece.streams)]
+                else {
+                    bail!("input: the first step overflows")
+                };
+                if product([streams, events.steps, input.len]).is_none_or(|all| all > i64::MAX as usize) {
+                    bail!("input: {streams} streams of {} steps overflow", events.steps);
+                }
+                (None, 0)
+            }
+        };
+        let len = match (frames, input.kind) {
+            (None, _) => 0,
+            (Some(Data::Bytes(x)), Kind::Spikes | Kind::Counts) => x.len(),
+            (Some(Data::I32(x)), Kind::Sums) => x.len(),
+            (Some(Data::F32(x)), Kind::Numbers) => x.len(),
             _ => bail!("input: expected {:?}", input.kind),
         };
-        let product = |sizes: [usize; 3]| sizes.iter().try_fold(1usize, |x, &y| x.checked_mul(y));
         if product([steps, piece.streams, input.len]) != Some(len) {
             bail!("input: expected {steps} steps of {} streams of {}, got {len}", piece.streams, input.len);
         }
-        if let (Data::Bytes(x), Kind::Spikes) = (&piece.input, input.kind)
-            && x.iter().fold(0, |seen, &x| seen | x) > 1
+        if let (Some(Data::Bytes(x)), Kind::Spikes) = (frames, input.kind)
+            && greatest_count(x, isa) > 1
         {
             bail!("input: expected spikes, 0 or 1, got counts");
         }
@@ -690,17 +732,21 @@ impl Stream<'_, '_, '_> {
             }
         }
         let (piece, value) = (self.piece, &self.network.values[0]);
-        let (len, still) = (value.len, piece.still);
-        let stride = piece.streams * len;
+        let (len, stride) = (value.len, piece.streams * value.len);
+        let (frames, still) = match &piece.input {
+            Seen::Frames(frames) => (frames, false),
+            Seen::Still(frames) => (frames, true),
+            Seen::Events(events) => return self.events(events, begin, steps),
+        };
         let (steps, at) = if still { (1, 0) } else { (steps, begin * stride) };
         let at = at + self.stream * len;
         let mut data = self.buffer(value.kind, steps * len)?;
         let mut most = 1;
-        match (&piece.input, &mut data) {
+        match (frames, &mut data) {
             (Data::Bytes(x), Data::Bytes(out)) => {
                 copy(x, stride, at, out, len);
                 if value.kind == Kind::Counts {
-                    most = greatest(out);
+                    most = greatest_count(out, self.isa);
                 }
             }
             (Data::I32(x), Data::I32(out)) => copy(x, stride, at, out, len),
@@ -708,6 +754,36 @@ impl Stream<'_, '_, '_> {
             _ => unreachable!("checked before the run"),
         }
         Ok(Held { data, still, most })
+    }
+
+    /// Frames of events.
+    fn events(&mut self, events: &Events, begin: usize, steps: usize) -> Result<Held> {
+        let value = &self.network.values[0];
+        let mut data = self.buffer(value.kind, steps * value.len)?;
+        let Data::Bytes(out) = &mut data else { unreachable!("checked before the run") };
+        out.fill(0);
+        let first = (events.first[0] + begin).min(events.steps);
+        let inside = steps.min(events.steps - first) * value.len;
+        let stream = events.first[1] + self.stream;
+        // Checked before the run: keys of all streams fit.
+        let base = ((stream * events.steps + first) * value.len) as i64;
+        let from = events.keys.partition_point(|&key| key < base);
+        let mut most = 1;
+        for (key, &count) in events.keys[from..].iter().zip(&events.counts[from..]) {
+            let place = key.wrapping_sub(base);
+            if place >= inside as i64 {
+                break;
+            }
+            // Keys that do not ascend are lost, no more.
+            if let Some(out) = usize::try_from(place).ok().and_then(|place| out.get_mut(place)) {
+                *out = count;
+            }
+            most = most.max(count);
+        }
+        if value.kind == Kind::Spikes && most > 1 {
+            bail!("input: expected spikes, 0 or 1, got {most}");
+        }
+        Ok(Held { data, still: false, most })
     }
 
     fn buffer(&mut self, kind: Kind, len: usize) -> Result<Buffer> {
@@ -791,7 +867,7 @@ impl Stream<'_, '_, '_> {
             }
             (Step::Pool { windows, kind }, Data::Bytes(out)) => {
                 spike_pool2d(self.read(i, 0).bytes(), windows, *kind, out, isa)?;
-                most = if value.kind == Kind::Counts { greatest(out) } else { 1 };
+                most = if value.kind == Kind::Counts { greatest_count(out, self.isa) } else { 1 };
             }
             (Step::ChannelsFirst([h, w, c]), Data::Bytes(out)) => {
                 let x = self.read(i, 0);
@@ -856,7 +932,7 @@ impl Stream<'_, '_, '_> {
                 out.iter_mut().zip(at(input)).for_each(|(out, &x)| *out = out.wrapping_add(x));
             }
         }
-        Ok(greatest(out))
+        Ok(greatest_count(out, self.isa))
     }
 
     fn count(&self, node: usize, product: &SpikeProduct, met: u64, times: usize) {
@@ -901,7 +977,7 @@ impl Stream<'_, '_, '_> {
             self.give_back(Data::Bytes(spikes));
             return Ok(Held { data, still: false, most: 1 });
         }
-        let fired = count_spikes(&spikes);
+        let fired = count_spikes(&spikes, self.isa);
         self.spikes[state * self.piece.streams + self.stream].fetch_add(fired as u64, Relaxed);
         Ok(Held { data: Data::Bytes(spikes), still: false, most: 1 })
     }
@@ -1000,10 +1076,6 @@ fn repeat(sums: &mut Buffer, len: usize, steps: usize) {
         Data::I32(x) => copy(x, len, steps),
         Data::F32(x) => copy(x, len, steps),
     }
-}
-
-fn greatest(bytes: &[u8]) -> u8 {
-    bytes.iter().fold(0, |most, &x| most.max(x))
 }
 
 /// What a node of so many elements runs on.

@@ -119,6 +119,7 @@ pub(super) fn fused<V: Voltage, S: Spiked, const LEAK: u8, const RESET: u8, cons
     v: &mut [V],
     levels: &Levels<V>,
     spikes: &mut [S::E],
+    next: &[V],
 ) {
     let n = x.len();
     assert!(n <= BLOCK && v.len() == n && spikes.len() == S::elements(n));
@@ -129,6 +130,8 @@ pub(super) fn fused<V: Voltage, S: Spiked, const LEAK: u8, const RESET: u8, cons
     let params = Params::new(levels);
     let whole = n / GROUP * GROUP;
     for at in (0..whole).step_by(GROUP) {
+        // Asked for little by little: memory and arithmetic then go on together.
+        prefetch(next.get(at..at + GROUP).unwrap_or_default());
         // SAFETY: 32 elements from `at` on lie within x and v, and what is read of `levels` has BLOCK.
         let fired = unsafe { group::<V, LEAK, RESET, EACH>(x.as_ptr().add(at), v.as_mut_ptr().add(at), &params, at) };
         // SAFETY: the CPU has AVX2, and S::elements(32) elements from there on lie within spikes.
@@ -158,7 +161,8 @@ pub(super) fn fused<V: Voltage, S: Spiked, const LEAK: u8, const RESET: u8, cons
     }
 }
 
-/// Asks for a row of inputs before it is needed: on any x86-64.
+/// Asks for inputs before they are needed: on any x86-64.
+#[inline]
 pub(super) fn prefetch<V>(x: &[V]) {
     for line in x.chunks(64 / size_of::<V>()) {
         // SAFETY: a hint: nothing is read, and the pointer is that of a slice.

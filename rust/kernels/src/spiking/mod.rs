@@ -52,7 +52,7 @@ pub use product::{
     spike_weight_len, tile_spike_codes, tile_spike_floats, untile_spike_codes, untile_spike_floats,
 };
 pub use scalar::Voltage;
-pub use words::count_spikes;
+pub use words::{count_spikes, greatest_count};
 
 /// Neurons that are taken through all steps together: their potentials and one
 /// row of inputs stay in the first-level cache.

@@ -34,7 +34,7 @@ pub fn spike_pool2d(bytes: &[u8], windows: &SpikeConv2d, kind: PoolKind, out: &m
     if images * input != bytes.len() || checked_product("out", &[images, output])? != out.len() {
         bail!("out: expected images of {input} to {output}, got {} to {} bytes", bytes.len(), out.len());
     }
-    let most = bytes.iter().fold(0, |most, &x| most.max(x));
+    let most = super::greatest_count(bytes, isa);
     let window = windows.kernel[0].saturating_mul(windows.kernel[1]);
     if kind == PoolKind::Sum && window.saturating_mul(most.into()) > 255 {
         // Bytes may not hold them: in wider sums first.
@@ -108,15 +108,27 @@ fn image_of<const C: usize, T: Copy + Default>(
         first.saturating_sub(before).min(size)..(first + kernel).saturating_sub(before).min(size)
     };
     for (y, out) in out.chunks_exact_mut(ow * c).enumerate().take(oh) {
-        line.fill(T::default());
-        for row in inside(y * sy, kh, top, h) {
+        let rows = inside(y * sy, kh, top, h);
+        let first = &image[rows.start.min(h - 1) * w * c..][..w * c];
+        for (sum, &x) in line.iter_mut().zip(first) {
+            *sum = if rows.is_empty() { T::default() } else { of(x) };
+        }
+        for row in rows.skip(1) {
             for (sum, &x) in line.iter_mut().zip(&image[row * w * c..][..w * c]) {
                 *sum = fold(*sum, of(x));
             }
         }
         for (x, out) in out.chunks_exact_mut(c).enumerate() {
-            out.fill(T::default());
-            for column in inside(x * sx, kw, left, w) {
+            let columns = inside(x * sx, kw, left, w);
+            if columns.is_empty() {
+                out.fill(T::default());
+                continue;
+            }
+            let first = &line[columns.start * c..][..c];
+            for i in 0..c {
+                out[i] = first[i];
+            }
+            for column in columns.skip(1) {
                 let from = &line[column * c..][..c];
                 for i in 0..c {
                     out[i] = fold(out[i], from[i]);

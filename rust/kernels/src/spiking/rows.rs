@@ -95,20 +95,25 @@ fn blocks<L: Lanes, V: Voltage>(_: L, rows: &Rows<'_, V>, neurons: &Neurons<'_, 
             a: state.a.get_mut(at..at + len).unwrap_or_default(),
             left: state.left.get_mut(at..at + len).unwrap_or_default(),
         };
+        let part_steps = part.spikes.len();
         for (t, spikes) in part.spikes.iter_mut().enumerate() {
             let from = t * rows.n + rows.first + at;
             let mut x = &rows.x[from..from + len];
             let out = &mut spikes[byte..byte + out_len];
-            // The next row lies far from this one.
+            // The next row lies far from this one; after the last comes the next block's first.
+            let next = if t + 1 < part_steps { from + rows.n } else { rows.first + at + len };
+            let next = rows.x.get(next..next + len).unwrap_or_default();
             #[cfg(target_arch = "x86_64")]
-            super::avx2::prefetch(rows.x.get(from + rows.n..from + rows.n + len).unwrap_or_default());
+            if !alone || flows {
+                super::avx2::prefetch(next);
+            }
             if flows {
                 flow(x, &levels, memory.i, &mut currents);
                 x = &currents[..len];
             }
             match (alone, rows.pack) {
-                (true, false) => plain::<V, Bytes>(x, memory.v, &levels, out, isa),
-                (true, true) => plain::<V, Bits>(x, memory.v, &levels, out, isa),
+                (true, false) => plain::<V, Bytes>(x, memory.v, &levels, out, next, isa),
+                (true, true) => plain::<V, Bits>(x, memory.v, &levels, out, next, isa),
                 (false, false) => staged(x, neurons, &mut memory, &levels, &mut scratch, out),
                 (false, true) => {
                     staged(x, neurons, &mut memory, &levels, &mut scratch, &mut bytes[..len]);
@@ -329,15 +334,22 @@ spiked!(Bits, u8, write_bits, |n: usize| n.div_ceil(8), |out: &mut [u8], j: usiz
     out[j / 8] = before | u8::from(fired) << (j % 8);
 });
 
-/// One step of neurons that have a potential and nothing else.
+/// One step of neurons that have a potential and nothing else; `next` is what will be read then, if anything.
 #[inline(always)]
-pub(super) fn plain<V: Voltage, S: Spiked>(x: &[V], v: &mut [V], levels: &Levels<V>, spikes: &mut [S::E], isa: Isa) {
+pub(super) fn plain<V: Voltage, S: Spiked>(
+    x: &[V],
+    v: &mut [V],
+    levels: &Levels<V>,
+    spikes: &mut [S::E],
+    next: &[V],
+    isa: Isa,
+) {
     macro_rules! by_reset {
         ($leak:ident, $each:literal) => {
             match levels.reset {
-                HARD => step::<V, S, $leak, HARD, $each>(x, v, levels, spikes, isa),
-                SOFT => step::<V, S, $leak, SOFT, $each>(x, v, levels, spikes, isa),
-                _ => step::<V, S, $leak, NO_RESET, $each>(x, v, levels, spikes, isa),
+                HARD => step::<V, S, $leak, HARD, $each>(x, v, levels, spikes, next, isa),
+                SOFT => step::<V, S, $leak, SOFT, $each>(x, v, levels, spikes, next, isa),
+                _ => step::<V, S, $leak, NO_RESET, $each>(x, v, levels, spikes, next, isa),
             }
         };
     }
@@ -361,14 +373,15 @@ fn step<V: Voltage, S: Spiked, const LEAK: u8, const RESET: u8, const EACH: bool
     v: &mut [V],
     levels: &Levels<V>,
     spikes: &mut [S::E],
+    next: &[V],
     isa: Isa,
 ) {
     #[cfg(target_arch = "x86_64")]
     if isa.has_avx2() {
         // SAFETY: an Isa exists only where the CPU has it.
-        return unsafe { super::avx2::fused::<V, S, LEAK, RESET, EACH>(x, v, levels, spikes) };
+        return unsafe { super::avx2::fused::<V, S, LEAK, RESET, EACH>(x, v, levels, spikes, next) };
     }
-    let _ = isa;
+    let _ = (isa, next);
     let n = x.len();
     let v = &mut v[..n];
     let at = |levels: &[V], j: usize| if EACH { levels[j] } else { levels[0] };

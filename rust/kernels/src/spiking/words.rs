@@ -1,5 +1,8 @@
 //! Bytes that are mostly 0, eight at a time.
 
+use crate::Isa;
+use crate::lanes::{Lanes, on_isa};
+
 /// Runs a block for the place and the value of each byte that is not 0, in order. A macro, since a
 /// closure would not be compiled for the instruction set of the function that it is in.
 macro_rules! for_spiking {
@@ -10,14 +13,13 @@ macro_rules! for_spiking {
         last[..rest.len()].copy_from_slice(rest);
         for b in 0..blocks.len() + 1 {
             let block = if b < blocks.len() { &blocks[b] } else { &last };
-            let (words, _) = block.as_chunks::<8>();
-            let word = |i: usize| u64::from_le_bytes(words[i]);
             // Most are silent.
-            if (0..8).fold(0, |seen, i| seen | word(i)) == 0 {
+            if *block == [0; 64] {
                 continue;
             }
+            let (words, _) = block.as_chunks::<8>();
             for i in 0..8 {
-                let mut word = word(i);
+                let mut word = u64::from_le_bytes(words[i]);
                 while word != 0 {
                     let shift = word.trailing_zeros() & !7;
                     let $at = 64 * b + 8 * i + shift as usize / 8;
@@ -51,12 +53,33 @@ macro_rules! for_few {
 
 pub(super) use {for_few, for_spiking};
 
+on_isa! {
+    fn count(bytes: &[u8]) -> usize = count_in;
+    fn greatest(bytes: &[u8]) -> u8 = greatest_in;
+}
+
 /// How many bytes are not 0.
 ///
 /// ```
-/// assert_eq!(lowbit_kernels::spiking::count_spikes(&[1, 0, 3]), 2);
+/// use lowbit_kernels::{Isa, spiking::count_spikes};
+/// assert_eq!(count_spikes(&[1, 0, 3], Isa::best()), 2);
 /// ```
-pub fn count_spikes(bytes: &[u8]) -> usize {
+pub fn count_spikes(bytes: &[u8], isa: Isa) -> usize {
+    count(bytes, isa.at_most_avx2())
+}
+
+/// The greatest byte, 0 of none.
+///
+/// ```
+/// use lowbit_kernels::{Isa, spiking::greatest_count};
+/// assert_eq!(greatest_count(&[1, 0, 3], Isa::best()), 3);
+/// ```
+pub fn greatest_count(bytes: &[u8], isa: Isa) -> u8 {
+    greatest(bytes, isa.at_most_avx2())
+}
+
+#[inline(always)]
+fn count_in<L: Lanes>(_: L, bytes: &[u8]) -> usize {
     const LANES: usize = 64;
     let mut total = 0;
     // A lane counts to 255.
@@ -72,4 +95,42 @@ pub fn count_spikes(bytes: &[u8]) -> usize {
         total += rest.iter().filter(|&&x| x != 0).count();
     }
     total
+}
+
+#[inline(always)]
+fn greatest_in<L: Lanes>(_: L, bytes: &[u8]) -> u8 {
+    bytes.iter().fold(0, |most, &x| most.max(x))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_number_of_bytes_is_counted() {
+        for len in [0, 1, 63, 64, 65, 200, 64 * 255, 64 * 255 + 1, 40_000] {
+            let bytes: Vec<u8> = (0..len).map(|i| if i % 7 < 2 { 0 } else { (i % 251) as u8 }).collect();
+            let some = bytes.iter().filter(|&&x| x != 0).count();
+            let most = bytes.iter().copied().max().unwrap_or(0);
+            let mut seen = vec![];
+            for_spiking!(&bytes, |at, count| {
+                seen.push((at, count));
+            });
+            assert!(seen.iter().copied().eq(bytes.iter().copied().enumerate().filter(|&(_, x)| x != 0)));
+            let mut few = vec![];
+            for_few!(&bytes, |at| {
+                few.push(at);
+            });
+            assert!(few.into_iter().eq(seen.iter().map(|&(at, _)| at)));
+            for &isa in Isa::available() {
+                assert_eq!(
+                    (count_spikes(&bytes, isa), greatest_count(&bytes, isa)),
+                    (some, most),
+                    "{} {len}",
+                    isa.name()
+                );
+                assert_eq!(count_spikes(&vec![9; len], isa), len);
+            }
+        }
+    }
 }

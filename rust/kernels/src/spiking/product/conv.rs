@@ -128,7 +128,7 @@ pub fn spike_conv2d<B: AsRef<[u8]> + Sync>(
     let m = checked_product("out", &[images, output[0], output[1]])?;
     checked_product("out", &[m, weight.n()])?;
     let most = if seen > 1 { u8::MAX } else { 1 };
-    let few = |spikes| is_few(spikes, m, conv);
+    let few = |spikes| is_few(spikes, m, conv, isa);
     let out = match (out, start, weight.form()) {
         (Sums::I32(out), Start::Zero | Start::I32(_), SpikeForm::Codes(_)) => {
             let start = if let Start::I32(start) = start { Some(start) } else { None };

@@ -153,7 +153,7 @@ impl SpikeProduct {
                 scattered.run(bytes, most, out, isa, ctl)
             }
             (Prepared::Floats(scattered), Sums::F32(out))
-                if self.conv.as_ref().is_some_and(|(conv, _)| is_few(bytes, m, conv)) =>
+                if self.conv.as_ref().is_some_and(|(conv, _)| is_few(bytes, m, conv, isa)) =>
             {
                 check_ends(m, n, None, out)?;
                 scattered.run(bytes, most, out, isa, ctl)
@@ -174,6 +174,6 @@ impl SpikeProduct {
             return conv.pairs(bytes, rows, ctl);
         }
         spike_matmul(spikes, rows, &self.weight, start, out, isa, ctl)?;
-        Ok(count_spikes(bytes) as u64)
+        Ok(count_spikes(bytes, isa) as u64)
     }
 }

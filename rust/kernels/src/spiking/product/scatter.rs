@@ -62,8 +62,8 @@ pub(super) fn fits<T: Sum, B: AsRef<[u8]>>(
 }
 
 /// Whether spikes are few enough to be scattered.
-pub(super) fn is_few(bytes: &[u8], places: usize, conv: &SpikeConv2d) -> bool {
-    let spikes = count_spikes(bytes);
+pub(super) fn is_few(bytes: &[u8], places: usize, conv: &SpikeConv2d, isa: Isa) -> bool {
+    let spikes = count_spikes(bytes, isa);
     let [[kh, kw], [sy, sx]] = [conv.kernel, conv.stride];
     spikes.saturating_mul(kh.div_ceil(sy) * kw.div_ceil(sx)) <= places.saturating_mul(FEW)
 }
@@ -78,18 +78,16 @@ pub(super) struct Scattered<T> {
     empty: Vec<T>,
     /// For each row of the image, those of the kernel that meet it: where they begin, and their outputs.
     down: Vec<Vec<[usize; 2]>>,
+    /// Of each input of a row of the image.
     across: Vec<Run>,
-    channels: usize,
     /// Inputs of an image, and of a row of it.
     input: usize,
     line: usize,
-    /// Elements of a channel of a row of the kernel.
-    each: usize,
     n: usize,
 }
 
-/// The kernel's columns that meet a column of the image.
-#[derive(Debug)]
+/// The kernel's columns that meet an input.
+#[derive(Clone, Copy, Debug)]
 struct Run {
     /// Where they begin in their row.
     row: usize,
@@ -112,7 +110,9 @@ impl<T: Term> Scattered<T> {
         let n = weight.n();
         let ([h, w, c], [kh, kw]) = (conv.input, conv.kernel);
         let each = kw * n;
-        let (order, across) = columns(conv, output[1], n);
+        let (order, runs) = columns(conv, output[1], n);
+        let of_channels = |run: Run| (0..c).map(move |channel| Run { row: run.row + channel * each, ..run });
+        let across = runs.into_iter().flat_map(of_channels).collect();
         let mut rows: Vec<T> = try_zeroed(weight.k() * n)?;
         for panel in (0..weight.panels()).map(|p| weight.panel(p)) {
             for (y, channel, place) in
@@ -128,7 +128,7 @@ impl<T: Term> Scattered<T> {
             empty.chunks_exact_mut(n).for_each(|place| place.copy_from_slice(start));
         }
         let down = (0..h).map(|y| taps(conv, output, y, c * each, n)).collect();
-        Ok(Scattered { rows, empty, down, across, channels: c, input: h * w * c, line: w * c, each, n })
+        Ok(Scattered { rows, empty, down, across, input: h * w * c, line: w * c, n })
     }
 
     /// Images of inputs of at most `most`, and the pairs of an input that is not 0 and a place that it reaches.
@@ -154,11 +154,10 @@ impl<T: Term> Scattered<T> {
         for (y, line) in image.chunks_exact(self.line.max(1)).enumerate() {
             let down = &self.down[y][..];
             for_spiking!(line, |at, count| {
-                let run = &self.across[at / self.channels];
-                let row = run.row + at % self.channels * self.each;
+                let run = self.across[at];
                 pairs += down.len() * run.columns;
                 for &[first, line] in down {
-                    let row = &self.rows[first + row..][..run.len];
+                    let row = &self.rows[first + run.row..][..run.len];
                     let places = &mut out[line + run.out..][..run.len];
                     for (place, row) in places.as_chunks_mut::<N>().0.iter_mut().zip(row.as_chunks::<N>().0) {
                         for k in 0..N {
