@@ -7,7 +7,7 @@ import io
 import json
 
 import lowbit
-import lowbit.snn.network as internals
+import lowbit.snn.running as internals
 import numpy as np
 import pytest
 import snn_data
@@ -121,7 +121,7 @@ def one(node, values):
 def by_step(network, x):
     """All values of all steps, (T, N, ...): in a cycle neurons give what they gave a step before."""
     state, last, every = {}, {}, {name: [] for name in network.nodes}
-    cycles = network._cyclic
+    cycles = network.cyclic
     for frame in x:
         now = {"input": frame}
         left = list(network.nodes)
@@ -294,7 +294,8 @@ def test_an_integer_network_with_attention():
 
 
 def same_runs(run, other):
-    assert run.operations == other.operations and list(run.spikes) == list(other.spikes)
+    assert run.operations == other.operations
+    assert list(run.spikes) == list(other.spikes)
     for name, values in (run.outputs | run.spikes).items():
         expected = (other.outputs | other.spikes)[name]
         assert values.dtype == expected.dtype
@@ -308,7 +309,7 @@ def same_runs(run, other):
 @pytest.mark.parametrize("make", [convolutional, integers])
 def test_what_the_core_runs_whole_is_the_run_node_by_node(make, threads, monkeypatch):
     network, alone = make(), make()
-    monkeypatch.setattr(internals._Plan, "_core", lambda *_: None)
+    monkeypatch.setattr(internals.Plan, "_core", lambda *_: None)
     assert not alone.core
     monkeypatch.undo()
     assert network.core
@@ -316,7 +317,7 @@ def test_what_the_core_runs_whole_is_the_run_node_by_node(make, threads, monkeyp
     lowbit.set_num_threads(threads)
     inputs = [spikes(40, 3, *network.shape), rng().integers(0, 256, (40, 3, *network.shape)).astype(np.uint8)]
     for x in inputs:
-        monkeypatch.setattr(internals._Plan, "_core", lambda *_: None)
+        monkeypatch.setattr(internals.Plan, "_core", lambda *_: None)
         want, still = alone.run(x, return_state=True), alone.run(x[0], n_steps=40)
         monkeypatch.undo()
         for frames in (internals.FRAMES, 1, 7 * x[0, 0].size):
@@ -333,7 +334,7 @@ def test_a_state_of_the_core_is_one_of_the_nodes(name, monkeypatch):
     x = spikes(9, 2, *network.shape)
     first = network.run(x[:4], return_state=True)
     rest = network.run(x[4:], state=first.state, return_state=True)
-    monkeypatch.setattr(internals._Plan, "_core", lambda *_: None)
+    monkeypatch.setattr(internals.Plan, "_core", lambda *_: None)
     same_runs(rest, alone.run(x[4:], state=first.state, return_state=True))
     same_runs(first, alone.run(x[:4], return_state=True))
 

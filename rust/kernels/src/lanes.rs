@@ -37,6 +37,19 @@ pub(crate) trait Lanes: Copy {
     fn store_u8(self, x: [Self::F; 4], out: &mut [u8]);
     /// N integers.
     fn load_u8(self, x: &[u8]) -> Self::F;
+    /// Bit i: whether byte i is not 0.
+    #[inline(always)]
+    fn some_of(self, x: &[u8; 64]) -> u64 {
+        const LOW: u64 = 0x7f7f_7f7f_7f7f_7f7f;
+        let mut bits = 0;
+        for (i, eight) in x.as_chunks::<8>().0.iter().enumerate() {
+            // Of each byte the highest bit, set where any is.
+            let x = u64::from_le_bytes(*eight);
+            let some = ((x & LOW) + LOW | x) & !LOW;
+            bits |= ((some >> 7).wrapping_mul(0x0102_0408_1020_4080) >> 56) << (8 * i);
+        }
+        bits
+    }
 
     /// The byte at bit `shift` of each of N dwords, 4N bytes.
     fn byte_of(self, x: &[u8], shift: u32) -> Self::F;
@@ -463,6 +476,13 @@ mod x86 {
                 let bytes = _mm256_packus_epi16(words.0, words.1);
                 let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
                 _mm256_storeu_si256(out.as_mut_ptr().cast(), _mm256_permutevar8x32_epi32(bytes, order));
+            }
+            some_of(x: &[u8; 64]) -> u64 {
+                let none = |at: *const u8| {
+                    let none = _mm256_cmpeq_epi8(_mm256_loadu_si256(at.cast()), _mm256_setzero_si256());
+                    u64::from(_mm256_movemask_epi8(none) as u32)
+                };
+                !(none(x.as_ptr()) | none(x.as_ptr().add(32)) << 32)
             }
             load_u8(x: &[u8]) -> __m256 {
                 assert!(x.len() == 8);

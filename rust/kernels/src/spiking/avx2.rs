@@ -161,6 +161,12 @@ pub(super) fn fused<V: Voltage, S: Spiked, const LEAK: u8, const RESET: u8, cons
     }
 }
 
+/// What was written past the caches is there before anything that follows: on any x86-64.
+pub(super) fn fence() {
+    // SAFETY: every x86-64 has SSE.
+    unsafe { _mm_sfence() }
+}
+
 /// Asks for inputs before they are needed: on any x86-64.
 #[inline]
 pub(super) fn prefetch<V>(x: &[V]) {
@@ -238,12 +244,36 @@ unsafe fn group<V: Voltage, const LEAK: u8, const RESET: u8, const EACH: bool>(
 #[inline(always)]
 pub(super) unsafe fn write_bytes(fired: [__m256i; 4], out: *mut u8) {
     // SAFETY: the caller's promise.
+    unsafe { _mm256_storeu_si256(out.cast(), bytes_of(fired)) }
+}
+
+/// As [`write_bytes`], past the caches where `out` is a multiple of 32.
+///
+/// # Safety
+/// The CPU has AVX2; 32 bytes from `out` on are writable.
+#[inline(always)]
+pub(super) unsafe fn write_far_bytes(fired: [__m256i; 4], out: *mut u8) {
+    // SAFETY: the caller's promise; the address is looked at.
+    unsafe {
+        if out.addr().is_multiple_of(32) {
+            _mm256_stream_si256(out.cast(), bytes_of(fired));
+        } else {
+            write_bytes(fired, out);
+        }
+    }
+}
+
+/// # Safety
+/// The CPU has AVX2.
+#[inline(always)]
+unsafe fn bytes_of(fired: [__m256i; 4]) -> __m256i {
+    // SAFETY: the caller's promise.
     unsafe {
         let words = [_mm256_packs_epi32(fired[0], fired[1]), _mm256_packs_epi32(fired[2], fired[3])];
         let bytes = _mm256_packs_epi16(words[0], words[1]);
         // Packing goes by halves: fours of lanes 0 4 8 12 16 20 24 28 stand as 0 8 16 24 4 12 20 28.
         let bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-        _mm256_storeu_si256(out.cast(), _mm256_and_si256(bytes, _mm256_set1_epi8(1)));
+        _mm256_and_si256(bytes, _mm256_set1_epi8(1))
     }
 }
 

@@ -38,10 +38,9 @@ pub fn spike_pool2d(bytes: &[u8], windows: &SpikeConv2d, kind: PoolKind, out: &m
     let window = windows.kernel[0].saturating_mul(windows.kernel[1]);
     if kind == PoolKind::Sum && window.saturating_mul(most.into()) > 255 {
         // Bytes may not hold them: in wider sums first.
-        let mut line = try_zeroed::<usize>(w * c)?;
         let mut wide = try_zeroed::<usize>(output)?;
         for (image, out) in bytes.chunks_exact(input).zip(out.chunks_exact_mut(output)) {
-            image_of::<0, _>(image, windows, [oh, ow], &mut line, &mut wide, |x, y| x + y, usize::from);
+            image_of::<0, _>(image, windows, [oh, ow], &mut wide, |x, y| x + y, usize::from);
             if let Some(&most) = wide.iter().max().filter(|&&most| most > 255) {
                 bail!("expected counts of at most 255 spikes, got {most}");
             }
@@ -49,36 +48,27 @@ pub fn spike_pool2d(bytes: &[u8], windows: &SpikeConv2d, kind: PoolKind, out: &m
         }
         return Ok(());
     }
-    let mut line = try_zeroed(w * c)?;
     for (image, out) in bytes.chunks_exact(input).zip(out.chunks_exact_mut(output)) {
-        pool_image(image, windows, [oh, ow], kind, &mut line, out, isa.at_most_avx2());
+        pool_image(image, windows, [oh, ow], kind, out, isa.at_most_avx2());
     }
     Ok(())
 }
 
 on_isa! {
     fn pool_image(
-        image: &[u8], windows: &SpikeConv2d, sizes: [usize; 2], kind: PoolKind, line: &mut [u8], out: &mut [u8],
+        image: &[u8], windows: &SpikeConv2d, sizes: [usize; 2], kind: PoolKind, out: &mut [u8],
     ) = image_in;
 }
 
 #[inline(always)]
-fn image_in<L: Lanes>(
-    _: L,
-    image: &[u8],
-    windows: &SpikeConv2d,
-    sizes: [usize; 2],
-    kind: PoolKind,
-    line: &mut [u8],
-    out: &mut [u8],
-) {
+fn image_in<L: Lanes>(_: L, image: &[u8], windows: &SpikeConv2d, sizes: [usize; 2], kind: PoolKind, out: &mut [u8]) {
     macro_rules! by_channels {
         ($fold:expr) => {
             match windows.input[2] {
-                8 => image_of::<8, u8>(image, windows, sizes, line, out, $fold, |x| x),
-                16 => image_of::<16, u8>(image, windows, sizes, line, out, $fold, |x| x),
-                32 => image_of::<32, u8>(image, windows, sizes, line, out, $fold, |x| x),
-                _ => image_of::<0, u8>(image, windows, sizes, line, out, $fold, |x| x),
+                8 => image_of::<8, u8>(image, windows, sizes, out, $fold, |x| x),
+                16 => image_of::<16, u8>(image, windows, sizes, out, $fold, |x| x),
+                32 => image_of::<32, u8>(image, windows, sizes, out, $fold, |x| x),
+                _ => image_of::<0, u8>(image, windows, sizes, out, $fold, |x| x),
             }
         };
     }
@@ -88,13 +78,12 @@ fn image_in<L: Lanes>(
     }
 }
 
-/// Windows along H, then along W; `C`: channels, 0 for any number.
+/// `C`: channels, 0 for any number.
 #[inline(always)]
 fn image_of<const C: usize, T: Copy + Default>(
     image: &[u8],
     windows: &SpikeConv2d,
     [oh, ow]: [usize; 2],
-    line: &mut [T],
     out: &mut [T],
     fold: impl Fn(T, T) -> T,
     of: impl Fn(u8) -> T,
@@ -109,30 +98,24 @@ fn image_of<const C: usize, T: Copy + Default>(
     };
     for (y, out) in out.chunks_exact_mut(ow * c).enumerate().take(oh) {
         let rows = inside(y * sy, kh, top, h);
-        let first = &image[rows.start.min(h - 1) * w * c..][..w * c];
-        for (sum, &x) in line.iter_mut().zip(first) {
-            *sum = if rows.is_empty() { T::default() } else { of(x) };
-        }
-        for row in rows.skip(1) {
-            for (sum, &x) in line.iter_mut().zip(&image[row * w * c..][..w * c]) {
-                *sum = fold(*sum, of(x));
-            }
-        }
         for (x, out) in out.chunks_exact_mut(c).enumerate() {
             let columns = inside(x * sx, kw, left, w);
-            if columns.is_empty() {
-                out.fill(T::default());
-                continue;
-            }
-            let first = &line[columns.start * c..][..c];
-            for i in 0..c {
-                out[i] = first[i];
-            }
-            for column in columns.skip(1) {
-                let from = &line[column * c..][..c];
-                for i in 0..c {
-                    out[i] = fold(out[i], from[i]);
+            out.fill(T::default());
+            let mut known = [T::default(); C];
+            for row in rows.clone() {
+                let line = &image[(row * w + columns.start) * c..][..columns.len() * c];
+                for pixel in line.chunks_exact(c) {
+                    if C == 0 {
+                        out.iter_mut().zip(pixel).for_each(|(out, &x)| *out = fold(*out, of(x)));
+                    } else if let Some(pixel) = pixel.first_chunk::<C>() {
+                        for i in 0..C {
+                            known[i] = fold(known[i], of(pixel[i]));
+                        }
+                    }
                 }
+            }
+            if C > 0 {
+                out.copy_from_slice(&known);
             }
         }
     }

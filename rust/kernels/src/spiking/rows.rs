@@ -18,6 +18,8 @@ pub(super) struct Rows<'a, V> {
     pub row: usize,
     /// Spikes as bits.
     pub pack: bool,
+    /// All spikes are more than caches hold.
+    pub far: bool,
 }
 
 /// What one task writes: its neurons' part of the state, and of each step's spikes and trace.
@@ -83,6 +85,8 @@ fn blocks<L: Lanes, V: Voltage>(_: L, rows: &Rows<'_, V>, neurons: &Neurons<'_, 
     let mut currents = vec![V::default(); if flows { BLOCK } else { 0 }];
     let mut bytes = vec![0u8; if alone { 0 } else { BLOCK }];
     let mut scratch = Scratch::new(if alone { 0 } else { BLOCK });
+    // What no cache holds is not read into one to be written.
+    let far = |out: &[u8]| rows.far && out.as_ptr().addr().is_multiple_of(32);
     let (mut at, mut byte) = (0, 0);
     while at < total {
         let len = BLOCK.min(total - at).min(rows.row - at % rows.row);
@@ -112,6 +116,7 @@ fn blocks<L: Lanes, V: Voltage>(_: L, rows: &Rows<'_, V>, neurons: &Neurons<'_, 
                 x = &currents[..len];
             }
             match (alone, rows.pack) {
+                (true, false) if far(out) => plain::<V, FarBytes>(x, memory.v, &levels, out, next, isa),
                 (true, false) => plain::<V, Bytes>(x, memory.v, &levels, out, next, isa),
                 (true, true) => plain::<V, Bits>(x, memory.v, &levels, out, next, isa),
                 (false, false) => staged(x, neurons, &mut memory, &levels, &mut scratch, out),
@@ -126,6 +131,8 @@ fn blocks<L: Lanes, V: Voltage>(_: L, rows: &Rows<'_, V>, neurons: &Neurons<'_, 
         }
         (at, byte) = (at + len, byte + out_len);
     }
+    #[cfg(target_arch = "x86_64")]
+    super::avx2::fence();
 }
 
 /// The synaptic currents of a step, which are the potentials' inputs.
@@ -301,6 +308,8 @@ pub(super) trait Spiked {
 
 /// A byte of 0 or 1 for each neuron.
 pub(super) enum Bytes {}
+/// As [`Bytes`], past the caches, where they lie so that whole vectors can go there.
+pub(super) enum FarBytes {}
 /// Eight neurons to a byte, the first in the lowest bit; those after the last are 0.
 pub(super) enum Bits {}
 /// A float of 0 or 1 for each neuron.
@@ -328,6 +337,7 @@ macro_rules! spiked {
     };
 }
 spiked!(Bytes, u8, write_bytes, |n| n, |out: &mut [u8], j: usize, fired| out[j] = u8::from(fired));
+spiked!(FarBytes, u8, write_far_bytes, |n| n, |out: &mut [u8], j: usize, fired| out[j] = u8::from(fired));
 spiked!(Floats, f32, write_floats, |n| n, |out: &mut [f32], j: usize, fired| out[j] = f32::from(fired));
 spiked!(Bits, u8, write_bits, |n: usize| n.div_ceil(8), |out: &mut [u8], j: usize, fired| {
     let before = if j % 8 == 0 { 0 } else { out[j / 8] };

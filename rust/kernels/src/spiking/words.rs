@@ -6,27 +6,19 @@ use crate::lanes::{Lanes, on_isa};
 /// Runs a block for the place and the value of each byte that is not 0, in order. A macro, since a
 /// closure would not be compiled for the instruction set of the function that it is in.
 macro_rules! for_spiking {
-    ($bytes:expr, |$at:ident, $count:ident| $body:block) => {
+    ($lanes:expr, $bytes:expr, |$at:ident, $count:ident| $body:block) => {
         let bytes: &[u8] = $bytes;
         let (blocks, rest) = bytes.as_chunks::<64>();
         let mut last = [0; 64];
         last[..rest.len()].copy_from_slice(rest);
-        for b in 0..blocks.len() + 1 {
+        for b in 0..blocks.len() + usize::from(!rest.is_empty()) {
             let block = if b < blocks.len() { &blocks[b] } else { &last };
-            // Most are silent.
-            if *block == [0; 64] {
-                continue;
-            }
-            let (words, _) = block.as_chunks::<8>();
-            for i in 0..8 {
-                let mut word = u64::from_le_bytes(words[i]);
-                while word != 0 {
-                    let shift = word.trailing_zeros() & !7;
-                    let $at = 64 * b + 8 * i + shift as usize / 8;
-                    let $count = (word >> shift) as u8;
-                    $body
-                    word &= !(0xff << shift);
-                }
+            let mut some = $lanes.some_of(block);
+            while some != 0 {
+                let i = some.trailing_zeros() as usize;
+                let ($at, $count) = (64 * b + i, block[i % 64]);
+                $body
+                some &= some - 1;
             }
         }
     };
@@ -113,7 +105,7 @@ mod tests {
             let some = bytes.iter().filter(|&&x| x != 0).count();
             let most = bytes.iter().copied().max().unwrap_or(0);
             let mut seen = vec![];
-            for_spiking!(&bytes, |at, count| {
+            for_spiking!(crate::lanes::Scalar, &bytes, |at, count| {
                 seen.push((at, count));
             });
             assert!(seen.iter().copied().eq(bytes.iter().copied().enumerate().filter(|&(_, x)| x != 0)));

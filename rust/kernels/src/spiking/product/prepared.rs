@@ -8,6 +8,8 @@ use crate::error::{bail, checked_product};
 use crate::spiking::count_spikes;
 use crate::{Ctl, Isa, Result};
 
+/// Outputs of a place up to which inputs are scattered however many they are.
+const FEW_OUTPUTS: usize = 32;
 /// Elements of a weight up to which it is unpacked to be scattered.
 const UNPACKED: usize = 1 << 22;
 
@@ -153,7 +155,7 @@ impl SpikeProduct {
                 scattered.run(bytes, most, out, isa, ctl)
             }
             (Prepared::Floats(scattered), Sums::F32(out))
-                if self.conv.as_ref().is_some_and(|(conv, _)| is_few(bytes, m, conv, isa)) =>
+                if n <= FEW_OUTPUTS || self.conv.as_ref().is_some_and(|(conv, _)| is_few(bytes, m, conv, isa)) =>
             {
                 check_ends(m, n, None, out)?;
                 scattered.run(bytes, most, out, isa, ctl)

@@ -16,6 +16,8 @@ use crate::{Ctl, Isa, Result};
 
 /// Additions at an output place, on average, up to which this is faster than listing its inputs.
 const FEW: usize = 24;
+/// Elements of an empty output that are written together, where they are whole places.
+const REPEATED: usize = 32;
 /// Elements of the output that are a task at least.
 const LEAST: usize = 1 << 14;
 
@@ -74,8 +76,10 @@ pub(super) struct Scattered<T> {
     /// The weight: row by row of the kernel, channel by channel, and of each channel the columns in
     /// the order in which they meet neighbouring outputs.
     rows: Vec<T>,
-    /// An output without spikes.
+    /// An output without spikes, as far as it repeats.
     empty: Vec<T>,
+    /// Elements of an output.
+    size: usize,
     /// For each row of the image, those of the kernel that meet it: where they begin, and their outputs.
     down: Vec<Vec<[usize; 2]>>,
     /// Of each input of a row of the image.
@@ -123,17 +127,18 @@ impl<T: Term> Scattered<T> {
                 to.iter_mut().enumerate().for_each(|(column, to)| *to = T::of(&panel, from, column));
             }
         }
-        let mut empty: Vec<T> = try_zeroed(output[0] * output[1] * n)?;
+        let size = output[0] * output[1] * n;
+        let mut empty: Vec<T> = try_zeroed(if REPEATED % n == 0 { REPEATED } else { size })?;
         if let Some(start) = start {
             empty.chunks_exact_mut(n).for_each(|place| place.copy_from_slice(start));
         }
         let down = (0..h).map(|y| taps(conv, output, y, c * each, n)).collect();
-        Ok(Scattered { rows, empty, down, across, input: h * w * c, line: w * c, n })
+        Ok(Scattered { rows, empty, size, down, across, input: h * w * c, line: w * c, n })
     }
 
     /// Images of inputs of at most `most`, and the pairs of an input that is not 0 and a place that it reaches.
     pub(super) fn run(&self, bytes: &[u8], most: u8, out: &mut [T], isa: Isa, ctl: &Ctl) -> Result<u64> {
-        let size = self.empty.len();
+        let size = self.size;
         let each = LEAST.div_ceil(size.max(1)).max(1);
         let tasks = Parts::new(out.chunks_mut((each * size).max(1)));
         let pairs = AtomicU64::new(0);
@@ -146,14 +151,28 @@ impl<T: Term> Scattered<T> {
         Ok(pairs.into_inner())
     }
 
+    /// An output as it is without spikes.
+    #[inline(always)]
+    fn clear(&self, out: &mut [T]) {
+        if self.empty.len() == out.len() {
+            return out.copy_from_slice(&self.empty);
+        }
+        let Some(repeated) = self.empty.first_chunk::<REPEATED>() else { unreachable!("of one of both lengths") };
+        let (blocks, rest) = out.as_chunks_mut();
+        for block in blocks {
+            *block = *repeated;
+        }
+        rest.copy_from_slice(&repeated[..rest.len()]);
+    }
+
     /// One image; `SPIKES`: all inputs are 0 or 1; `N`: what the outputs of a place are a multiple of.
     #[inline(always)]
-    fn image<const SPIKES: bool, const N: usize>(&self, image: &[u8], out: &mut [T]) -> u64 {
-        out.copy_from_slice(&self.empty);
+    fn image<const SPIKES: bool, const N: usize, L: Lanes>(&self, lanes: L, image: &[u8], out: &mut [T]) -> u64 {
+        self.clear(out);
         let mut pairs = 0;
         for (y, line) in image.chunks_exact(self.line.max(1)).enumerate() {
             let down = &self.down[y][..];
-            for_spiking!(line, |at, count| {
+            for_spiking!(lanes, line, |at, count| {
                 let run = self.across[at];
                 pairs += down.len() * run.columns;
                 for &[first, line] in down {
@@ -176,12 +195,12 @@ on_isa! {
 }
 
 #[inline(always)]
-fn image_in<L: Lanes, T: Term>(_: L, scattered: &Scattered<T>, image: &[u8], most: u8, out: &mut [T]) -> u64 {
+fn image_in<L: Lanes, T: Term>(lanes: L, scattered: &Scattered<T>, image: &[u8], most: u8, out: &mut [T]) -> u64 {
     match (most, scattered.n % 8) {
-        (0 | 1, 0) => scattered.image::<true, 8>(image, out),
-        (0 | 1, _) => scattered.image::<true, 1>(image, out),
-        (_, 0) => scattered.image::<false, 8>(image, out),
-        (_, _) => scattered.image::<false, 1>(image, out),
+        (0 | 1, 0) => scattered.image::<true, 8, L>(lanes, image, out),
+        (0 | 1, _) => scattered.image::<true, 1, L>(lanes, image, out),
+        (_, 0) => scattered.image::<false, 8, L>(lanes, image, out),
+        (_, _) => scattered.image::<false, 1, L>(lanes, image, out),
     }
 }
 
