@@ -1,5 +1,7 @@
 //! Pooling of spikes and counts.
 
+use std::ops::Range;
+
 use super::SpikeConv2d;
 use crate::error::{bail, checked_product, try_zeroed};
 use crate::lanes::{Lanes, on_isa};
@@ -40,7 +42,7 @@ pub fn spike_pool2d(bytes: &[u8], windows: &SpikeConv2d, kind: PoolKind, out: &m
         // Bytes may not hold them: in wider sums first.
         let mut wide = try_zeroed::<usize>(output)?;
         for (image, out) in bytes.chunks_exact(input).zip(out.chunks_exact_mut(output)) {
-            image_of::<0, _>(image, windows, [oh, ow], &mut wide, |x, y| x + y, usize::from);
+            image_of(image, windows, [oh, ow], &mut wide, |x, y| x + y, usize::from);
             if let Some(&most) = wide.iter().max().filter(|&&most| most > 255) {
                 bail!("expected counts of at most 255 spikes, got {most}");
             }
@@ -49,38 +51,74 @@ pub fn spike_pool2d(bytes: &[u8], windows: &SpikeConv2d, kind: PoolKind, out: &m
         return Ok(());
     }
     for (image, out) in bytes.chunks_exact(input).zip(out.chunks_exact_mut(output)) {
-        pool_image(image, windows, [oh, ow], kind, out, isa.at_most_avx2());
+        pool_image(image, windows, [oh, ow], kind, most <= 1, out, isa.at_most_avx2());
     }
     Ok(())
 }
 
 on_isa! {
     fn pool_image(
-        image: &[u8], windows: &SpikeConv2d, sizes: [usize; 2], kind: PoolKind, out: &mut [u8],
+        image: &[u8], windows: &SpikeConv2d, sizes: [usize; 2], kind: PoolKind, spikes: bool, out: &mut [u8],
     ) = image_in;
 }
 
 #[inline(always)]
-fn image_in<L: Lanes>(_: L, image: &[u8], windows: &SpikeConv2d, sizes: [usize; 2], kind: PoolKind, out: &mut [u8]) {
-    macro_rules! by_channels {
-        ($fold:expr) => {
-            match windows.input[2] {
-                8 => image_of::<8, u8>(image, windows, sizes, out, $fold, |x| x),
-                16 => image_of::<16, u8>(image, windows, sizes, out, $fold, |x| x),
-                32 => image_of::<32, u8>(image, windows, sizes, out, $fold, |x| x),
-                _ => image_of::<0, u8>(image, windows, sizes, out, $fold, |x| x),
-            }
-        };
-    }
+fn image_in<L: Lanes>(
+    _: L,
+    image: &[u8],
+    windows: &SpikeConv2d,
+    sizes: [usize; 2],
+    kind: PoolKind,
+    spikes: bool,
+    out: &mut [u8],
+) {
+    let words = windows.input[2].is_multiple_of(8);
     match kind {
-        PoolKind::Sum => by_channels!(u8::wrapping_add),
-        PoolKind::Max => by_channels!(u8::max),
+        // No byte of a sum carries into the next: all are at most 255.
+        PoolKind::Sum if words => words_of(image, windows, sizes, out, u64::wrapping_add),
+        PoolKind::Max if words && spikes => words_of(image, windows, sizes, out, |x, y| x | y),
+        PoolKind::Sum => image_of(image, windows, sizes, out, u8::wrapping_add, |x| x),
+        PoolKind::Max => image_of(image, windows, sizes, out, u8::max, |x| x),
     }
 }
 
-/// `C`: channels, 0 for any number.
+/// Of a window that begins at `first` of the padded image, what lies in the image.
 #[inline(always)]
-fn image_of<const C: usize, T: Copy + Default>(
+fn inside(first: usize, kernel: usize, before: usize, size: usize) -> Range<usize> {
+    first.saturating_sub(before).min(size)..(first + kernel).saturating_sub(before).min(size)
+}
+
+/// Eight channels at a time.
+#[inline(always)]
+fn words_of(image: &[u8], windows: &SpikeConv2d, [oh, ow]: [usize; 2], out: &mut [u8], fold: impl Fn(u64, u64) -> u64) {
+    let ([h, w, channels], [kh, kw], [sy, sx]) = (windows.input, windows.kernel, windows.stride);
+    let [top, left] = windows.padding.map(|[before, _]| before);
+    let each = channels / 8;
+    let (pixels, out) = (image.as_chunks::<8>().0, out.as_chunks_mut::<8>().0);
+    for (y, out) in out.chunks_exact_mut(ow * each).enumerate().take(oh) {
+        let rows = inside(y * sy, kh, top, h);
+        for (x, out) in out.chunks_exact_mut(each).enumerate() {
+            let columns = inside(x * sx, kw, left, w);
+            if columns.is_empty() {
+                out.fill([0; 8]);
+                continue;
+            }
+            for (i, out) in out.iter_mut().enumerate() {
+                let mut all = 0;
+                for row in rows.clone() {
+                    let line = &pixels[(row * w + columns.start) * each + i..];
+                    for column in 0..columns.len() {
+                        all = fold(all, u64::from_ne_bytes(line[column * each]));
+                    }
+                }
+                *out = all.to_ne_bytes();
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn image_of<T: Copy + Default>(
     image: &[u8],
     windows: &SpikeConv2d,
     [oh, ow]: [usize; 2],
@@ -88,34 +126,18 @@ fn image_of<const C: usize, T: Copy + Default>(
     fold: impl Fn(T, T) -> T,
     of: impl Fn(u8) -> T,
 ) {
-    let [h, w, channels] = windows.input;
-    let c = if C == 0 { channels } else { C };
-    let ([kh, kw], [sy, sx]) = (windows.kernel, windows.stride);
+    let ([h, w, c], [kh, kw], [sy, sx]) = (windows.input, windows.kernel, windows.stride);
     let [top, left] = windows.padding.map(|[before, _]| before);
-    // Of a window, what lies in the image.
-    let inside = |first: usize, kernel: usize, before: usize, size: usize| {
-        first.saturating_sub(before).min(size)..(first + kernel).saturating_sub(before).min(size)
-    };
     for (y, out) in out.chunks_exact_mut(ow * c).enumerate().take(oh) {
         let rows = inside(y * sy, kh, top, h);
         for (x, out) in out.chunks_exact_mut(c).enumerate() {
-            let columns = inside(x * sx, kw, left, w);
             out.fill(T::default());
-            let mut known = [T::default(); C];
+            let columns = inside(x * sx, kw, left, w);
             for row in rows.clone() {
                 let line = &image[(row * w + columns.start) * c..][..columns.len() * c];
                 for pixel in line.chunks_exact(c) {
-                    if C == 0 {
-                        out.iter_mut().zip(pixel).for_each(|(out, &x)| *out = fold(*out, of(x)));
-                    } else if let Some(pixel) = pixel.first_chunk::<C>() {
-                        for i in 0..C {
-                            known[i] = fold(known[i], of(pixel[i]));
-                        }
-                    }
+                    out.iter_mut().zip(pixel).for_each(|(out, &x)| *out = fold(*out, of(x)));
                 }
-            }
-            if C > 0 {
-                out.copy_from_slice(&known);
             }
         }
     }

@@ -179,9 +179,12 @@ impl<T: Term> Scattered<T> {
                     let row = &self.rows[first + run.row..][..run.len];
                     let places = &mut out[line + run.out..][..run.len];
                     for (place, row) in places.as_chunks_mut::<N>().0.iter_mut().zip(row.as_chunks::<N>().0) {
+                        // By value: what is stored is then known not to be what is read next.
+                        let (row, mut sums) = (*row, *place);
                         for k in 0..N {
-                            place[k] = place[k].with(row[k], if SPIKES { 1 } else { count });
+                            sums[k] = sums[k].with(row[k], if SPIKES { 1 } else { count });
                         }
+                        *place = sums;
                     }
                 }
             });
