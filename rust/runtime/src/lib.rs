@@ -5,7 +5,7 @@
 //! when it is read. [`Network`] is made from it and from the constants' bytes:
 //! weights in the order that the instruction set reads, a place for every
 //! tensor in one block of memory, steps in the order they run. It is never
-//! saved.
+//! saved. Networks of spiking neurons are in [`spiking`].
 //!
 //! ```
 //! use lowbit_kernels::{Ctl, Isa};

@@ -2,6 +2,29 @@
 //!
 //! Each stream goes through all nodes a few steps at a time; what neurons alone read of a layer's sums is
 //! written nowhere else. One stream after the other, or some at a time where there are threads for them.
+//!
+//! ```
+//! use lowbit_kernels::spiking::{Each, Leak, Neurons, Reset, SpikeProduct, SpikeWeight, Start};
+//! use lowbit_kernels::{Ctl, Isa};
+//! use lowbit_runtime::spiking::{AnyCells, Cells, Data, Kind, Piece, Seen, SpikingNetwork, Step, Wanted};
+//!
+//! // Two inputs, whose weights are 1 and 2, and one neuron that fires from 3 on.
+//! let weight = SpikeWeight::from_codes(&[1, 2], 2, 1, 4)?;
+//! let product = SpikeProduct::new(weight, None, Start::Zero)?;
+//! let neurons = Neurons::new(Leak::None, Each::All(3), Reset::Soft);
+//! let cells = AnyCells::I32(Cells::new(&neurons, Each::All(0)));
+//! let mut network = SpikingNetwork::new(Kind::Spikes, 2)?;
+//! let sums = network.push("sums", Step::Product(Box::new(product)), &[0])?;
+//! let spikes = network.push("cells", Step::Neurons { cells, readout: false }, &[sums])?;
+//!
+//! let mut out = [0; 3];
+//! let piece = Piece { input: Seen::Frames(Data::Bytes(&[1, 0, 0, 1, 1, 1])), steps: 3, streams: 1 };
+//! let mut wanted = [Wanted { value: spikes, out: Data::Bytes(&mut out), first: [0, 0], streams: 1 }];
+//! let counted = network.run(&piece, None, &mut wanted, Isa::best(), &Ctl::new(1))?;
+//! assert_eq!((counted.spikes, counted.operations), (vec![2], vec![4]));
+//! assert_eq!(out, [0, 1, 1]); // 1, 3 and 3
+//! # Ok::<(), lowbit_kernels::Error>(())
+//! ```
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};

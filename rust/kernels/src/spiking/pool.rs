@@ -50,15 +50,17 @@ pub fn spike_pool2d(bytes: &[u8], windows: &SpikeConv2d, kind: PoolKind, out: &m
         }
         return Ok(());
     }
+    let mut line = try_zeroed(w * (c / 8))?;
     for (image, out) in bytes.chunks_exact(input).zip(out.chunks_exact_mut(output)) {
-        pool_image(image, windows, [oh, ow], kind, most <= 1, out, isa.at_most_avx2());
+        pool_image(image, windows, [oh, ow], kind, most <= 1, &mut line, out, isa.at_most_avx2());
     }
     Ok(())
 }
 
 on_isa! {
     fn pool_image(
-        image: &[u8], windows: &SpikeConv2d, sizes: [usize; 2], kind: PoolKind, spikes: bool, out: &mut [u8],
+        image: &[u8], windows: &SpikeConv2d, sizes: [usize; 2], kind: PoolKind, spikes: bool, line: &mut [u64],
+        out: &mut [u8],
     ) = image_in;
 }
 
@@ -70,13 +72,14 @@ fn image_in<L: Lanes>(
     sizes: [usize; 2],
     kind: PoolKind,
     spikes: bool,
+    line: &mut [u64],
     out: &mut [u8],
 ) {
     let words = windows.input[2].is_multiple_of(8);
     match kind {
         // No byte of a sum carries into the next: all are at most 255.
-        PoolKind::Sum if words => words_of(image, windows, sizes, out, u64::wrapping_add),
-        PoolKind::Max if words && spikes => words_of(image, windows, sizes, out, |x, y| x | y),
+        PoolKind::Sum if words => words_of(image, windows, sizes, line, out, u64::wrapping_add),
+        PoolKind::Max if words && spikes => words_of(image, windows, sizes, line, out, |x, y| x | y),
         PoolKind::Sum => image_of(image, windows, sizes, out, u8::wrapping_add, |x| x),
         PoolKind::Max => image_of(image, windows, sizes, out, u8::max, |x| x),
     }
@@ -88,29 +91,32 @@ fn inside(first: usize, kernel: usize, before: usize, size: usize) -> Range<usiz
     first.saturating_sub(before).min(size)..(first + kernel).saturating_sub(before).min(size)
 }
 
-/// Eight channels at a time.
+/// Eight channels at a time: along H, then along W.
 #[inline(always)]
-fn words_of(image: &[u8], windows: &SpikeConv2d, [oh, ow]: [usize; 2], out: &mut [u8], fold: impl Fn(u64, u64) -> u64) {
+fn words_of(
+    image: &[u8],
+    windows: &SpikeConv2d,
+    [oh, ow]: [usize; 2],
+    line: &mut [u64],
+    out: &mut [u8],
+    fold: impl Fn(u64, u64) -> u64,
+) {
     let ([h, w, channels], [kh, kw], [sy, sx]) = (windows.input, windows.kernel, windows.stride);
     let [top, left] = windows.padding.map(|[before, _]| before);
     let each = channels / 8;
     let (pixels, out) = (image.as_chunks::<8>().0, out.as_chunks_mut::<8>().0);
     for (y, out) in out.chunks_exact_mut(ow * each).enumerate().take(oh) {
-        let rows = inside(y * sy, kh, top, h);
+        line.fill(0);
+        for row in inside(y * sy, kh, top, h) {
+            for (all, x) in line.iter_mut().zip(&pixels[row * w * each..][..w * each]) {
+                *all = fold(*all, u64::from_ne_bytes(*x));
+            }
+        }
         for (x, out) in out.chunks_exact_mut(each).enumerate() {
             let columns = inside(x * sx, kw, left, w);
-            if columns.is_empty() {
-                out.fill([0; 8]);
-                continue;
-            }
+            let line = &line[columns.start * each..columns.end * each];
             for (i, out) in out.iter_mut().enumerate() {
-                let mut all = 0;
-                for row in rows.clone() {
-                    let line = &pixels[(row * w + columns.start) * each + i..];
-                    for column in 0..columns.len() {
-                        all = fold(all, u64::from_ne_bytes(line[column * each]));
-                    }
-                }
+                let all = line[i.min(line.len())..].iter().step_by(each).fold(0, |all, &x| fold(all, x));
                 *out = all.to_ne_bytes();
             }
         }
