@@ -186,10 +186,7 @@ type Arrays<'py> = [Option<Bound<'py, PyAny>>; 4];
 impl SpikingMemory {
     /// Copies of a layer's arrays, each of one axis.
     fn get<'py>(&self, py: Python<'py>, layer: usize) -> PyResult<Arrays<'py>> {
-        fn array<'py, T: Element>(py: Python<'py>, x: &[T], has: bool) -> Option<Bound<'py, PyAny>>
-        where
-            T: Copy,
-        {
+        fn array<'py, T: Element + Copy>(py: Python<'py>, x: &[T], has: bool) -> Option<Bound<'py, PyAny>> {
             has.then(|| x.to_vec().into_pyarray(py).into_any())
         }
         fn all<'py, V: Element + Copy>(py: Python<'py>, part: &Part<V>) -> Arrays<'py> {

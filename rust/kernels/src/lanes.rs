@@ -45,7 +45,7 @@ pub(crate) trait Lanes: Copy {
         for (i, eight) in x.as_chunks::<8>().0.iter().enumerate() {
             // Of each byte the highest bit, set where any is.
             let x = u64::from_le_bytes(*eight);
-            let some = ((x & LOW) + LOW | x) & !LOW;
+            let some = (((x & LOW) + LOW) | x) & !LOW;
             bits |= ((some >> 7).wrapping_mul(0x0102_0408_1020_4080) >> 56) << (8 * i);
         }
         bits

@@ -135,7 +135,7 @@ impl SpikeProduct {
     pub fn run(&self, bytes: &[u8], most: u8, out: Sums, isa: Isa, ctl: &Ctl) -> Result<u64> {
         let isa = isa.at_most_avx2();
         let (input, n) = (self.inputs(), self.weight.n());
-        let rows = if input == 0 { 0 } else { bytes.len() / input };
+        let rows = bytes.len().checked_div(input).unwrap_or(0);
         if rows * input != bytes.len() {
             bail!("spikes: expected rows or images of {input} bytes, got {}", bytes.len());
         }
