@@ -75,13 +75,30 @@ fn image_in<L: Lanes>(
     line: &mut [u64],
     out: &mut [u8],
 ) {
-    let words = windows.input[2].is_multiple_of(8);
+    macro_rules! by_words {
+        ($fold:expr) => {
+            match windows.input[2] {
+                8 => return words_of::<1>(image, windows, sizes, line, out, $fold),
+                16 => return words_of::<2>(image, windows, sizes, line, out, $fold),
+                32 => return words_of::<4>(image, windows, sizes, line, out, $fold),
+                64 => return words_of::<8>(image, windows, sizes, line, out, $fold),
+                128 => return words_of::<16>(image, windows, sizes, line, out, $fold),
+                _ => {}
+            }
+        };
+    }
     match kind {
-        // No byte of a sum carries into the next: all are at most 255.
-        PoolKind::Sum if words => words_of(image, windows, sizes, line, out, u64::wrapping_add),
-        PoolKind::Max if words && spikes => words_of(image, windows, sizes, line, out, |x, y| x | y),
-        PoolKind::Sum => image_of(image, windows, sizes, out, u8::wrapping_add, |x| x),
-        PoolKind::Max => image_of(image, windows, sizes, out, u8::max, |x| x),
+        PoolKind::Sum => {
+            // No byte of a sum carries into the next: all are at most 255.
+            by_words!(u64::wrapping_add);
+            image_of(image, windows, sizes, out, u8::wrapping_add, |x| x);
+        }
+        PoolKind::Max => {
+            if spikes {
+                by_words!(|x, y| x | y);
+            }
+            image_of(image, windows, sizes, out, u8::max, |x| x);
+        }
     }
 }
 
@@ -91,9 +108,9 @@ fn inside(first: usize, kernel: usize, before: usize, size: usize) -> Range<usiz
     first.saturating_sub(before).min(size)..(first + kernel).saturating_sub(before).min(size)
 }
 
-/// Eight channels at a time: along H, then along W.
+/// `E` words of eight channels at a time: along H, then along W.
 #[inline(always)]
-fn words_of(
+fn words_of<const E: usize>(
     image: &[u8],
     windows: &SpikeConv2d,
     [oh, ow]: [usize; 2],
@@ -101,24 +118,25 @@ fn words_of(
     out: &mut [u8],
     fold: impl Fn(u64, u64) -> u64,
 ) {
-    let ([h, w, channels], [kh, kw], [sy, sx]) = (windows.input, windows.kernel, windows.stride);
+    let ([h, w, _], [kh, kw], [sy, sx]) = (windows.input, windows.kernel, windows.stride);
     let [top, left] = windows.padding.map(|[before, _]| before);
-    let each = channels / 8;
     let (pixels, out) = (image.as_chunks::<8>().0, out.as_chunks_mut::<8>().0);
-    for (y, out) in out.chunks_exact_mut(ow * each).enumerate().take(oh) {
+    for (y, out) in out.chunks_exact_mut(ow * E).enumerate().take(oh) {
         line.fill(0);
         for row in inside(y * sy, kh, top, h) {
-            for (all, x) in line.iter_mut().zip(&pixels[row * w * each..][..w * each]) {
+            for (all, x) in line.iter_mut().zip(&pixels[row * w * E..][..w * E]) {
                 *all = fold(*all, u64::from_ne_bytes(*x));
             }
         }
-        for (x, out) in out.chunks_exact_mut(each).enumerate() {
-            let columns = inside(x * sx, kw, left, w);
-            let line = &line[columns.start * each..columns.end * each];
-            for (i, out) in out.iter_mut().enumerate() {
-                let all = line[i.min(line.len())..].iter().step_by(each).fold(0, |all, &x| fold(all, x));
-                *out = all.to_ne_bytes();
+        let line = line.as_chunks::<E>().0;
+        for (x, out) in out.as_chunks_mut::<E>().0.iter_mut().enumerate() {
+            let mut all = [0; E];
+            for pixel in &line[inside(x * sx, kw, left, w)] {
+                for i in 0..E {
+                    all[i] = fold(all[i], pixel[i]);
+                }
             }
+            *out = all.map(u64::to_ne_bytes);
         }
     }
 }

@@ -7,6 +7,9 @@ use super::{BLOCK, Each, Leak, Neurons, Reset, State};
 use crate::Isa;
 use crate::lanes::{Lanes, on_isa};
 
+/// Bytes of inputs that are in a cache already.
+const NEAR: usize = 1 << 17;
+
 /// What all tasks read.
 pub(super) struct Rows<'a, V> {
     pub x: &'a [V],
@@ -87,6 +90,8 @@ fn blocks<L: Lanes, V: Voltage>(_: L, rows: &Rows<'_, V>, neurons: &Neurons<'_, 
     let mut scratch = Scratch::new(if alone { 0 } else { BLOCK });
     // What no cache holds is not read into one to be written.
     let far = |out: &[u8]| rows.far && out.as_ptr().addr().is_multiple_of(32);
+    // What a cache holds is not asked for.
+    let near = size_of_val(rows.x) <= NEAR;
     let (mut at, mut byte) = (0, 0);
     while at < total {
         let len = BLOCK.min(total - at).min(rows.row - at % rows.row);
@@ -106,7 +111,7 @@ fn blocks<L: Lanes, V: Voltage>(_: L, rows: &Rows<'_, V>, neurons: &Neurons<'_, 
             let out = &mut spikes[byte..byte + out_len];
             // The next row lies far from this one; after the last comes the next block's first.
             let next = if t + 1 < part_steps { from + rows.n } else { rows.first + at + len };
-            let next = rows.x.get(next..next + len).unwrap_or_default();
+            let next = if near { &[][..] } else { rows.x.get(next..next + len).unwrap_or_default() };
             #[cfg(target_arch = "x86_64")]
             if !alone || flows {
                 super::avx2::prefetch(next);
