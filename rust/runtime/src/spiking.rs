@@ -356,6 +356,9 @@ impl SpikingNetwork {
     /// [`Error::Value`], with the label before it, where a value does not fit.
     pub fn push(&mut self, label: &str, step: Step, reads: &[usize]) -> Result<usize> {
         let value = within(|| label.to_owned(), self.value_of(&step, reads))?;
+        if value.len == 0 {
+            bail!("{label}: expected elements, got none");
+        }
         self.values.push(value);
         let rank = self.nodes.iter().filter(|node| matches!(node.step, Step::Product(_))).count();
         self.nodes.push(Node { label: label.to_owned(), step, reads: reads.to_vec(), rank });
@@ -411,7 +414,7 @@ impl SpikingNetwork {
             }
             Step::Total([outer, count, inner]) => {
                 let all = outer.checked_mul(*count).and_then(|x| x.checked_mul(*inner));
-                fits(kind == Kind::Sums && all == Some(len))?;
+                fits(kind == Kind::Sums && all == Some(len) && len > 0)?;
                 Value { kind, len: outer * inner }
             }
         })
@@ -459,6 +462,9 @@ impl SpikingNetwork {
         let zeros = |n: usize| (0..n).map(|_| AtomicU64::new(0)).collect::<Vec<_>>();
         let products = self.nodes.iter().filter(|node| matches!(node.step, Step::Product(_))).count();
         let (operations, spikes) = (zeros(products), zeros(self.neurons().count() * piece.streams));
+        if piece.streams == 0 {
+            return Ok(Counted { spikes: vec![], operations: vec![0; products] });
+        }
         let plan = self.plan(wanted);
         let outs: Vec<Mutex<&mut Wanted>> = wanted.iter_mut().map(Mutex::new).collect();
         let parts = memory.map(|memory| Parts::new(self.cut(memory, piece.streams)));

@@ -120,7 +120,7 @@ fn network(case: &Case, fill: &mut Bytes) -> Option<(SpikingNetwork, Kind, usize
         let mut all = vec![read];
         let step = match node {
             Node::Linear { k, n, nbits, bias } => {
-                product(k.into(), usize::from(n % 90), *nbits, *bias, None, fill).map(|p| Step::Product(Box::new(p)))
+                product(usize::from(*k), usize::from(n % 90), *nbits, *bias, None, fill).map(|p| Step::Product(Box::new(p)))
             }
             Node::Conv { input, kernel, stride, padding, n, nbits, bias } => {
                 let conv = windows(*input, *kernel, *stride, *padding);
