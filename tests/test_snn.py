@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
+import pickle
 
 import lowbit
 import lowbit.snn.running as internals
@@ -305,7 +307,15 @@ def same_runs(run, other):
             np.testing.assert_array_equal(getattr(layer, field), getattr(other.state.neurons[name], field))
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.fixture
+def threads(request):
+    before = lowbit.get_num_threads()
+    lowbit.set_num_threads(request.param)
+    yield request.param
+    lowbit.set_num_threads(before)
+
+
+@pytest.mark.parametrize("threads", [1, 2], indirect=True)
 @pytest.mark.parametrize("make", [convolutional, integers])
 def test_what_the_core_runs_whole_is_the_run_node_by_node(make, threads, monkeypatch):
     network, alone = make(), make()
@@ -313,8 +323,6 @@ def test_what_the_core_runs_whole_is_the_run_node_by_node(make, threads, monkeyp
     assert not alone.core
     monkeypatch.undo()
     assert network.core
-    monkeypatch.setenv("LOWBIT_NUM_THREADS", str(threads))
-    lowbit.set_num_threads(threads)
     inputs = [spikes(40, 3, *network.shape), rng().integers(0, 256, (40, 3, *network.shape)).astype(np.uint8)]
     for x in inputs:
         monkeypatch.setattr(internals.Plan, "_core", lambda *_: None)
@@ -325,7 +333,6 @@ def test_what_the_core_runs_whole_is_the_run_node_by_node(make, threads, monkeyp
             same_runs(network.run(x, return_state=True), want)
             same_runs(network.run(x), want)
             same_runs(network.run(x[0], n_steps=40), still)
-    lowbit.set_num_threads(2)
 
 
 @pytest.mark.parametrize("name", ["convolutional", "integers"])
@@ -362,6 +369,13 @@ def test_events_in_the_core_are_frames(most, monkeypatch):
 
 def test_which_networks_the_core_runs_whole():
     assert [make().core for make in (convolutional, integers, recurrent, of_numbers)] == [True, True, False, False]
+
+
+def test_a_network_that_ran_can_be_copied():
+    network, x = integers(), spikes(3, 2, 8, 8, 1)
+    want = network.run(x)
+    for other in (pickle.loads(pickle.dumps(network)), copy.deepcopy(network)):
+        same_runs(other.run(x), want)
 
 
 def test_counts_past_a_byte_are_refused_by_name():

@@ -311,6 +311,10 @@ class Network:
             state=joined(states) if return_state else None,
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled: the core's networks are made again."""
+        return self.__dict__ | {"_planned": {}}
+
     def _plan(self, input_kind: Kind) -> Plan:
         """What is known of runs on such an input."""
         if input_kind not in self._planned:

@@ -459,12 +459,15 @@ impl SpikingNetwork {
         ctl: &Ctl,
     ) -> Result<Counted> {
         self.check(piece, memory.as_deref(), wanted, isa)?;
-        let zeros = |n: usize| (0..n).map(|_| AtomicU64::new(0)).collect::<Vec<_>>();
         let products = self.nodes.iter().filter(|node| matches!(node.step, Step::Product(_))).count();
-        let (operations, spikes) = (zeros(products), zeros(self.neurons().count() * piece.streams));
         if piece.streams == 0 {
             return Ok(Counted { spikes: vec![], operations: vec![0; products] });
         }
+        let Some(layers) = self.neurons().count().checked_mul(piece.streams) else {
+            bail!("input: {} streams overflow", piece.streams)
+        };
+        let zeros = |n: usize| Ok(zeroed::<u64>(n)?.into_iter().map(AtomicU64::new).collect::<Vec<_>>());
+        let (operations, spikes) = (zeros(products)?, zeros(layers)?);
         let plan = self.plan(wanted);
         let outs: Vec<Mutex<&mut Wanted>> = wanted.iter_mut().map(Mutex::new).collect();
         let parts = memory.map(|memory| Parts::new(self.cut(memory, piece.streams)));
@@ -557,12 +560,12 @@ impl SpikingNetwork {
             bail!("input: expected spikes, 0 or 1, got counts");
         }
         let expected = self.memory(0)?;
-        let lens = self.neurons().map(|value| value.len * piece.streams);
+        let lens = self.neurons().map(|value| value.len.checked_mul(piece.streams));
         let fits = memory.is_none_or(|memory| {
             expected.len() == memory.len()
                 && memory.iter().zip(&expected).zip(lens).all(|((part, like), len)| match (part, like) {
-                    (AnyPart::F32(part), AnyPart::F32(_)) => part.v.len() == len,
-                    (AnyPart::I32(part), AnyPart::I32(_)) => part.v.len() == len,
+                    (AnyPart::F32(part), AnyPart::F32(_)) => Some(part.v.len()) == len,
+                    (AnyPart::I32(part), AnyPart::I32(_)) => Some(part.v.len()) == len,
                     _ => false,
                 })
         });
@@ -607,14 +610,12 @@ impl SpikingNetwork {
             readers[wanted.value] += 2;
         }
         let mut fused = vec![false; self.nodes.len()];
-        let mut wait = vec![];
         for node in &self.nodes {
             if let (Step::Neurons { .. }, Some(product)) = (&node.step, node.reads[0].checked_sub(1))
                 && matches!(self.nodes[product].step, Step::Product(_))
                 && readers[product + 1] == 1
             {
                 fused[product] = true;
-                wait.push(product);
             }
         }
         // A product that waits for its neurons keeps what it reads.

@@ -1,4 +1,4 @@
-//! Bytes that are mostly 0, eight at a time.
+//! Bytes that are mostly 0.
 
 use crate::Isa;
 use crate::lanes::{Lanes, on_isa};
@@ -24,7 +24,7 @@ macro_rules! for_spiking {
     };
 }
 
-/// As [`for_spiking`], for few bytes.
+/// As [`for_spiking`], for fewer bytes than it looks at together, without their values.
 macro_rules! for_few {
     ($bytes:expr, |$at:ident| $body:block) => {
         let bytes: &[u8] = $bytes;

@@ -369,6 +369,7 @@ fn convolutions_of_common_sizes() {
         let conv = SpikeConv2d { input: [7, 9, channels], kernel, stride, padding };
         for (most, percent) in [(1, 0), (1, 10), (1, 70), (1, 100), (4, 20), (255, 100)] {
             check_conv(&conv, 2, 67, most, percent, 2, percent);
+            check_conv(&conv, 1, 0, most, percent, 2, percent);
         }
     }
 }
