@@ -186,6 +186,7 @@ def in_series(config: lowbit.config.Config, source: Source, batch: int) -> Candi
 
 NETWORKS: dict[str, Callable[[Source, int], Candidate]] = {
     **{name: partial(in_series, config) for name, config in CONFIGS.items() if name != BASE},
+    "Series 2x2, feedback": partial(in_series, lowbit.Series(4, 2, 4, 2, feedback=True)),
     **{name: PEERS[name] for name in ("torch fp32", "torch fp32 compiled")},
 }
 

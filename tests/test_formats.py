@@ -304,6 +304,19 @@ def test_the_examples_of_rows(row, isa, ran):
     ran(isa)
 
 
+@pytest.mark.parametrize("row", table("Series", "image bits"), ids=lambda row: f"{row[0]} bits, {row[1]}")
+def test_the_examples_of_images_with_feedback(row, isa, ran):
+    height, width, channels = numbers(row[1])[0]
+    window = numbers(row[3])[0]
+    x = np.array(row[2].split(), np.float32).reshape(1, height, width, channels)
+    feedback = np.array(row[4].split(), np.float32).reshape(channels, *window, channels)
+    got = lowbit.quantize_images(x, feedback, nbits=int(row[0]), isa=isa)
+    assert got.scale == np.float32(row[5])
+    assert got.zero_point == int(row[6])
+    assert got.codes.tolist() == numbers(row[7])
+    ran(isa)
+
+
 def test_the_examples_of_layers_on_series():
     torch = pytest.importorskip("torch")
     from lowbit.torch import quantize_

@@ -185,9 +185,16 @@ def test_configs_say_what_they_cost():
     ):
         with pytest.raises(ValueError, match=words):
             lowbit.Series(*args)
-    for kwargs, error in (({"clip": 0.0}, ValueError), ({"clip": "a"}, TypeError), ({"triangular": 1}, TypeError)):
+    for kwargs, error in (
+        ({"clip": 0.0}, ValueError),
+        ({"clip": "a"}, TypeError),
+        ({"triangular": 1}, TypeError),
+        ({"feedback": 1}, TypeError),
+    ):
         with pytest.raises(error, match=next(iter(kwargs))):
             lowbit.Series(4, 2, 4, 2, **kwargs)
+    with pytest.raises(ValueError, match="feedback: expected activations of at most 8 bits, got 12"):
+        lowbit.Series(4, 2, 4, 3, feedback=True)
     with pytest.raises(TypeError, match="config: expected"):
         lowbit.quantize_weight(np.ones((2, 8), np.float32), config)
 
@@ -210,6 +217,8 @@ CONFIGS = [
     S(2, 4, 5, 1),
     S(4, 2, 4, 2, triangular=True),
     S(2, 3, 2, 3, triangular=True, clip=2.0),
+    S(3, 2, 3, 2, clip=2.0, feedback=True),
+    S(4, 3, 4, 2, feedback=True),
 ]
 
 
@@ -219,6 +228,7 @@ def layer(kind: str, config: S) -> nn.Module:
     made = {
         "linear": lambda: nn.Linear(40, 24),
         "conv": lambda: nn.Conv2d(5, 8, 3, stride=2, padding=(2, 1), dilation=(1, 2)),
+        "image": lambda: nn.Conv2d(3, 8, 3, padding=1),
         "wide": lambda: nn.Conv2d(16, 16, 3, padding=1, bias=False),
         "depthwise": lambda: nn.Conv2d(16, 16, 3, padding="same", groups=16),
         "groups": lambda: nn.Conv2d(6, 4, (1, 3), groups=2),
@@ -233,13 +243,13 @@ def layer(kind: str, config: S) -> nn.Module:
 
 
 def inputs(kind: str, batch: int = 3) -> torch.Tensor:
-    shape = {"linear": (40,), "conv": (5, 9, 10), "groups": (6, 4, 7)}.get(kind, (16, 8, 7))
+    shape = {"linear": (40,), "conv": (5, 9, 10), "image": (3, 9, 10), "groups": (6, 4, 7)}.get(kind, (16, 8, 7))
     x = torch.from_numpy(some(batch, *shape, seed=2)) + 0.3
     x[1] = x[1].relu()  # without negatives: another zero point
     return x
 
 
-KINDS = ["linear", "conv", "wide", "depthwise", "groups"]
+KINDS = ["linear", "conv", "image", "wide", "depthwise", "groups"]
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
@@ -282,7 +292,7 @@ def test_a_layer_is_its_rounded_weight_times_rounded_inputs(kind, config):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_sample_does_not_depend_on_its_batch(kind):
-    model, x = layer(kind, S(4, 2, 4, 2)), inputs(kind, 4)
+    model, x = layer(kind, S(4, 2, 4, 2, feedback=True)), inputs(kind, 4)
     all_of_them = model(x)
     for i in range(4):
         assert torch.equal(model(x[i : i + 1]), all_of_them[i : i + 1])
@@ -291,7 +301,7 @@ def test_a_sample_does_not_depend_on_its_batch(kind):
             assert torch.equal(model(x), all_of_them)
 
 
-@pytest.mark.parametrize("config", [S(4, 2, 4, 2), S(3, 1, 3, 2), S(4, 3, 4, 3)], ids=str)
+@pytest.mark.parametrize("config", [S(4, 2, 4, 2, feedback=True), S(3, 1, 3, 2), S(4, 3, 4, 3)], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_nan_and_infinities_stay_in_their_sample(kind, config):
     model, x = layer(kind, config), inputs(kind, 4)
@@ -307,7 +317,7 @@ def test_nan_and_infinities_stay_in_their_sample(kind, config):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_dtypes_and_layouts_of_inputs(kind):
-    model, x = layer(kind, S(4, 2, 4, 2)), inputs(kind)
+    model, x = layer(kind, S(4, 2, 4, 2, feedback=True)), inputs(kind)
     want = model(x)
     for dtype in (torch.float64, torch.float16, torch.bfloat16):
         got = model(x.to(dtype))
@@ -329,17 +339,55 @@ def test_the_way_back_and_copies(tmp_path):
     import pickle
 
     for kind in KINDS:
-        model, x = layer(kind, S(4, 3, 4, 2, clip=2.0)), inputs(kind)
+        config = S(4, 3, 4, 2, clip=2.0, feedback=True)
+        model, x = layer(kind, config), inputs(kind)
         want = model(x)
         for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
             assert torch.equal(twin(x), want)
-        other = layer(kind, S(4, 3, 4, 2, clip=2.0))
+        other = layer(kind, config)
         other.load_state_dict(model.state_dict())
         assert torch.equal(other(x), want)
         weight = model[0].dequantize()
         back = dequantize_(model)
         assert torch.equal(back[0].weight, weight)
         assert (back(x) - want).abs().max() < 0.05 * want.abs().max()
+
+
+def test_first_layers_hear_their_errors():
+    """Where inputs are rounded with feedback, with what coefficients, and to what end."""
+    torch.manual_seed(0)
+    made = {
+        "image": nn.Conv2d(3, 8, 3, padding=1),
+        "wide": nn.Conv2d(5, 8, 3),
+        "stride": nn.Conv2d(3, 8, 3, stride=2),
+        "dilation": nn.Conv2d(3, 8, 3, dilation=2),
+        "groups": nn.Conv2d(4, 8, 3, groups=2),
+        "large": nn.Conv2d(3, 8, 9),
+        "lin": nn.Linear(8, 8),
+    }
+    model = nn.ModuleDict(made)
+    told = {one.name: one.kernel for one in quantize_(model, S(3, 2, 3, 2, feedback=True)).layers}
+    assert [name for name, kernel in told.items() if "with feedback" in kernel] == ["image"]
+    # The gain of the normalization behind the layer says which outputs matter.
+    net = Net().eval()
+    with torch.no_grad():
+        net.first.weight.add_(torch.outer(torch.tensor([1.0, 2, 1]), torch.tensor([1.0, 2, 1])))  # they blur
+        net.norm.weight.uniform_(0.1, 3)
+        net.norm.running_var.uniform_(0.1, 3)
+    x = torch.randn(4, 3, 20, 20).cumsum(2).cumsum(3)
+    exact = net.norm(net.first(x))
+    gain = (net.norm.weight / (net.norm.running_var + net.norm.eps).sqrt()).detach().numpy()
+    filters = net.first.weight.detach().permute(0, 2, 3, 1).numpy()
+    want = lowbit.feedback_coefficients(filters, importance=gain)
+    errors = {}
+    for feedback in (False, True):
+        twin = copy.deepcopy(net)
+        quantize_(twin, S(4, 4, 3, 2, feedback=feedback))
+        errors[feedback] = float((twin.norm(twin.first(x)) - exact).detach().square().mean())
+    assert errors[True] < 0.5 * errors[False]
+    np.testing.assert_allclose(twin.first.feedback.numpy(), want, rtol=1e-5)
+    assert list(twin.first.state_dict()) == ["codes", "scale", "feedback"]
+    assert twin.second.feedback is None
 
 
 def test_changed_codes_are_seen():
@@ -477,6 +525,19 @@ def test_the_certain_bound_is_never_exceeded():
     outputs, radius = certain_bound(first_terms(deep, 1, 1), deep, torch.ones(1, 64) * 1e6)
     assert not radius.isnan().any()
     assert ((deep(torch.ones(1, 64) * 1e6) - outputs).abs() <= radius).all()
+
+
+def test_the_certain_bound_of_inputs_with_feedback():
+    from lowbit.methods.series import certain_bound, first_terms
+
+    config = S(4, 2, 4, 2, feedback=True)
+    model, x = net(config), torch.randn(3, 3, 8, 8)
+    outputs, radius = certain_bound(first_terms(model, 1, 1), model, x)
+    assert ((model(x) - outputs).abs() <= radius).all()
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)).eval()
+    quantize_(model, config)
+    with pytest.raises(NotImplementedError, match="feedback"):
+        certain_bound(first_terms(model, 1, 1), model, x)
 
 
 def test_anytime_stops_where_it_may():

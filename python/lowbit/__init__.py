@@ -16,7 +16,7 @@ from lowbit.affine import (
 )
 from lowbit.codebook import assign, kmeans, kmeans_1d, kmeans_1d_rows, lookup
 from lowbit.config import Codebook, Int8, Series, Spiking, Uniform
-from lowbit.conv import conv2d
+from lowbit.conv import conv2d, feedback_coefficients, quantize_images
 from lowbit.gemm import linear, matmul_int8, mlp, tile_matrix
 from lowbit.levels import boundaries, decode, density_levels, encode, fit_levels, fit_levels_rows
 from lowbit.neurons import ALIF, IF, LIF, CubaLIF, NeuronState, Spikes
@@ -79,6 +79,7 @@ __all__ = [
     "dequantize",
     "encode",
     "expand",
+    "feedback_coefficients",
     "fit_levels",
     "fit_levels_rows",
     "get_num_threads",
@@ -92,6 +93,7 @@ __all__ = [
     "mlp",
     "pack_codes",
     "quantize",
+    "quantize_images",
     "quantize_rows",
     "quantize_weight",
     "reconstruct",

@@ -385,11 +385,25 @@ def conv2d(
     out: NDArray[np.int32],
     isa: str | None,
 ) -> None: ...
+def quantize_images(
+    x: NDArray[np.float32],
+    nbits: int,
+    feedback: NDArray[np.float32],
+    codes: NDArray[np.uint8],
+    scale: NDArray[np.float32],
+    zero_point: NDArray[np.uint8],
+    isa: str | None,
+) -> None: ...
 
 @final
 class RoundedConv2d:
     def __new__(
-        cls, weight: NDArray[np.int8], image: tuple[int, int, int], steps: _Steps, isa: str | None
+        cls,
+        weight: NDArray[np.int8],
+        image: tuple[int, int, int],
+        steps: _Steps,
+        feedback: NDArray[np.float32] | None,
+        isa: str | None,
     ) -> RoundedConv2d: ...
     def run(
         self,

@@ -228,12 +228,17 @@ class Series(Config):
     triangular : bool
         Leave out the products of terms ``i`` and ``j`` with ``i + j`` beyond the greater count
         plus 1: their part is no larger than that of terms which are left out anyway.
+    feedback : bool
+        Round a sample's inputs one after the other, each code making good what those before it moved the
+        outputs by (:func:`lowbit.quantize_images`). Of convolutions of at most four input channels, 7 × 7, stride 1
+        and one group, as a network of small images begins with; other layers round as ever. No input is then
+        sure to be within half a step. At most 8 bits of activations.
 
     References
     ----------
     B. Zhang et al., "FP=xINT: a low-bit series expansion algorithm for post-training
-    quantization", 2024. Triangular sums are ours; the correction is M. Nagel et al.'s, "Data-free quantization
-    through weight equalization and bias correction", 2019.
+    quantization", 2024. Triangular sums and feedback are ours; the correction is M. Nagel et al.'s, "Data-free
+    quantization through weight equalization and bias correction", 2019.
 
     Examples
     --------
@@ -251,6 +256,7 @@ class Series(Config):
     equalize: bool = True
     bias_correction: bool = True
     triangular: bool = False
+    feedback: bool = False
 
     def __post_init__(self) -> None:
         for what in ("weight", "activation"):
@@ -267,9 +273,11 @@ class Series(Config):
                 raise TypeError(f"clip: expected a number or None, got {self.clip!r}")
             if not 0 < self.clip < float("inf"):
                 raise ValueError(f"clip: expected above 0 and finite, got {self.clip}")
-        for name in ("equalize", "bias_correction", "triangular"):
+        for name in ("equalize", "bias_correction", "triangular", "feedback"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name}: expected a bool, got {getattr(self, name)!r}")
+        if self.feedback and self.effective_bits[1] > 8:
+            raise ValueError(f"feedback: expected activations of at most 8 bits, got {self.effective_bits[1]}")
 
     @property
     def effective_bits(self) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Convolutions of codes, exact; whole networks of them are `lowbit.integer`."""
+"""Convolutions of codes, exact, and images rounded for them; whole networks are `lowbit.integer`."""
 
 from __future__ import annotations
 
@@ -8,15 +8,19 @@ import numpy as np
 
 from lowbit import _core
 from lowbit._check import as_array, check_int
+from lowbit.types import RowCodes
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["conv2d"]
+__all__ = ["conv2d", "feedback_coefficients", "quantize_images"]
 
 Pair = tuple[int, int]
 
 _CODES = ("int8", "uint8")
+_FLOATS = ("float32", "float64", "float16", "bfloat16")
+#: The most values that a window may have: the equations grow with the third power.
+_WINDOW = 4 * 49
 
 
 def conv2d(
@@ -97,6 +101,152 @@ def conv2d(
     out = np.empty((n, *_core.conv2d_size(images.shape, kernels.shape, steps), filters), np.int32)
     _core.conv2d(images, kernels, start, steps, zero_points, out, isa)
     return out
+
+
+def feedback_coefficients(
+    weight: ArrayLike, *, importance: ArrayLike | None = None, damping: float = 0.01
+) -> NDArray[np.float32]:
+    """How much of each code's error the codes after it are to make good, for a convolution's outputs.
+
+    A convolution of stride 1 mixes an image's values, and what rounding moves one value by can be undone,
+    in the outputs, by moving its neighbours. Of all the errors e together the outputs are off by eᵀ H e,
+    where H is what the filters' correlations say. Values are rounded row by row; once those up to the k-th are,
+    and the others still make good what they can, there are left ``S_kk (e_k + Σ S_kj / S_kk e_j)²`` and terms without e_k,
+    S being H without what is to come (its Schur complement). The quotients are the coefficients: no data is needed.
+
+    Parameters
+    ----------
+    weight : array_like of float, shape (O, KH, KW, C)
+        The filters, of stride 1 and one group. At most 196 values each.
+    importance : array_like of float, shape (O,), optional
+        What an error in each output weighs, as a factor of the output: the gain of the normalization behind it. None: 1.
+    damping : float
+        Of H's mean diagonal, added to the diagonal: how much less than the outputs the values themselves count. Above 0.
+
+    Returns
+    -------
+    coefficients : ndarray of float32, shape (C, KH, 2 KW - 1, C)
+        Of each channel of a pixel: of the KH - 1 rows above and its own, of the columns around it, of each channel. 0 for
+        what comes later.
+
+    Raises
+    ------
+    TypeError
+        Another dtype.
+    ValueError
+        Another shape, NaN or infinities, filters that are too large.
+
+    References
+    ----------
+    Ours. It is GPTQ's rule (E. Frantar et al., 2022), which rounds weights by what inputs say, the other way round.
+
+    Examples
+    --------
+    A filter that adds neighbours up: a value is to undo most of what the one before it is off by.
+
+    >>> import numpy as np, lowbit
+    >>> lowbit.feedback_coefficients(np.ones((1, 1, 2, 1), np.float32)).ravel().round(2)
+    array([0.78, 0.  , 0.  ], dtype=float32)
+    """
+    filters = as_array("weight", weight, _FLOATS, min_ndim=4).astype(np.float64)
+    if filters.ndim != 4 or filters.size == 0:
+        raise ValueError(f"weight: expected (O, KH, KW, C), not empty, got shape {filters.shape}")
+    outputs, kh, kw, channels = filters.shape
+    if kh * kw * channels > _WINDOW:
+        raise ValueError(f"weight: expected filters of at most {_WINDOW} values, got {kh} x {kw} x {channels}")
+    if isinstance(damping, bool) or not isinstance(damping, (int, float)) or not 0 < damping < float("inf"):
+        raise ValueError(f"damping: expected a finite number above 0, got {damping!r}")
+    if importance is not None:
+        gain = as_array("importance", importance, _FLOATS).astype(np.float64)
+        if gain.shape != (outputs,):
+            raise ValueError(f"importance: expected shape ({outputs},), got {gain.shape}")
+        filters = filters * gain[:, None, None, None]
+    if not np.isfinite(filters).all():
+        raise ValueError("weight, importance: expected finite values")
+    out = np.zeros((channels, kh, 2 * kw - 1, channels))
+    greatest = np.abs(filters).max()
+    if greatest > 0:
+        _fill(out, filters / greatest, damping)
+    return out.astype(np.float32)
+
+
+def _fill(out: NDArray[np.float64], filters: NDArray[np.float64], damping: float) -> None:
+    """The coefficients of a pixel amid a piece of image that holds all that it hears of, and as much to come."""
+    _, kh, kw, channels = filters.shape
+    # correlations[dy, dx, c, d]: of channel c at some pixel and channel d so many rows and columns further.
+    padded = np.pad(filters, ((0, 0), (kh - 1, kh - 1), (kw - 1, kw - 1), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (kh, kw), axis=(1, 2))
+    correlations = np.einsum("oijc,oyxdij->yxcd", filters, windows)
+    rows, columns = 4 * kh, 4 * kw
+    y, x = (axis.ravel() for axis in np.indices((rows, columns)))
+    dy, dx = y - y[:, None] + kh - 1, x - x[:, None] + kw - 1
+    near = (dy >= 0) & (dy < 2 * kh - 1) & (dx >= 0) & (dx < 2 * kw - 1)
+    blocks = correlations[np.where(near, dy, 0), np.where(near, dx, 0)] * near[:, :, None, None]
+    h = blocks.transpose(0, 2, 1, 3).reshape(rows * columns * channels, -1)
+    h[np.diag_indices_from(h)] += damping * h.diagonal().mean()
+    middle = 2 * kh * columns + 2 * kw
+    for channel in range(channels):
+        k = middle * channels + channel
+        # Row k of H less what the values after k make good.
+        row = h[k, : k + 1] - h[k, k + 1 :] @ np.linalg.solve(h[k + 1 :, k + 1 :], h[k + 1 :, : k + 1])
+        row = np.append(row[:-1] / row[-1], np.zeros(len(h) - k)).reshape(rows, columns, channels)
+        out[channel] = row[kh + 1 : 2 * kh + 1, kw + 1 : 3 * kw]
+
+
+def quantize_images(x: ArrayLike, feedback: ArrayLike, *, nbits: int = 8, isa: str | None = None) -> RowCodes:
+    """Quantizes images for a convolution, each code making good what those before it moved the outputs by.
+
+    Each image has one scale and zero point, those of `quantize_rows`. Its values are rounded row by row,
+    column by column, channel by channel. In steps of the scale, with v a value and e the errors of codes before it,
+    a code less the zero point is ``rint(v - Σ coefficient · e)``, clamped, and its error what that is more than v. Images of
+    few bits keep what the filters see: flat regions have no bands.
+
+    Parameters
+    ----------
+    x : array_like of float32, float64, float16 or bfloat16, shape (N, H, W, C)
+        The images, channels last, rounded to float32 first.
+    feedback : array_like of float32, shape (C, rows, columns, C)
+        `feedback_coefficients` of the filters. Any number of rows, the pixel's own the last; an odd number of columns, the
+        pixel's own in the middle. What comes after a value is not looked at.
+    nbits : int
+        Bits per code, 2 to 8.
+    isa : str, optional
+        The instruction set to run on, one of `lowbit.available_isas`.
+
+    Returns
+    -------
+    rows : RowCodes
+        A row for each image: ``codes`` uint8 (N, H W C), ``scale`` float32 (N,), ``zero_point`` uint8 (N,), ``group_sums``
+        int32 (N, 1). An image with NaN or an infinity has scale NaN. The same on every instruction set.
+
+    Raises
+    ------
+    TypeError
+        Another dtype.
+    ValueError
+        No values, shapes that do not fit, coefficients that are NaN or not between -65,536 and 65,536.
+
+    Examples
+    --------
+    A flat region between two codes is made of both, and not of one:
+
+    >>> import numpy as np, lowbit
+    >>> image = np.full((1, 1, 8, 1), 0.4, np.float32)
+    >>> image[0, 0, 0] = 3
+    >>> feedback = lowbit.feedback_coefficients(np.ones((1, 1, 2, 1), np.float32))
+    >>> lowbit.quantize_images(image, feedback, nbits=2).codes
+    array([[3, 0, 1, 0, 1, 0, 1, 0]], dtype=uint8)
+    """
+    images = as_array("x", x, _FLOATS, min_ndim=4).astype(np.float32, copy=False)
+    if images.ndim != 4 or images.size == 0:
+        raise ValueError(f"x: expected (N, H, W, C), not empty, got shape {images.shape}")
+    coefficients = as_array("feedback", feedback, ("float32",), min_ndim=4)
+    nbits = check_int("nbits", nbits, 2, 8)
+    codes = np.empty(images.shape, np.uint8)
+    scale, zero_point = np.empty(len(images), np.float32), np.empty(len(images), np.uint8)
+    _core.quantize_images(images, nbits, coefficients, codes, scale, zero_point, isa)
+    flat = codes.reshape(len(images), -1)
+    return RowCodes(flat, scale, zero_point, flat.sum(1, dtype=np.int32, keepdims=True))
 
 
 def _four(name: str, x: ArrayLike) -> NDArray[Any]:

@@ -31,9 +31,12 @@ SERIES = [
     *(Series(4, k, 4, t) for k, t in ((1, 1), (1, 2), (2, 1), (2, 2))),
     Series(4, 2, 4, 2, triangular=True),
     Series(4, 2, 4, 2, clip=3.0),
+    Series(4, 2, 4, 2, feedback=True),
     *(Series(4, k, 4, t) for k, t in ((3, 2), (3, 3))),
     *(Series(3, n, 3, n) for n in (1, 2, 3)),
     Series(3, 2, 3, 2, clip=CLIP),
+    Series(3, 2, 3, 2, feedback=True),
+    Series(3, 2, 3, 2, clip=CLIP, feedback=True),
     *(Series(2, n, 2, n) for n in (1, 2, 3, 4)),
 ]
 FIRST = "first layer 4 bits 2x2"
@@ -399,7 +402,9 @@ def _name(config: Series) -> str:
     name = "series"
     if config.triangular:
         name += ", triangular"
-    return name if config.clip is None else f"{name}, clip {config.clip:g}"
+    if config.clip is not None:
+        name += f", clip {config.clip:g}"
+    return f"{name}, feedback" if config.feedback else name
 
 
 def _clock(call: Callable[[], Any]) -> tuple[Any, float]:

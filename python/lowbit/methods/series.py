@@ -644,7 +644,12 @@ class _Intervals(fx.Interpreter):
         steps = (1 << config.activation_bits * config.activation_terms) - 1
         step = (high.clamp(min=0) - low.clamp(max=0)) / steps
         seen = few.seen(x)
-        apart = radius + (x - seen).abs() + step * (0.5 + _SLACK)
+        if getattr(whole, "feedback", None) is None:
+            apart = radius + (x - seen).abs() + step * (0.5 + _SLACK)
+        elif radius.any():
+            raise NotImplementedError("certain_bound: no interval is known for inputs that are rounded with feedback")
+        else:
+            apart = (whole.seen(x) - seen).abs()
         full = whole.dequantize().to(x.dtype)
         rest = full - few.dequantize().to(x.dtype)
         drift = few.convolve(seen, rest).abs() + few.convolve(apart, full.abs())

@@ -14,7 +14,7 @@ from lowbit.reference.affine import (
     round_with_feedback,
 )
 from lowbit.reference.codebook import assign, kmeans, kmeans_1d, kmeans_1d_rows, lookup
-from lowbit.reference.conv import conv2d
+from lowbit.reference.conv import conv2d, quantize_images
 from lowbit.reference.gemm import (
     CodebookWeight,
     GroupedWeight,
@@ -63,6 +63,7 @@ __all__ = [
     "mlp",
     "pack_codes",
     "quantize",
+    "quantize_images",
     "quantize_rows",
     "quantize_weight",
     "reconstruct",

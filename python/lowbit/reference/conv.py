@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lowbit.reference.affine import quantize_rows
+from lowbit.types import RowCodes
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -28,6 +31,7 @@ __all__ = [
     "multiplier",
     "power_of_two",
     "quantize_codes",
+    "quantize_images",
     "requantize",
     "requantize_fixed_point",
     "requantize_power_of_two",
@@ -96,6 +100,41 @@ def conv2d(
             part = np.einsum("nhwgc,goc->nhwgo", grouped, taps[:, :, i, j])
             sums = sums + part.reshape(*seen.shape[:3], n_out)
     return _with_bias(sums, bias)
+
+
+def quantize_images(
+    x: NDArray[Any], feedback: NDArray[np.float32], *, nbits: int = 8, isa: str | None = None
+) -> RowCodes:
+    """`lowbit.quantize_images`: images (N, H, W, C), each code making good the errors before it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lowbit import reference
+    >>> image = np.array([3, 0.4, 0.4, 0.4], np.float32).reshape(1, 1, 4, 1)
+    >>> reference.quantize_images(image, np.float32([0.5, 0, 0]).reshape(1, 1, 3, 1), nbits=2).codes
+    array([[3, 0, 1, 0]], dtype=uint8)
+    """
+    n, height, width, channels = x.shape
+    rows = quantize_rows(x.reshape(n, -1).astype(np.float32), nbits=nbits)
+    above, beside = feedback.shape[1] - 1, feedback.shape[2] // 2
+    inverse, zero_point = np.float32(1) / rows.scale, rows.zero_point.astype(np.float32)
+    errors = np.zeros((n, above + height, width + 2 * beside, channels), np.float32)
+    codes = np.zeros(x.shape, np.uint8)
+    for i, y, column, channel in np.ndindex(n, height, width, channels):
+        if np.isnan(rows.scale[i]):
+            continue
+        # Later codes have no errors yet.
+        window = errors[i, y : y + above + 1, column : column + 2 * beside + 1]
+        total = np.float32(0)
+        for error, coefficient in zip(window.ravel(), feedback[channel].ravel(), strict=True):
+            total += coefficient * error
+        value = np.float32(x[i, y, column, channel]) * inverse[i]
+        steps = np.clip(np.rint(value - total), -zero_point[i], np.float32(2**nbits - 1) - zero_point[i])
+        errors[i, y + above, column + beside, channel] = steps - value
+        codes[i, y, column, channel] = steps + zero_point[i]
+    flat = codes.reshape(n, -1)
+    return RowCodes(flat, rows.scale, rows.zero_point, flat.sum(1, dtype=np.int32, keepdims=True))
 
 
 def fully_connected(

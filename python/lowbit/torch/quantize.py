@@ -19,7 +19,7 @@ import lowbit
 from lowbit.config import Codebook, Config, Int8, Series, Spiking, Uniform
 from lowbit.gemm import MAX_K_UINT8
 from lowbit.torch import fusion
-from lowbit.torch.correction import input_moments
+from lowbit.torch.correction import NORMS, input_moments
 from lowbit.torch.modules import QuantEmbedding, QuantLinear
 from lowbit.torch.series import SeriesConv2d, SeriesLayer, SeriesLinear
 from lowbit.torch.spiking import QuantSpikingLayer, SpikingLayer
@@ -401,9 +401,9 @@ class _Swaps:
         self.made: dict[Shared, Made] = {}
         #: The layers on series, by kind, weight and config: those that share a weight share its codes.
         self.series: dict[tuple[type[nn.Module], int, Config], SeriesLayer] = {}
-        corrected = any(isinstance(c, Series) and c.bias_correction for c in decided.values())
+        wanted = any(isinstance(c, Series) and (c.bias_correction or c.feedback) for c in decided.values())
         #: What is known of layers' inputs, where it is wanted.
-        self._inputs = input_moments(model) if corrected else {}
+        self._inputs = input_moments(model) if wanted else {}
         self._swapped: dict[int, nn.Module] = {}
 
     def swap(self, name: str, module: nn.Module) -> nn.Module:
@@ -428,12 +428,26 @@ class _Swaps:
         assert isinstance(module, (nn.Linear, nn.Conv2d))
         key = type(module), id(module.weight), config
         tied = self.series.get(key)
-        conv = isinstance(module, nn.Conv2d)
-        new = SeriesConv2d.of(module, config, tied) if conv else SeriesLinear.of(module, config, tied)
+        new: SeriesLayer
+        if isinstance(module, nn.Conv2d):
+            new = SeriesConv2d.of(module, config, tied, self._gain(name))
+        else:
+            new = SeriesLinear.of(module, config, tied)
         if config.bias_correction and name in self._inputs:
             new.mean = self._inputs[name].mean
             new.correct_(module.weight.detach())
         return self.series.setdefault(key, new) if tied is None else new
+
+    def _gain(self, name: str) -> torch.Tensor | None:
+        """What the normalization behind a layer multiplies its outputs with, where one takes them."""
+        norm = self._inputs[name].norm if name in self._inputs else None
+        if norm is None:
+            return None
+        module = self.model.get_submodule(norm)
+        assert isinstance(module, NORMS)
+        assert module.running_var is not None
+        gain = (module.running_var.double() + module.eps).rsqrt()
+        return gain if module.weight is None else gain * module.weight.detach().double()
 
 
 def _quantized(
@@ -563,7 +577,7 @@ def _report(name: str, old: nn.Module, new: nn.Module) -> LayerReport:
     if isinstance(config, Series):
         bits = f"{config.weight_terms}x{config.weight_bits} by {config.activation_terms}x{config.activation_bits} bits"
     if isinstance(new, SeriesConv2d):
-        what = "conv2d"
+        what = "conv2d" if new.feedback is None else "conv2d with feedback"
     elif isinstance(new, QuantLinear):
         what = "gemm" + {None: " of floats", "int8_group": " of spans"}.get(getattr(config, "activation", "int8"), "")
     kernel = f"{bits} {what}, {isa}"

@@ -38,6 +38,8 @@ __all__ = ["SATURATION", "SeriesConv2d", "SeriesLayer", "SeriesLinear", "Sums"]
 SATURATION = -1
 #: What a layer keeps: the order in which kernels read its weights, for sizes of images, and its terms.
 KEPT = 6
+#: Convolutions of up to so many input channels, and windows of up to so many rows and columns, round with feedback.
+CHANNELS, WINDOW = 4, 7
 
 #: From a layer's name for itself, and its partial sums, to their total.
 Reduce = Callable[[np.ndarray], np.ndarray]
@@ -190,9 +192,13 @@ class SeriesLayer(nn.Module):
     def seen(self, x: torch.Tensor) -> torch.Tensor:
         """Inputs as the layer sees them: rounded."""
         rows, shape = self._rows(x)
-        codes = round_rows(rows, self.config)
+        codes = self._rounded(rows, shape)
         steps = codes.codes.astype(np.float32) - codes.zero_point[:, None]
         return self._unrolled(torch.from_numpy(steps * codes.scale[:, None]), x, shape)
+
+    def _rounded(self, rows: NDArray[np.float32], shape: tuple[int, ...]) -> Codes:
+        """Rows as :meth:`_rows` gives them, in codes."""
+        return round_rows(rows, self.config)
 
     def spans(self, x: torch.Tensor) -> tuple[int, ...]:
         """The axes of inputs that have one scale together."""
@@ -259,7 +265,7 @@ class SeriesLayer(nn.Module):
         which are then summed term by term in any case.
         """
         rows, shape = self._rows(x)
-        codes = round_rows(rows, self.config)
+        codes = self._rounded(rows, shape)
         codes = Codes(codes.codes.reshape(-1, *shape), codes.scale, codes.zero_point, codes.bits)
         merged = merged and self.coefficients is None and not self.config.triangular
         total = self._merged(codes) if merged else self._apart(codes)
@@ -472,12 +478,14 @@ class SeriesConv2d(SeriesLayer):
     """A convolution on series (:class:`lowbit.Series`): each sample is rounded by its own range.
 
     Buffers: ``codes``, int8 (parts, O, KH · KW · C / groups), each part 256 times coarser than the
-    one before; ``scale``, float32 (O,); ``bias``, float32 (O,), or None. The order in which kernels
+    one before; ``scale``, float32 (O,); ``bias``, float32 (O,), or None; ``feedback``, float32
+    (C, KH, 2 KW - 1, C), or None where inputs are rounded one by one. The order in which kernels
     read the weights is made for each size of image when it is first seen, and not saved.
     """
 
     codes: torch.Tensor
     scale: torch.Tensor
+    feedback: torch.Tensor | None
     in_channels: int
     out_channels: int
     groups: int
@@ -493,6 +501,7 @@ class SeriesConv2d(SeriesLayer):
         codes: torch.Tensor,
         scale: torch.Tensor,
         bias: torch.Tensor | None,
+        feedback: torch.Tensor | None,
         config: Series,
     ) -> None:
         """``module`` says all but these."""
@@ -510,6 +519,7 @@ class SeriesConv2d(SeriesLayer):
         self.register_buffer("codes", codes)
         self.register_buffer("scale", scale)
         self.register_buffer("bias", bias)
+        self.register_buffer("feedback", feedback)
         self._series(len(codes))
 
     @property
@@ -554,6 +564,18 @@ class SeriesConv2d(SeriesLayer):
     def _rows(self, x: torch.Tensor) -> tuple[NDArray[np.float32], tuple[int, ...]]:
         images = self._images(x)
         return images.reshape(len(images), -1), images.shape[1:]
+
+    def _rounded(self, rows: NDArray[np.float32], shape: tuple[int, ...]) -> Codes:
+        feedback = self._coefficients()
+        if feedback is None or not len(rows):
+            return super()._rounded(rows, shape)
+        bits = self.config.activation_bits * self.config.activation_terms
+        images = lowbit.quantize_images(rows.reshape(-1, *shape), feedback, nbits=bits)
+        return Codes(images.codes.astype(np.uint16), images.scale, images.zero_point.astype(np.uint16), bits)
+
+    def _coefficients(self) -> NDArray[np.float32] | None:
+        """As kernels take them: torch lays four axes out as channels_last asks."""
+        return None if self.feedback is None else _bridge.view(self.feedback.contiguous())
 
     def convolve(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         x = functional.pad(x, list(self._reversed_padding_repeated_twice))
@@ -606,7 +628,7 @@ class SeriesConv2d(SeriesLayer):
         """The convolution for images of one size, the size of what it makes, and what ends it."""
         part = self._parts()[0]
         size = (*_core.conv2d_size(shape, part.shape, self._steps), self.out_channels)
-        plan = _core.RoundedConv2d(part, shape[1:], self._steps, None)  # type: ignore[arg-type]
+        plan = _core.RoundedConv2d(part, shape[1:], self._steps, self._coefficients(), None)  # type: ignore[arg-type]
         scale = _bridge.view(self.scale).copy()
         bias = np.zeros(self.out_channels, np.float32) if self.bias is None else _bridge.view(self.bias).copy()
         bits = min(8, self.config.activation_bits * self.config.activation_terms)  # more where there are no images
@@ -619,16 +641,32 @@ class SeriesConv2d(SeriesLayer):
         )
 
     @staticmethod
-    def of(module: nn.Conv2d, config: Series, tied: SeriesLayer | None = None) -> SeriesConv2d:
-        """The convolution in series, with the buffers of one that it is tied to."""
+    def of(
+        module: nn.Conv2d, config: Series, tied: SeriesLayer | None = None, gain: torch.Tensor | None = None
+    ) -> SeriesConv2d:
+        """The convolution in series, with the buffers of one that it is tied to; ``gain`` is the normalization's behind it."""
         bias = None if module.bias is None else module.bias.detach().float().clone()
+        feedback = _feedback(module, gain) if config.feedback and hears(module) else None
         if isinstance(tied, SeriesConv2d):
-            return SeriesConv2d(module, tied.codes, tied.scale, bias, config)
+            return SeriesConv2d(module, tied.codes, tied.scale, bias, feedback, config)
         codes, scale = _quantized(module.weight.permute(0, 2, 3, 1), config)
-        return SeriesConv2d(module, _stacked(codes, config), torch.from_numpy(scale), bias, config)
+        return SeriesConv2d(module, _stacked(codes, config), torch.from_numpy(scale), bias, feedback, config)
 
     def with_codes(self, codes: NDArray[np.int64], scale: NDArray[np.float32], config: Series) -> SeriesConv2d:
-        return SeriesConv2d(self, _stacked(codes, config), torch.from_numpy(scale), self.bias, config)
+        stacked = _stacked(codes, config)
+        return SeriesConv2d(self, stacked, torch.from_numpy(scale), self.bias, self.feedback, config)
+
+
+def hears(module: nn.Conv2d) -> bool:
+    """Whether a convolution's inputs are rounded with feedback where the config asks for it."""
+    few = module.in_channels <= CHANNELS and max(module.kernel_size) <= WINDOW
+    return few and _pair(module.stride) == _pair(module.dilation) == (1, 1) and module.groups == 1
+
+
+def _feedback(module: nn.Conv2d, gain: torch.Tensor | None) -> torch.Tensor:
+    weight = module.weight.detach().float().permute(0, 2, 3, 1).contiguous().numpy()
+    importance = None if gain is None else gain.detach().float().numpy()
+    return torch.from_numpy(lowbit.feedback_coefficients(weight, importance=importance))
 
 
 def _quantized(weight: torch.Tensor, config: Series) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

@@ -2,8 +2,8 @@
 //! right dtypes; sizes are checked again by the kernel.
 
 use lowbit_kernels::Isa;
-use lowbit_kernels::affine::Levels;
-use lowbit_kernels::conv::{Conv2d, Finish, Kind, Shape, To, Weight};
+use lowbit_kernels::affine::{Levels, RowScale};
+use lowbit_kernels::conv::{Conv2d, Feedback, Finish, Kind, Shape, To, Weight};
 use numpy::{PyReadonlyArrayDyn, PyUntypedArrayMethods};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -81,10 +81,56 @@ fn conv2d(
     })
 }
 
+/// What errors of images' codes are carried by: float32 (C, rows, columns, C).
+fn feedback_of(coefficients: &Bound<'_, PyAny>, image: [usize; 3]) -> PyResult<Feedback> {
+    let coefficients = read::<f32>("feedback", coefficients)?;
+    let shape = coefficients.shape();
+    let &[channels, rows, columns, from] = shape else {
+        return Err(PyValueError::new_err(format!("feedback: expected four axes, got {shape:?}")));
+    };
+    if channels != from || channels != image[2] {
+        let expected = image[2];
+        let message = format!("feedback: expected ({expected}, rows, columns, {expected}), got {shape:?}");
+        return Err(PyValueError::new_err(message));
+    }
+    Feedback::new(coefficients.as_slice()?, [rows, columns], image).map_err(call::to_py)
+}
+
+/// `x` float32 (N, H, W, C); `codes` of its shape; `scale`, `zero_point` (N,).
+#[pyfunction]
+fn quantize_images(
+    py: Python<'_>,
+    x: &Bound<'_, PyAny>,
+    nbits: u32,
+    feedback: &Bound<'_, PyAny>,
+    codes: &Bound<'_, PyAny>,
+    scale: &Bound<'_, PyAny>,
+    zero_point: &Bound<'_, PyAny>,
+    isa: Option<&str>,
+) -> PyResult<()> {
+    let (isa, levels) = (call::isa(isa)?, Levels::new(nbits, false, false).map_err(call::to_py)?);
+    let (x, mut codes) = (read::<f32>("x", x)?, write::<u8>("codes", codes)?);
+    let (mut scale, mut zero_point) = (write::<f32>("scale", scale)?, write::<u8>("zero_point", zero_point)?);
+    let &[_, height, width, channels] = x.shape() else {
+        return Err(PyValueError::new_err(format!("x: expected four axes, got {:?}", x.shape())));
+    };
+    let feedback = feedback_of(feedback, [height, width, channels])?;
+    let (x, codes) = (x.as_slice()?, codes.as_slice_mut()?);
+    let (scale, zero_point) = (scale.as_slice_mut()?, zero_point.as_slice_mut()?);
+    let mut rows = vec![RowScale::default(); scale.len()];
+    let work = x.len().saturating_mul(feedback.products());
+    run(py, work, Threads::default(), |ctl| feedback.round(x, &levels, codes, &mut rows, isa, ctl))?;
+    for ((row, scale), zero_point) in rows.iter().zip(scale).zip(zero_point) {
+        (*scale, *zero_point) = (row.scale, row.zero_point);
+    }
+    Ok(())
+}
+
 /// A convolution of floats, for images of one size: `lowbit.torch` keeps it with the codes.
 #[pyclass(frozen, module = "lowbit._core")]
 struct RoundedConv2d {
     conv: Conv2d,
+    feedback: Option<Feedback>,
     isa: Isa,
     /// Products of an image.
     products: usize,
@@ -92,15 +138,17 @@ struct RoundedConv2d {
 
 #[pymethods]
 impl RoundedConv2d {
-    /// `weight` is int8; `image` is (H, W, C).
+    /// `weight` is int8; `image` is (H, W, C); `feedback` is as `quantize_images` takes it, or None.
     #[new]
     fn new(
         py: Python<'_>,
         weight: &Bound<'_, PyAny>,
         image: [usize; 3],
         steps: Steps,
+        feedback: Option<&Bound<'_, PyAny>>,
         isa: Option<&str>,
     ) -> PyResult<Self> {
+        let feedback = feedback.map(|coefficients| feedback_of(coefficients, image)).transpose()?;
         let (isa, weight) = (call::isa(isa)?, Codes::of("weight", weight)?);
         let [rows, columns, channels] = image;
         let shape = shape_of([1, rows, columns, channels], weight.shape()?, steps);
@@ -109,7 +157,7 @@ impl RoundedConv2d {
         let input = Kind { signed: false, zero_point: 0 };
         let weight = Weight { codes: weight.bytes()?, kind: weight.kind(0) };
         let conv = run(py, weight.codes.len(), Threads::default(), |_| Conv2d::new(shape, weight, input, finish, isa))?;
-        Ok(RoundedConv2d { conv, isa, products })
+        Ok(RoundedConv2d { conv, feedback, isa, products })
     }
 
     /// `x` float32 (N, H, W, C), rounded to `nbits`; `out` float32 (N, OH, OW, O).
@@ -134,7 +182,7 @@ impl RoundedConv2d {
         let (x, ends, out) = (x.as_slice()?, [scale.as_slice()?, bias.as_slice()?], out.as_slice_mut()?);
         let threads = Threads { threads: (threads > 0).then_some(threads), openmp };
         run(py, self.products.saturating_mul(n), threads, |ctl| {
-            self.conv.rounded(n, x, &levels, ends, out, self.isa, ctl)
+            self.conv.rounded(n, x, &levels, self.feedback.as_ref(), ends, out, self.isa, ctl)
         })
     }
 }
@@ -142,5 +190,6 @@ impl RoundedConv2d {
 pub fn register(m: &Bound<'_, PyModule>) -> PyResult<()> {
     m.add_function(wrap_pyfunction!(conv2d_size, m)?)?;
     m.add_function(wrap_pyfunction!(conv2d, m)?)?;
+    m.add_function(wrap_pyfunction!(quantize_images, m)?)?;
     m.add_class::<RoundedConv2d>()
 }

@@ -35,6 +35,7 @@
 mod avx2;
 mod band;
 mod depthwise;
+mod feedback;
 mod filter;
 mod finish;
 mod pool;
@@ -46,6 +47,7 @@ mod tests;
 mod vector;
 mod winograd;
 
+pub use feedback::Feedback;
 pub use finish::{AddCodes, Finish, Requantize, Rule, To};
 pub use pool::{Means, Window, average_pool, max_pool};
 pub use simple::{Multiply, Softmax, add, dequantize, look_up, multiply, quantize};

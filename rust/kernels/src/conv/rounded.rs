@@ -4,9 +4,10 @@
 use std::borrow::Cow;
 use std::sync::{Mutex, PoisonError};
 
+use super::feedback::{self, Feedback};
 use super::filter::Filter;
 use super::{Conv2d, Out};
-use crate::affine::{Floats, Levels, RowScale, quantize_rows};
+use crate::affine::{Floats, Levels, quantize_row};
 use crate::error::{bail, try_zeroed};
 use crate::lanes::{Lanes, on_isa};
 use crate::par::{Ctl, Parts};
@@ -22,13 +23,14 @@ struct Room {
     sums: Vec<i32>,
     scratch: Vec<i16>,
     scale: Vec<f32>,
+    feedback: Option<feedback::Room>,
 }
 
 impl Conv2d {
     /// `f32(sum) * (image's scale * scale) + bias` of `n` images of floats, one after the other, shared out
     /// to threads. Each image is rounded by itself as [`quantize_rows`] rounds a row, to unsigned codes of
-    /// `levels`; `scale` and `bias` have one value for each filter. An image with NaN or an infinity
-    /// gives NaN.
+    /// `levels`, or with feedback as [`Feedback::round`] says; `scale` and `bias` have one value for each
+    /// filter. An image with NaN or an infinity gives NaN.
     ///
     /// # Errors
     /// [`Error::Value`](crate::Error::Value) where a length does not fit or the convolution was made for other
@@ -39,6 +41,7 @@ impl Conv2d {
         n: usize,
         x: &[f32],
         levels: &Levels,
+        feedback: Option<&Feedback>,
         [scale, bias]: [&[f32]; 2],
         out: &mut [f32],
         isa: Isa,
@@ -55,6 +58,11 @@ impl Conv2d {
         if self.input.signed {
             bail!("x: expected a convolution of uint8 codes");
         }
+        if let Some(feedback) = feedback
+            && feedback.size() != image
+        {
+            bail!("feedback: expected images of {image} values, got of {}", feedback.size());
+        }
         let mut rooms = Vec::new();
         for _ in 0..ctl.threads().min(n) {
             rooms.push(Mutex::new(Room {
@@ -62,6 +70,7 @@ impl Conv2d {
                 sums: try_zeroed(count)?,
                 scratch: try_zeroed(self.scratch_len())?,
                 scale: try_zeroed(filters)?,
+                feedback: feedback.map(Feedback::room).transpose()?,
             }));
         }
         let parts = Parts::new(out.chunks_mut(count));
@@ -69,7 +78,7 @@ impl Conv2d {
         ctl.for_each(n, &|slot, task| {
             let mut room = rooms[slot].lock().unwrap_or_else(PoisonError::into_inner);
             let (x, out) = (&x[task * image..][..image], parts.take(task));
-            if let Err(error) = self.one_rounded(x, levels, [scale, bias], out, &mut room, isa) {
+            if let Err(error) = self.one_rounded(x, levels, feedback, [scale, bias], out, &mut room, isa) {
                 *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
             }
         })?;
@@ -80,20 +89,23 @@ impl Conv2d {
         &self,
         x: &[f32],
         levels: &Levels,
+        feedback: Option<&Feedback>,
         [scale, bias]: [&[f32]; 2],
         out: &mut [f32],
         room: &mut Room,
         isa: Isa,
     ) -> Result<()> {
-        let Room { codes, sums, scratch, scale: scales } = room;
-        let (mut row, mut sum, here) = ([RowScale::default()], [0], Ctl::new(1));
-        quantize_rows(Floats::F32(x), x.len(), levels, x.len(), codes, &mut row, &mut sum, isa, &here)?;
-        if row[0].scale.is_nan() {
+        let Room { codes, sums, scratch, scale: scales, feedback: room } = room;
+        let row = match feedback.zip(room.as_mut()) {
+            None => quantize_row(Floats::F32(x), levels, codes, isa),
+            Some((feedback, room)) => feedback.round_one(x, levels, codes, room, isa),
+        };
+        if row.scale.is_nan() {
             out.fill(f32::NAN);
             return Ok(());
         }
-        self.with_zero_point(row[0].zero_point.into()).run(codes, Out::Sums(sums), scratch)?;
-        scales.iter_mut().zip(scale).for_each(|(to, scale)| *to = row[0].scale * scale);
+        self.with_zero_point(row.zero_point.into()).run(codes, Out::Sums(sums), scratch)?;
+        scales.iter_mut().zip(scale).for_each(|(to, scale)| *to = row.scale * scale);
         scale_sums(sums, scales, bias, out, isa);
         Ok(())
     }

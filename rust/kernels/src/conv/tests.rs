@@ -318,13 +318,138 @@ fn rounded_images_are_codes_times_scales() {
                 let conv = Conv2d::new(shape.clone(), weight, kind, finish, isa).unwrap();
                 for threads in [1, 2, 7] {
                     let mut got = vec![0.0; 3 * count];
-                    conv.rounded(3, &x, &levels, [&scale, &bias], &mut got, isa, &Ctl::new(threads)).unwrap();
+                    conv.rounded(3, &x, &levels, None, [&scale, &bias], &mut got, isa, &Ctl::new(threads)).unwrap();
                     let bits = |all: &[f32]| all.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
                     assert_eq!(bits(&got), bits(&expected), "shape {i}, {nbits} bits, {}", isa.name());
                 }
             }
         }
     }
+}
+
+/// Codes with feedback by the book: each error looked up where it is, none outside of the image.
+fn fed_back(
+    x: &[f32],
+    [h, w, c]: [usize; 3],
+    coefficients: &[f32],
+    [rows, columns]: [usize; 2],
+    row: RowScale,
+    most: f32,
+) -> Vec<u8> {
+    let (above, beside) = (rows as isize - 1, columns as isize / 2);
+    let (mut errors, mut codes) = (vec![0f32; h * w * c], Vec::new());
+    let zero_point = f32::from(row.zero_point);
+    for (y, x0, channel) in
+        (0..h).flat_map(|y| (0..w).map(move |x| (y, x))).flat_map(|(y, x)| (0..c).map(move |c| (y, x, c)))
+    {
+        let at = (y * w + x0) * c + channel;
+        let mut sum = 0f32;
+        for (i, j, from) in
+            (0..rows).flat_map(|i| (0..columns).map(move |j| (i, j))).flat_map(|(i, j)| (0..c).map(move |c| (i, j, c)))
+        {
+            let (dy, dx) = (i as isize - above, j as isize - beside);
+            if (dy, dx, from as isize - channel as isize) >= (0, 0, 0) {
+                continue;
+            }
+            let (row, column) = (y as isize + dy, x0 as isize + dx);
+            if row >= 0 && (0..w as isize).contains(&column) {
+                let coefficient = coefficients[((channel * rows + i) * columns + j) * c + from];
+                sum += coefficient * errors[(row as usize * w + column as usize) * c + from];
+            }
+        }
+        let value = x[at] * (1.0 / row.scale);
+        let steps = (value - sum).round_ties_even().clamp(-zero_point, most - zero_point);
+        errors[at] = steps - value;
+        codes.push((steps + zero_point) as u8);
+    }
+    codes
+}
+
+fn unit(count: usize, seed: u64) -> Vec<f32> {
+    bytes(count, seed).iter().map(|&b| f32::from(b as i8) / 100.0).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: cases(), failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn feedback_is_by_the_book(
+        image in (1..6usize, 1..40usize, 1..5usize), reach in (0..4usize, 0..4usize), nbits in 2..=8u32, seed: u64,
+    ) {
+        let (image, window) = ([image.0, image.1, image.2], [reach.0 + 1, 2 * reach.1 + 1]);
+        let size = image.iter().product::<usize>();
+        let coefficients = unit(image[2] * window[0] * window[1] * image[2], seed);
+        let mut x = unit(3 * size, seed ^ 1);
+        x[size..2 * size].iter_mut().for_each(|x| *x = x.abs() * 30.0);
+        x[2 * size] = f32::NAN;
+        let levels = Levels::new(nbits, false, false).unwrap();
+        let feedback = Feedback::new(&coefficients, window, image).unwrap();
+        for &isa in Isa::available() {
+            for threads in [1, 3] {
+                let (mut codes, mut rows) = (vec![1; 3 * size], vec![RowScale::default(); 3]);
+                feedback.round(&x, &levels, &mut codes, &mut rows, isa, &Ctl::new(threads)).unwrap();
+                for i in 0..2 {
+                    let (these, mut plain) = (i * size..(i + 1) * size, vec![0; size]);
+                    let (mut row, mut sum) = ([RowScale::default()], [0]);
+                    let values = Floats::F32(&x[these.clone()]);
+                    quantize_rows(values, size, &levels, size, &mut plain, &mut row, &mut sum, isa, &Ctl::new(1)).unwrap();
+                    prop_assert_eq!((rows[i].scale, rows[i].zero_point), (row[0].scale, row[0].zero_point));
+                    let most = (1 << nbits) as f32 - 1.0;
+                    let expected = fed_back(&x[these.clone()], image, &coefficients, window, rows[i], most);
+                    prop_assert_eq!(&codes[these], &expected[..], "image {}, {}", i, isa.name());
+                }
+                prop_assert!(rows[2].scale.is_nan() && codes[2 * size..].iter().all(|&code| code == 0));
+            }
+        }
+    }
+}
+
+#[test]
+fn convolutions_round_with_feedback() {
+    // A column of pixels is taken as a row by the products, and must not be by the feedback.
+    for image in [[5, 6, 3], [7, 1, 2]] {
+        let shape = Shape { padding: [[1; 2]; 2], ..plain(image, 4, 3) };
+        let (size, taps) = (image.iter().product::<usize>(), 9 * image[2]);
+        let (kind, w) = (Kind { signed: false, zero_point: 0 }, bytes(4 * taps, 3));
+        let weight = Weight { codes: &w, kind: Kind { signed: true, zero_point: 0 } };
+        let (x, coefficients) = (unit(2 * size, 5), unit(image[2] * 3 * 5 * image[2], 6));
+        let levels = Levels::new(6, false, false).unwrap();
+        let feedback = Feedback::new(&coefficients, [3, 5], image).unwrap();
+        let (mut codes, mut rows) = (vec![0; 2 * size], vec![RowScale::default(); 2]);
+        feedback.round(&x, &levels, &mut codes, &mut rows, Isa::Scalar, &Ctl::new(1)).unwrap();
+        let mut expected = Vec::new();
+        for (codes, row) in codes.chunks(size).zip(&rows) {
+            let input = Kind { signed: false, zero_point: row.zero_point.into() };
+            let sums = by_the_book(&shape, codes, input, &w, weight.kind, &[0; 4]);
+            expected.extend(sums.iter().map(|&sum| sum as f32 * row.scale));
+        }
+        for &isa in Isa::available() {
+            let finish = Finish { bias: vec![0; 4], to: To::Sums };
+            let conv = Conv2d::new(shape.clone(), weight, kind, finish, isa).unwrap();
+            let (mut got, ends) = (vec![0.0; expected.len()], [&[1.0; 4][..], &[0.0; 4]]);
+            conv.rounded(2, &x, &levels, Some(&feedback), ends, &mut got, isa, &Ctl::new(2)).unwrap();
+            assert_eq!(got, expected, "{}", isa.name());
+        }
+    }
+}
+
+#[test]
+fn feedback_that_does_not_fit_is_refused() {
+    let refused = |coefficients: &[f32], window, image| {
+        let error = Feedback::new(coefficients, window, image).unwrap_err();
+        assert!(matches!(error, Error::Value(_)), "{error:?}");
+    };
+    refused(&[0.0; 2], [1, 2], [4, 4, 1]);
+    refused(&[0.0; 5], [1, 3], [4, 4, 1]);
+    refused(&[], [0, 3], [4, 4, 1]);
+    refused(&[0.0; 3], [1, 3], [0, 4, 1]);
+    refused(&[0.0, f32::NAN, 0.0], [1, 3], [4, 4, 1]);
+    refused(&[0.0, 1e9, 0.0], [1, 3], [4, 4, 1]);
+    refused(&[0.0; 3], [usize::MAX, 3], [4, 4, 1]);
+    let feedback = Feedback::new(&[0.0; 3], [1, 3], [4, 4, 1]).unwrap();
+    let levels = Levels::new(8, false, false).unwrap();
+    let mut rows = [RowScale::default()];
+    assert!(feedback.round(&[0.0; 15], &levels, &mut [0; 15], &mut rows, Isa::best(), &Ctl::new(1)).is_err());
 }
 
 #[test]
