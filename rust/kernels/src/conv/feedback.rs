@@ -9,8 +9,8 @@ use crate::lanes::{Lanes, on_isa};
 use crate::par::{Ctl, Parts};
 use crate::{Isa, Result};
 
-/// The most lanes of any vector.
-const LANES: usize = 16;
+/// Columns that are summed at once, at most: four vectors.
+const AHEAD: usize = 64;
 /// Coefficients are below: no sum of errors overflows.
 const GREATEST: f32 = 65536.0;
 
@@ -64,7 +64,7 @@ impl Feedback {
     /// What one thread rounds images in.
     pub(super) fn room(&self) -> Result<Room> {
         let ([above, beside], [_, columns, channels]) = (self.reach, self.image);
-        let row = checked_product("image", &[columns, 1])?.saturating_add(2 * beside + LANES);
+        let row = checked_product("image", &[columns, 1])?.saturating_add(2 * beside + AHEAD);
         Ok(Room {
             errors: try_zeroed(checked_product("image", &[above + 1, channels, row])?)?,
             sums: try_zeroed(checked_product("image", &[channels, row])?)?,
@@ -147,6 +147,51 @@ struct Grid {
     most: f32,
 }
 
+impl Grid {
+    /// The error, in steps, and the code of a value that is to make up for `sum`.
+    #[inline(always)]
+    fn round(&self, x: f32, sum: f32) -> (f32, u8) {
+        let value = x * self.inverse;
+        let steps = (value - sum).round_ties_even().max(self.least).min(self.most);
+        (steps - value, (steps + self.zero_point) as u8)
+    }
+}
+
+/// A row's codes, where so few errors of it matter that they stay in registers: those of `BESIDE` pixels of `C` channels.
+#[inline(always)]
+fn along<const C: usize, const BESIDE: usize>(
+    coefficients: [&[f32]; C],
+    grid: Grid,
+    sums: &[f32],
+    x: &[f32],
+    codes: &mut [u8],
+    line: &mut [f32],
+) {
+    let row = sums.len() / C;
+    let pixels =
+        x.as_chunks::<C>().0.iter().zip(codes.as_chunks_mut::<C>().0).zip(&mut line.as_chunks_mut::<C>().0[BESIDE..]);
+    let mut before = [[0f32; C]; BESIDE];
+    for (column, ((x, codes), line)) in pixels.enumerate() {
+        let mut errors = [0f32; C];
+        for channel in 0..C {
+            let coefficients = coefficients[channel].as_chunks::<C>().0;
+            let mut sum = sums[channel * row + column];
+            for (errors, coefficients) in before.iter().zip(coefficients) {
+                for (error, coefficient) in errors.iter().zip(coefficients) {
+                    sum += coefficient * error;
+                }
+            }
+            for (error, coefficient) in errors[..channel].iter().zip(&coefficients[BESIDE]) {
+                sum += coefficient * error;
+            }
+            (errors[channel], codes[channel]) = grid.round(x[channel], sum);
+        }
+        before.rotate_left(1);
+        before[BESIDE - 1] = errors;
+        *line = errors;
+    }
+}
+
 on_isa! {
     fn carry(feedback: &Feedback, grid: Grid, x: &[f32], codes: &mut [u8], room: &mut Room) = carried;
 }
@@ -154,39 +199,47 @@ on_isa! {
 #[inline(always)]
 fn carried<L: Lanes>(l: L, feedback: &Feedback, grid: Grid, x: &[f32], codes: &mut [u8], room: &mut Room) {
     let ([_, columns, channels], [above, beside]) = (feedback.image, feedback.reach);
-    let (window, row) = ((2 * beside + 1) * channels, columns + 2 * beside + LANES);
+    let (window, row) = ((2 * beside + 1) * channels, columns + 2 * beside + AHEAD);
     let Room { errors, sums, line } = room;
     errors.fill(0.0);
     for (y, (x, codes)) in x.chunks(columns * channels).zip(codes.chunks_mut(columns * channels)).enumerate() {
         for (channel, sums) in sums.chunks_mut(row).enumerate() {
             let coefficients = &feedback.coefficients[channel * (above + 1) * window..][..above * window];
-            for at in (0..columns).step_by(L::N) {
-                let mut sum = l.splat(0.0);
+            for at in (0..columns).step_by(4 * L::N) {
+                let mut four = [l.splat(0.0); 4];
                 for (i, coefficients) in coefficients.chunks(window).enumerate() {
                     // The place of row y - above + i.
                     let errors = &errors[(y + 1 + i) % (above + 1) * channels * row..][..channels * row];
                     for (column, coefficients) in coefficients.chunks(channels).enumerate() {
                         for (errors, &coefficient) in errors.chunks(row).zip(coefficients) {
-                            let errors = l.load(&errors[at + column..][..L::N]);
-                            sum = l.add(sum, l.mul(l.splat(coefficient), errors));
+                            let errors = &errors[at + column..][..4 * L::N];
+                            for (sum, errors) in four.iter_mut().zip(errors.chunks(L::N)) {
+                                *sum = l.add(*sum, l.mul(l.splat(coefficient), l.load(errors)));
+                            }
                         }
                     }
                 }
-                l.store(sum, &mut sums[at..][..L::N]);
+                for (sum, sums) in four.iter().zip(sums[at..][..4 * L::N].chunks_mut(L::N)) {
+                    l.store(*sum, sums);
+                }
             }
         }
-        for (column, (x, codes)) in x.chunks(channels).zip(codes.chunks_mut(channels)).enumerate() {
-            for (channel, (&x, code)) in x.iter().zip(codes).enumerate() {
-                let coefficients = &feedback.coefficients[(channel * (above + 1) + above) * window..];
-                let before = beside * channels + channel;
-                let mut sum = sums[channel * row + column];
-                for (coefficient, error) in coefficients[..before].iter().zip(&line[column * channels..]) {
-                    sum += coefficient * error;
+        // Those of pixels to the left, and of the pixel's channels before it.
+        let left = |channel: usize| &feedback.coefficients[(channel * (above + 1) + above) * window..][..window];
+        match (channels, beside) {
+            (1, 2) => along::<1, 2>([left(0)], grid, sums, x, codes, line),
+            (3, 2) => along::<3, 2>([left(0), left(1), left(2)], grid, sums, x, codes, line),
+            _ => {
+                for (column, (x, codes)) in x.chunks(channels).zip(codes.chunks_mut(channels)).enumerate() {
+                    for (channel, (&x, code)) in x.iter().zip(codes).enumerate() {
+                        let before = beside * channels + channel;
+                        let mut sum = sums[channel * row + column];
+                        for (coefficient, error) in left(channel)[..before].iter().zip(&line[column * channels..]) {
+                            sum += coefficient * error;
+                        }
+                        (line[column * channels + before], *code) = grid.round(x, sum);
+                    }
                 }
-                let value = x * grid.inverse;
-                let steps = (value - sum).round_ties_even().max(grid.least).min(grid.most);
-                line[column * channels + before] = steps - value;
-                *code = (steps + grid.zero_point) as u8;
             }
         }
         let errors = &mut errors[y % (above + 1) * channels * row..][..channels * row];
