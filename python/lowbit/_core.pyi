@@ -426,6 +426,7 @@ def simulate(
     neuron: dict[str, Any],
     exact: bool,
     state: _NeuronState,
+    fresh: bool,
     spikes: NDArray[np.uint8],
     row: int | None,
     trace: NDArray[Any] | None,

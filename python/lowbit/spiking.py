@@ -13,6 +13,8 @@ from lowbit._check import as_array, check_out
 from lowbit.neurons import ALIF, IF, LIF, CubaLIF, NeuronState, Spikes
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import ArrayLike, NDArray
 
 __all__ = ["simulate"]
@@ -95,7 +97,9 @@ def simulate(
         raise TypeError(f"neuron: expected an IF, LIF, CubaLIF or ALIF, got {neuron!r}")
     shape = x.shape[1:]
     levels = kernel_levels(neuron, shape, x.dtype)
-    state = start_state(neuron, state, shape, x.dtype)
+    fresh = state is None
+    # The kernel writes potentials as it begins: they are not written twice.
+    state = _nothing(neuron, shape, x.dtype, np.empty) if state is None else start_state(neuron, state, shape, x.dtype)
     row = shape[-1] if packed and shape[-1] else None
     spike_shape = (*x.shape[:-1], (x.shape[-1] + 7) // 8) if packed else x.shape
     if out is None:
@@ -104,7 +108,7 @@ def simulate(
         check_out("out", out, spike_shape, _U8, x_seq, x)
     v_seq = np.empty(x.shape, x.dtype) if return_v else None
     parts = (state.v, state.i, state.a, state.left)
-    _core.simulate(x, levels, x.dtype == _I32, parts, out, row, v_seq, isa)
+    _core.simulate(x, levels, x.dtype == _I32, parts, fresh, out, row, v_seq, isa)
     return Spikes(out, state, v_seq)
 
 
@@ -147,6 +151,7 @@ def _levels(neuron: IF, shape: tuple[int, ...], dtype: np.dtype[Any]) -> dict[st
         "fraction": neuron.fraction,
         "threshold": values("v_threshold", neuron.v_threshold, dtype),
         "to": values("v_reset", neuron.v_reset, dtype),
+        "start": values("v_leak", getattr(neuron, "v_leak", 0.0), dtype),
     }
     if dtype == _I32:
         _check_integers(neuron)
@@ -187,17 +192,22 @@ def _check_integers(neuron: IF) -> None:
         raise ValueError(f"neuron: inputs of int32 have no {wrong[0]}; float32 has")
 
 
+def _nothing(neuron: IF, shape: tuple[int, ...], dtype: np.dtype[Any], potentials: Callable[..., Any]) -> NeuronState:
+    """The first state of neurons, all of it 0; ``potentials`` makes v."""
+    i = np.zeros(shape, _F32) if isinstance(neuron, CubaLIF) else None
+    a = np.zeros(shape, _F32) if isinstance(neuron, ALIF) else None
+    return NeuronState(potentials(shape, dtype), i, a, np.zeros(shape, _U16) if neuron.refractory else None)
+
+
 def start_state(neuron: IF, state: NeuronState | None, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NeuronState:
     """A copy of the state that the kernel may change, or the first one."""
     if state is None:
-        v = np.zeros(shape, dtype)
+        state = _nothing(neuron, shape, dtype, np.zeros)
         if isinstance(neuron, LIF):
             leak = neuron.v_leak
             if np.any(leak) if isinstance(leak, np.ndarray) else leak:  # a number is told at once
-                v[...] = leak
-        i = np.zeros(shape, _F32) if isinstance(neuron, CubaLIF) else None
-        a = np.zeros(shape, _F32) if isinstance(neuron, ALIF) else None
-        return NeuronState(v, i, a, np.zeros(shape, _U16) if neuron.refractory else None)
+                state.v[...] = leak
+        return state
     parts = {
         "v": (True, dtype),
         "i": (isinstance(neuron, CubaLIF), _F32),

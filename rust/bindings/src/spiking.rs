@@ -5,6 +5,7 @@ use lowbit_kernels::spiking::training::{self, Forward, Incoming, Outgoing, Surro
 use lowbit_kernels::spiking::{self, Adaptation, Current, Each, Leak, Neurons, Reset, SpikesOut, State, Voltage};
 use numpy::{Element, PyReadonlyArrayDyn, PyReadwriteArrayDyn};
 use pyo3::exceptions::PyValueError;
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
@@ -19,32 +20,35 @@ pub struct Levels<'py, V: Element> {
     fraction: u32,
     levels: [Option<PyReadonlyArrayDyn<'py, V>>; 4],
     floats: [Option<PyReadonlyArrayDyn<'py, f32>>; 4],
+    start: Option<PyReadonlyArrayDyn<'py, V>>,
 }
 
 impl<'py, V: Element + Voltage> Levels<'py, V> {
     pub fn new(neuron: &Bound<'py, PyDict>) -> PyResult<Self> {
-        fn array<'py, T: Element>(
-            neuron: &Bound<'py, PyDict>,
-            name: &str,
-        ) -> PyResult<Option<PyReadonlyArrayDyn<'py, T>>> {
-            neuron.get_item(name)?.map(|x| read(name, &x)).transpose()
+        let py = neuron.py();
+        // Names are made once.
+        macro_rules! array {
+            ($name:literal) => {
+                neuron.get_item(intern!(py, $name))?.map(|x| read($name, &x)).transpose()?
+            };
         }
-        let item = |name: &str| {
-            let missing = || PyValueError::new_err(format!("neuron: expected '{name}'"));
-            neuron.get_item(name)?.ok_or_else(missing)
-        };
-        let levels = ["beta", "drive", "threshold", "to"].map(|name| array(neuron, name));
-        let floats = ["alpha", "gain", "rho", "jump"].map(|name| array(neuron, name));
-        let [beta, drive, threshold, to] = levels;
-        let [alpha, gain, rho, jump] = floats;
+        macro_rules! item {
+            ($name:literal) => {
+                neuron
+                    .get_item(intern!(py, $name))?
+                    .ok_or_else(|| PyValueError::new_err(concat!("neuron: expected '", $name, "'")))?
+                    .extract()?
+            };
+        }
         Ok(Levels {
-            leak: item("leak")?.extract()?,
-            reset: item("reset")?.extract()?,
-            strict: item("strict")?.extract()?,
-            refractory: item("refractory")?.extract()?,
-            fraction: item("fraction")?.extract()?,
-            levels: [beta?, drive?, threshold?, to?],
-            floats: [alpha?, gain?, rho?, jump?],
+            leak: item!("leak"),
+            reset: item!("reset"),
+            strict: item!("strict"),
+            refractory: item!("refractory"),
+            fraction: item!("fraction"),
+            levels: [array!("beta"), array!("drive"), array!("threshold"), array!("to")],
+            floats: [array!("alpha"), array!("gain"), array!("rho"), array!("jump")],
+            start: array!("start"),
         })
     }
 
@@ -107,6 +111,7 @@ fn run<V: Element + Voltage>(
     x: &Bound<'_, PyAny>,
     neuron: &Bound<'_, PyDict>,
     state: &Parts<'_>,
+    fresh: bool,
     spikes: &Bound<'_, PyAny>,
     row: Option<usize>,
     trace: Option<&Bound<'_, PyAny>>,
@@ -116,6 +121,7 @@ fn run<V: Element + Voltage>(
     let x = read::<V>("x_seq", x)?;
     let levels = Levels::<V>::new(neuron)?;
     let neurons = levels.neurons()?;
+    let start = if fresh { Some(each("start", levels.start.as_ref())?) } else { None };
     let mut v = write::<V>("v", &state.0)?;
     let mut i = part::<f32>("i", state.1.as_ref())?;
     let mut a = part::<f32>("a", state.2.as_ref())?;
@@ -131,26 +137,27 @@ fn run<V: Element + Voltage>(
     };
     let trace = trace.as_mut().map(|trace| trace.as_slice_mut()).transpose()?;
     call::run(py, x.len(), Threads::default(), |ctl| {
-        spiking::simulate(x, &neurons, &mut state, spikes, trace, isa, ctl)
+        spiking::simulate(x, &neurons, &mut state, start, spikes, trace, isa, ctl)
     })
 }
 
-/// Of integers where `exact`, else of floats.
+/// Of integers where `exact`, else of floats. `fresh`: potentials begin where the neurons start, not where the state is.
 #[pyfunction]
-#[pyo3(signature = (x, neuron, exact, state, spikes, row, trace, isa))]
+#[pyo3(signature = (x, neuron, exact, state, fresh, spikes, row, trace, isa))]
 #[allow(clippy::too_many_arguments)]
 fn simulate(
     x: &Bound<'_, PyAny>,
     neuron: &Bound<'_, PyDict>,
     exact: bool,
     state: Parts<'_>,
+    fresh: bool,
     spikes: &Bound<'_, PyAny>,
     row: Option<usize>,
     trace: Option<&Bound<'_, PyAny>>,
     isa: Option<&str>,
 ) -> PyResult<()> {
     let run = if exact { run::<i32> } else { run::<f32> };
-    run(x, neuron, &state, spikes, row, trace, isa)
+    run(x, neuron, &state, fresh, spikes, row, trace, isa)
 }
 
 /// Spikes as floats; `v` becomes what the last step leaves. Of integers where `exact`.

@@ -1086,11 +1086,11 @@ fn through(
     match (sums, cells, state) {
         (Data::F32(x), AnyCells::F32(cells), AnyState::F32(state)) => {
             let trace = trace.map(|t| if let Data::F32(t) = t { &mut t[at..][..n] } else { &mut [] });
-            simulate(&x[..n], &cells.neurons(), state, spikes, trace, isa, ctl)
+            simulate(&x[..n], &cells.neurons(), state, None, spikes, trace, isa, ctl)
         }
         (Data::I32(x), AnyCells::I32(cells), AnyState::I32(state)) => {
             let trace = trace.map(|t| if let Data::I32(t) = t { &mut t[at..][..n] } else { &mut [] });
-            simulate(&x[..n], &cells.neurons(), state, spikes, trace, isa, ctl)
+            simulate(&x[..n], &cells.neurons(), state, None, spikes, trace, isa, ctl)
         }
         _ => unreachable!("kinds were checked when the node was pushed"),
     }

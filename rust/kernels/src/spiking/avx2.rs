@@ -1,9 +1,9 @@
-//! A step of plain neurons, eight lanes at a time: [`super::rows::fused`] for AVX2.
+//! Steps of plain neurons, eight lanes at a time: [`super::rows::plain`] for AVX2.
 
 use std::arch::x86_64::*;
 
 use super::BLOCK;
-use super::rows::{HARD, KEEP, KEEP_AND_DRIVE, Levels, NO_LEAK, SOFT, Spiked};
+use super::rows::{HARD, KEEP, KEEP_AND_DRIVE, Levels, NO_LEAK, SHIFTED, SOFT, Spiked, TOWARD_ZERO};
 use super::scalar::{MOST, Voltage};
 
 /// Neurons that are taken together: four vectors, whose spikes are 32 bytes or bits.
@@ -70,6 +70,7 @@ impl Vector for f32 {
                 NO_LEAK => _mm256_add_ps(v, x),
                 KEEP => _mm256_add_ps(_mm256_mul_ps(beta, v), x),
                 KEEP_AND_DRIVE => _mm256_add_ps(_mm256_add_ps(_mm256_mul_ps(beta, v), drive), x),
+                TOWARD_ZERO => _mm256_add_ps(v, _mm256_mul_ps(_mm256_sub_ps(x, v), beta)),
                 _ => _mm256_add_ps(v, _mm256_mul_ps(_mm256_sub_ps(x, _mm256_sub_ps(v, drive)), beta)),
             }
         }
@@ -90,8 +91,8 @@ impl Vector for i32 {
         store(x: __m256i, out: *mut i32) { _mm256_storeu_si256(out.cast(), x) }
         splat(x: i32) -> __m256i { _mm256_set1_epi32(x) }
         charge<const LEAK: u8>(v: __m256i, x: __m256i, beta: __m256i, drive: __m256i) -> __m256i {
-            let x = if LEAK == KEEP_AND_DRIVE { _mm256_add_epi32(x, drive) } else { x };
-            let kept = if LEAK == NO_LEAK {
+            let x = if LEAK & !SHIFTED == KEEP_AND_DRIVE { _mm256_add_epi32(x, drive) } else { x };
+            let kept = if LEAK & !SHIFTED == NO_LEAK {
                 v
             } else {
                 let product = _mm256_mullo_epi32(v, beta);
@@ -112,17 +113,21 @@ impl Vector for i32 {
     }
 }
 
-/// One step of a block.
+/// Some steps of a block.
 #[target_feature(enable = "avx2")]
 pub(super) fn fused<V: Voltage, S: Spiked, const LEAK: u8, const RESET: u8, const EACH: bool>(
-    x: &[V],
+    x: &[&[V]],
     v: &mut [V],
     levels: &Levels<V>,
-    spikes: &mut [S::E],
-    next: &[V],
+    spikes: &mut [&mut [S::E]],
+    far: bool,
 ) {
-    let n = x.len();
-    assert!(n <= BLOCK && v.len() == n && spikes.len() == S::elements(n));
+    let n = v.len();
+    assert!(!EACH || n <= BLOCK);
+    assert!(x.len() == spikes.len());
+    for (x, spikes) in x.iter().zip(&*spikes) {
+        assert!(x.len() == n && spikes.len() == S::elements(n));
+    }
     // One value is read of each, or those of as many whole groups as hold the neurons.
     let read = [&levels.beta, &levels.drive, &levels.fire, &levels.threshold, &levels.to];
     assert!(read.iter().all(|x| x.len() >= if EACH { BLOCK } else { 1 }));
@@ -130,34 +135,27 @@ pub(super) fn fused<V: Voltage, S: Spiked, const LEAK: u8, const RESET: u8, cons
     let params = Params::new(levels);
     let whole = n / GROUP * GROUP;
     for at in (0..whole).step_by(GROUP) {
-        // Asked for little by little: memory and arithmetic then go on together.
-        prefetch(next.get(at..at + GROUP).unwrap_or_default());
-        // SAFETY: 32 elements from `at` on lie within x and v, and what is read of `levels` has BLOCK.
-        let fired = unsafe { group::<V, LEAK, RESET, EACH>(x.as_ptr().add(at), v.as_mut_ptr().add(at), &params, at) };
-        // SAFETY: the CPU has AVX2, and S::elements(32) elements from there on lie within spikes.
-        unsafe { S::write(fired, spikes.as_mut_ptr().add(S::elements(at))) };
+        // SAFETY: the CPU has AVX2; 32 elements from `at` on lie within v and each x, S::elements(32) from there on
+        // within each of spikes, and what is read of `levels` has BLOCK.
+        unsafe { group::<V, S, LEAK, RESET, EACH>(x, v.as_mut_ptr().add(at), &params, at, at, spikes, GROUP, far) };
     }
     if whole < n {
         // The rest in room of its own.
         let rest = n - whole;
-        let (mut x_rest, mut v_rest) = ([V::default(); GROUP], [V::default(); GROUP]);
-        x_rest[..rest].copy_from_slice(&x[whole..]);
-        v_rest[..rest].copy_from_slice(&v[whole..]);
-        let mut room = [S::E::default(); GROUP];
-        // SAFETY: there are 32 elements of each, and whole + 32 ≤ BLOCK.
-        unsafe {
-            let mut fired = group::<V, LEAK, RESET, EACH>(x_rest.as_ptr(), v_rest.as_mut_ptr(), &params, whole);
-            for (i, fired) in fired.iter_mut().enumerate() {
-                // What is no neuron does not fire.
-                let lanes =
-                    _mm256_add_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32(8 * i as i32));
-                *fired = _mm256_and_si256(*fired, _mm256_cmpgt_epi32(_mm256_set1_epi32(rest as i32), lanes));
+        let (mut inputs, mut potentials) = ([V::default(); GROUP], [V::default(); GROUP]);
+        potentials[..rest].copy_from_slice(&v[whole..]);
+        for (x, spikes) in x.iter().zip(spikes) {
+            inputs[..rest].copy_from_slice(&x[whole..]);
+            let mut room = [S::E::default(); GROUP];
+            // SAFETY: the CPU has AVX2, there are 32 elements of each, and whole + 32 ≤ BLOCK where that counts.
+            unsafe {
+                let (x, room, v) = ([&inputs[..]], &mut [&mut room[..]], potentials.as_mut_ptr());
+                group::<V, S, LEAK, RESET, EACH>(&x, v, &params, whole, 0, room, rest, false);
             }
-            S::write(fired, room.as_mut_ptr());
+            let spikes = &mut spikes[S::elements(whole)..];
+            spikes.copy_from_slice(&room[..spikes.len()]);
         }
-        v[whole..].copy_from_slice(&v_rest[..rest]);
-        let spikes = &mut spikes[S::elements(whole)..];
-        spikes.copy_from_slice(&room[..spikes.len()]);
+        v[whole..].copy_from_slice(&potentials[..rest]);
     }
 }
 
@@ -205,64 +203,83 @@ impl<V: Voltage> Params<V> {
     }
 }
 
-/// A step of 32 neurons, and where they fire.
+/// Some steps of 32 neurons whose inputs and spikes are those from `from` on, and where the first `count` fire.
 ///
 /// # Safety
-/// The CPU has AVX2; 32 elements from `x` and `v` on are readable and writable, and, if EACH, those from
-/// `at` on of each parameter.
+/// The CPU has AVX2; 32 elements from `v` and from `from` on of each `x` are readable, and writable S::elements(32)
+/// from there on of each of `spikes`, which are as many; and, if EACH, those from `at` on of each parameter.
 #[inline(always)]
-unsafe fn group<V: Voltage, const LEAK: u8, const RESET: u8, const EACH: bool>(
-    x: *const V,
+unsafe fn group<V: Voltage, S: Spiked, const LEAK: u8, const RESET: u8, const EACH: bool>(
+    x: &[&[V]],
     v: *mut V,
     params: &Params<V>,
     at: usize,
-) -> [__m256i; 4] {
+    from: usize,
+    spikes: &mut [&mut [S::E]],
+    count: usize,
+    far: bool,
+) {
     // SAFETY: the caller's promise.
     unsafe {
-        let mut fired = [_mm256_setzero_si256(); 4];
-        for (i, fired) in fired.iter_mut().enumerate() {
-            let level = |k: usize| if EACH { V::load(params.each[k].add(at + 8 * i)) } else { params.all[k] };
-            let (x, v) = (x.add(8 * i), v.add(8 * i));
-            let x = <V as Vector>::shifted(V::load(x), params.fraction);
-            let h = V::charge::<LEAK>(V::load(v), x, level(BETA), level(DRIVE));
-            *fired = V::fires(h, level(FIRE));
-            let after = match RESET {
-                HARD => V::select(*fired, level(TO), h),
-                SOFT => V::reduced(*fired, level(THRESHOLD), h),
-                _ => h,
-            };
-            V::store(after, v);
+        let (mut v0, mut v1, mut v2, mut v3) = (V::load(v), V::load(v.add(8)), V::load(v.add(16)), V::load(v.add(24)));
+        for (x, spikes) in x.iter().zip(spikes) {
+            let x = x.as_ptr().add(from);
+            // Written out: potentials in an array would go through memory.
+            macro_rules! eight {
+                ($v:ident, $i:literal) => {{
+                    macro_rules! level {
+                        ($k:expr) => {
+                            if EACH { V::load(params.each[$k].add(at + 8 * $i)) } else { params.all[$k] }
+                        };
+                    }
+                    let x = V::load(x.add(8 * $i));
+                    let x = if LEAK & SHIFTED == 0 { x } else { <V as Vector>::shifted(x, params.fraction) };
+                    let h = V::charge::<LEAK>($v, x, level!(BETA), level!(DRIVE));
+                    let fired = V::fires(h, level!(FIRE));
+                    $v = match RESET {
+                        HARD => V::select(fired, level!(TO), h),
+                        SOFT => V::reduced(fired, level!(THRESHOLD), h),
+                        _ => h,
+                    };
+                    if count < GROUP {
+                        // What is no neuron does not fire.
+                        let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+                        let lanes = _mm256_add_epi32(lanes, _mm256_set1_epi32(8 * $i));
+                        _mm256_and_si256(fired, _mm256_cmpgt_epi32(_mm256_set1_epi32(count as i32), lanes))
+                    } else {
+                        fired
+                    }
+                }};
+            }
+            let fired = [eight!(v0, 0), eight!(v1, 1), eight!(v2, 2), eight!(v3, 3)];
+            S::write(fired, spikes.as_mut_ptr().add(S::elements(from)), far);
         }
-        fired
+        V::store(v0, v);
+        V::store(v1, v.add(8));
+        V::store(v2, v.add(16));
+        V::store(v3, v.add(24));
     }
 }
 
-/// 32 lanes of ones or zeros as bytes of 1 or 0.
+/// 32 lanes of ones or zeros as bytes of 1 or 0; past the caches where `far` and `out` is a multiple of 32.
 ///
 /// # Safety
 /// The CPU has AVX2; 32 bytes from `out` on are writable.
 #[inline(always)]
-pub(super) unsafe fn write_bytes(fired: [__m256i; 4], out: *mut u8) {
-    // SAFETY: the caller's promise.
-    unsafe { _mm256_storeu_si256(out.cast(), bytes_of(fired)) }
-}
-
-/// As [`write_bytes`], past the caches where `out` is a multiple of 32.
-///
-/// # Safety
-/// The CPU has AVX2; 32 bytes from `out` on are writable.
-#[inline(always)]
-pub(super) unsafe fn write_far_bytes(fired: [__m256i; 4], out: *mut u8) {
+pub(super) unsafe fn write_bytes(fired: [__m256i; 4], out: *mut u8, far: bool) {
     // SAFETY: the caller's promise; the address is looked at.
     unsafe {
-        if out.addr().is_multiple_of(32) {
-            _mm256_stream_si256(out.cast(), bytes_of(fired));
+        let bytes = _mm256_and_si256(bytes_of(fired), _mm256_set1_epi8(1));
+        if far && out.addr().is_multiple_of(32) {
+            _mm256_stream_si256(out.cast(), bytes);
         } else {
-            write_bytes(fired, out);
+            _mm256_storeu_si256(out.cast(), bytes);
         }
     }
 }
 
+/// 32 lanes of ones or zeros as bytes.
+///
 /// # Safety
 /// The CPU has AVX2.
 #[inline(always)]
@@ -272,8 +289,7 @@ unsafe fn bytes_of(fired: [__m256i; 4]) -> __m256i {
         let words = [_mm256_packs_epi32(fired[0], fired[1]), _mm256_packs_epi32(fired[2], fired[3])];
         let bytes = _mm256_packs_epi16(words[0], words[1]);
         // Packing goes by halves: fours of lanes 0 4 8 12 16 20 24 28 stand as 0 8 16 24 4 12 20 28.
-        let bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-        _mm256_and_si256(bytes, _mm256_set1_epi8(1))
+        _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7))
     }
 }
 
@@ -282,13 +298,10 @@ unsafe fn bytes_of(fired: [__m256i; 4]) -> __m256i {
 /// # Safety
 /// The CPU has AVX2; four bytes from `out` on are writable.
 #[inline(always)]
-pub(super) unsafe fn write_bits(fired: [__m256i; 4], out: *mut u8) {
+pub(super) unsafe fn write_bits(fired: [__m256i; 4], out: *mut u8, _far: bool) {
     // SAFETY: the caller's promise.
     unsafe {
-        let mut bits = 0u32;
-        for (i, fired) in fired.into_iter().enumerate() {
-            bits |= (_mm256_movemask_ps(_mm256_castsi256_ps(fired)) as u32) << (8 * i);
-        }
+        let bits = _mm256_movemask_epi8(bytes_of(fired)) as u32;
         out.cast::<u32>().write_unaligned(bits.to_le());
     }
 }
@@ -298,7 +311,7 @@ pub(super) unsafe fn write_bits(fired: [__m256i; 4], out: *mut u8) {
 /// # Safety
 /// The CPU has AVX2; 32 floats from `out` on are writable.
 #[inline(always)]
-pub(super) unsafe fn write_floats(fired: [__m256i; 4], out: *mut f32) {
+pub(super) unsafe fn write_floats(fired: [__m256i; 4], out: *mut f32, _far: bool) {
     // SAFETY: the caller's promise.
     unsafe {
         for (i, fired) in fired.into_iter().enumerate() {

@@ -21,6 +21,7 @@
 //!     &[0.5, 1.0, 0.8, 0.1, 0.1, 0.1],
 //!     &neurons,
 //!     &mut State::new(&mut v),
+//!     None,
 //!     SpikesOut::Bytes(&mut spikes),
 //!     None,
 //!     Isa::best(),
@@ -237,7 +238,7 @@ pub enum SpikesOut<'a> {
 
 /// Takes neurons through the steps of `x`, whose length is steps × neurons, the
 /// neurons being those of `state`; writes each step's spikes, and to `trace`
-/// the potentials after each step.
+/// the potentials after each step. With `start` potentials begin there, whatever `state` holds.
 ///
 /// # Errors
 /// [`crate::Error::Value`] where a length does not fit, or integers are asked for what
@@ -247,6 +248,7 @@ pub fn simulate<V: Voltage>(
     x: &[V],
     neurons: &Neurons<'_, V>,
     state: &mut State<'_, V>,
+    start: Option<Each<'_, V>>,
     spikes: SpikesOut<'_>,
     trace: Option<&mut [V]>,
     isa: Isa,
@@ -254,7 +256,16 @@ pub fn simulate<V: Voltage>(
 ) -> Result<()> {
     let n = state.v.len();
     let steps = check(x, neurons, state, &spikes, trace.as_deref())?;
-    if steps == 0 || n == 0 {
+    if let Some(start) = &start {
+        fits(n, "start", start.len())?;
+    }
+    if n == 0 {
+        return Ok(());
+    }
+    if steps == 0 {
+        if let Some(start) = &start {
+            rows::take(start, 0, state.v);
+        }
         return Ok(());
     }
     // Bits of rows that are whole bytes are those of one long row.
@@ -268,8 +279,9 @@ pub fn simulate<V: Voltage>(
     let task = if row < n { row * TASK.div_ceil(row) } else { TASK };
 
     let mut outs: Vec<Vec<&mut [u8]>> = (0..n.div_ceil(task)).map(|_| Vec::with_capacity(steps)).collect();
-    for step in out.chunks_exact_mut(bytes(n)) {
-        step.chunks_mut(bytes(task)).zip(&mut outs).for_each(|(part, outs)| outs.push(part));
+    let (of_step, of_task) = (bytes(n), bytes(task));
+    for step in out.chunks_exact_mut(of_step) {
+        step.chunks_mut(of_task).zip(&mut outs).for_each(|(part, outs)| outs.push(part));
     }
     let mut traces: Vec<Vec<&mut [V]>> = outs.iter().map(|_| Vec::new()).collect();
     for step in trace.into_iter().flat_map(|trace| trace.chunks_exact_mut(n)) {
@@ -282,7 +294,7 @@ pub fn simulate<V: Voltage>(
         rows::Part { state: part, spikes: outs, trace: traces }
     }));
     ctl.for_each(parts.len(), &|_, index| {
-        let rows = rows::Rows { x, n, first: index * task, row, pack, far };
+        let rows = rows::Rows { x, n, first: index * task, row, pack, far, start };
         // What no CPU here has run is not taken.
         rows::run(&rows, neurons, parts.take(index), isa.at_most_avx2());
     })
@@ -336,12 +348,7 @@ fn check<V: Voltage>(
 
 /// That each parameter is one number, or one for each channel.
 fn check_levels<V: Copy>(neurons: &Neurons<'_, V>, n: usize) -> Result<()> {
-    let fits = |name: &str, each: Option<usize>| match each {
-        Some(len) if len == 0 || n % len != 0 => {
-            bail!("{name}: expected a length that divides {n} neurons, got {len}")
-        }
-        _ => Ok(()),
-    };
+    let fits = |name: &str, each: Option<usize>| fits(n, name, each);
     fits("threshold", neurons.threshold.len())?;
     match neurons.leak {
         Leak::None => {}
@@ -358,6 +365,16 @@ fn check_levels<V: Copy>(neurons: &Neurons<'_, V>, n: usize) -> Result<()> {
         fits("rho", rho.len()).and(fits("jump", jump.len()))?;
     }
     Ok(())
+}
+
+/// That a parameter is one number, or its channels divide the neurons.
+fn fits(n: usize, name: &str, each: Option<usize>) -> Result<()> {
+    match each {
+        Some(len) if len == 0 || n % len != 0 => {
+            bail!("{name}: expected a length that divides {n} neurons, got {len}")
+        }
+        _ => Ok(()),
+    }
 }
 
 impl<V> Each<'_, V> {

@@ -7,8 +7,11 @@ use super::{BLOCK, Each, Leak, Neurons, Reset, State};
 use crate::Isa;
 use crate::lanes::{Lanes, on_isa};
 
-/// Bytes of inputs that are in a cache already.
-const NEAR: usize = 1 << 17;
+/// Steps that plain neurons take together: as many rows of inputs are read side by side as memory
+/// gives the most from, and potentials stay in registers meanwhile.
+const STEPS: usize = 4;
+/// Neurons with the same parameters that go through all steps together.
+const SPAN: usize = 4 * BLOCK;
 
 /// What all tasks read.
 pub(super) struct Rows<'a, V> {
@@ -23,6 +26,8 @@ pub(super) struct Rows<'a, V> {
     pub pack: bool,
     /// All spikes are more than caches hold.
     pub far: bool,
+    /// Where potentials begin; else where the state says.
+    pub start: Option<Each<'a, V>>,
 }
 
 /// What one task writes: its neurons' part of the state, and of each step's spikes and trace.
@@ -49,6 +54,9 @@ on_isa! {
 fn by_definition<V: Voltage>(rows: &Rows<'_, V>, neurons: &Neurons<'_, V>, mut part: Part<'_, V>) {
     let or_zero = |x: &[f32], j: usize| x.get(j).copied().unwrap_or(0.0);
     let row_bytes = rows.row.div_ceil(8);
+    if let Some(start) = &rows.start {
+        take(start, rows.first, part.state.v);
+    }
     for j in 0..part.state.v.len() {
         let state = &mut part.state;
         let left = state.left.get(j).copied().unwrap_or(0);
@@ -88,13 +96,12 @@ fn blocks<L: Lanes, V: Voltage>(_: L, rows: &Rows<'_, V>, neurons: &Neurons<'_, 
     let mut currents = vec![V::default(); if flows { BLOCK } else { 0 }];
     let mut bytes = vec![0u8; if alone { 0 } else { BLOCK }];
     let mut scratch = Scratch::new(if alone { 0 } else { BLOCK });
-    // What no cache holds is not read into one to be written.
-    let far = |out: &[u8]| rows.far && out.as_ptr().addr().is_multiple_of(32);
-    // What a cache holds is not asked for.
-    let near = size_of_val(rows.x) <= NEAR;
+    let most = if alone && !levels.each { SPAN } else { BLOCK };
+    // Currents and traces go step by step.
+    let side_by_side = if alone && !flows && part.trace.is_empty() { STEPS } else { 1 };
     let (mut at, mut byte) = (0, 0);
     while at < total {
-        let len = BLOCK.min(total - at).min(rows.row - at % rows.row);
+        let len = most.min(total - at).min(rows.row - at % rows.row);
         let out_len = if rows.pack { len.div_ceil(8) } else { len };
         levels.fill(neurons, rows.first + at, len);
         let state = &mut part.state;
@@ -104,33 +111,40 @@ fn blocks<L: Lanes, V: Voltage>(_: L, rows: &Rows<'_, V>, neurons: &Neurons<'_, 
             a: state.a.get_mut(at..at + len).unwrap_or_default(),
             left: state.left.get_mut(at..at + len).unwrap_or_default(),
         };
-        let part_steps = part.spikes.len();
-        for (t, spikes) in part.spikes.iter_mut().enumerate() {
-            let from = t * rows.n + rows.first + at;
-            let mut x = &rows.x[from..from + len];
-            let out = &mut spikes[byte..byte + out_len];
-            // The next row lies far from this one; after the last comes the next block's first.
-            let next = if t + 1 < part_steps { from + rows.n } else { rows.first + at + len };
-            let next = if near { &[][..] } else { rows.x.get(next..next + len).unwrap_or_default() };
+        if let Some(start) = &rows.start {
+            take(start, rows.first + at, memory.v);
+        }
+        let from = |t: usize| t * rows.n + rows.first + at;
+        for (first, spikes) in (0..).step_by(side_by_side).zip(part.spikes.chunks_mut(side_by_side)) {
+            let count = spikes.len();
+            let mut x = [&[][..]; STEPS];
+            for (x, t) in x[..count].iter_mut().zip(first..) {
+                *x = &rows.x[from(t)..][..len];
+            }
+            let mut outs: [&mut [u8]; STEPS] = Default::default();
+            for (out, spikes) in outs.iter_mut().zip(spikes) {
+                *out = &mut spikes[byte..byte + out_len];
+            }
             #[cfg(target_arch = "x86_64")]
             if !alone || flows {
-                super::avx2::prefetch(next);
+                // The next row lies far from this one.
+                super::avx2::prefetch(rows.x.get(from(first + 1)..from(first + 1) + len).unwrap_or_default());
             }
             if flows {
-                flow(x, &levels, memory.i, &mut currents);
-                x = &currents[..len];
+                flow(x[0], &levels, memory.i, &mut currents);
+                x[0] = &currents[..len];
             }
+            let outs = &mut outs[..count];
             match (alone, rows.pack) {
-                (true, false) if far(out) => plain::<V, FarBytes>(x, memory.v, &levels, out, next, isa),
-                (true, false) => plain::<V, Bytes>(x, memory.v, &levels, out, next, isa),
-                (true, true) => plain::<V, Bits>(x, memory.v, &levels, out, next, isa),
-                (false, false) => staged(x, neurons, &mut memory, &levels, &mut scratch, out),
+                (true, false) => plain::<V, Bytes>(&x[..count], memory.v, &levels, outs, rows.far, isa),
+                (true, true) => plain::<V, Bits>(&x[..count], memory.v, &levels, outs, rows.far, isa),
+                (false, false) => staged(x[0], neurons, &mut memory, &levels, &mut scratch, outs[0]),
                 (false, true) => {
-                    staged(x, neurons, &mut memory, &levels, &mut scratch, &mut bytes[..len]);
-                    pack_bits(&bytes[..len], out);
+                    staged(x[0], neurons, &mut memory, &levels, &mut scratch, &mut bytes[..len]);
+                    pack_bits(&bytes[..len], outs[0]);
                 }
             }
-            if let Some(trace) = part.trace.get_mut(t) {
+            if let Some(trace) = part.trace.get_mut(first) {
                 trace[at..at + len].copy_from_slice(memory.v);
             }
         }
@@ -179,6 +193,9 @@ pub(super) const NO_LEAK: u8 = 0;
 pub(super) const KEEP: u8 = 1;
 pub(super) const KEEP_AND_DRIVE: u8 = 2;
 pub(super) const TOWARD: u8 = 3;
+pub(super) const TOWARD_ZERO: u8 = 4;
+/// Of integers, beside one of the first three: inputs are shifted.
+pub(super) const SHIFTED: u8 = 8;
 
 pub(super) const NO_RESET: u8 = 0;
 pub(super) const SOFT: u8 = 1;
@@ -195,6 +212,7 @@ impl<V: Voltage> Levels<V> {
             Leak::None => NO_LEAK,
             Leak::Keep { drive, .. } if no_drive(drive) => KEEP,
             Leak::Keep { .. } => KEEP_AND_DRIVE,
+            Leak::Toward { rest: Each::All(rest), .. } if rest.float().to_bits() == 0 => TOWARD_ZERO,
             Leak::Toward { .. } => TOWARD,
         };
         let reset = match neurons.reset {
@@ -303,18 +321,16 @@ pub(super) trait Spiked {
     fn elements(n: usize) -> usize;
     /// Neuron j's; they come in ascending order.
     fn put(out: &mut [Self::E], j: usize, fired: bool);
-    /// Writes those of 32 neurons.
+    /// Writes those of 32 neurons; bytes that are far, past the caches, where they lie so that whole vectors go there.
     ///
     /// # Safety
     /// The CPU has AVX2; `elements(32)` elements from `out` on are writable.
     #[cfg(target_arch = "x86_64")]
-    unsafe fn write(fired: [std::arch::x86_64::__m256i; 4], out: *mut Self::E);
+    unsafe fn write(fired: [std::arch::x86_64::__m256i; 4], out: *mut Self::E, far: bool);
 }
 
 /// A byte of 0 or 1 for each neuron.
 pub(super) enum Bytes {}
-/// As [`Bytes`], past the caches, where they lie so that whole vectors can go there.
-pub(super) enum FarBytes {}
 /// Eight neurons to a byte, the first in the lowest bit; those after the last are 0.
 pub(super) enum Bits {}
 /// A float of 0 or 1 for each neuron.
@@ -334,47 +350,61 @@ macro_rules! spiked {
             }
             #[cfg(target_arch = "x86_64")]
             #[inline(always)]
-            unsafe fn write(fired: [std::arch::x86_64::__m256i; 4], out: *mut $e) {
+            unsafe fn write(fired: [std::arch::x86_64::__m256i; 4], out: *mut $e, far: bool) {
                 // SAFETY: the caller's promise.
-                unsafe { super::avx2::$write(fired, out) }
+                unsafe { super::avx2::$write(fired, out, far) }
             }
         }
     };
 }
 spiked!(Bytes, u8, write_bytes, |n| n, |out: &mut [u8], j: usize, fired| out[j] = u8::from(fired));
-spiked!(FarBytes, u8, write_far_bytes, |n| n, |out: &mut [u8], j: usize, fired| out[j] = u8::from(fired));
 spiked!(Floats, f32, write_floats, |n| n, |out: &mut [f32], j: usize, fired| out[j] = f32::from(fired));
 spiked!(Bits, u8, write_bits, |n: usize| n.div_ceil(8), |out: &mut [u8], j: usize, fired| {
     let before = if j % 8 == 0 { 0 } else { out[j / 8] };
     out[j / 8] = before | u8::from(fired) << (j % 8);
 });
 
-/// One step of neurons that have a potential and nothing else; `next` is what will be read then, if anything.
+/// Some steps of neurons that have a potential and nothing else. `far`: spikes are more than caches hold.
 #[inline(always)]
 pub(super) fn plain<V: Voltage, S: Spiked>(
-    x: &[V],
+    x: &[&[V]],
     v: &mut [V],
     levels: &Levels<V>,
-    spikes: &mut [S::E],
-    next: &[V],
+    spikes: &mut [&mut [S::E]],
+    far: bool,
     isa: Isa,
 ) {
     macro_rules! by_reset {
         ($leak:ident, $each:literal) => {
             match levels.reset {
-                HARD => step::<V, S, $leak, HARD, $each>(x, v, levels, spikes, next, isa),
-                SOFT => step::<V, S, $leak, SOFT, $each>(x, v, levels, spikes, next, isa),
-                _ => step::<V, S, $leak, NO_RESET, $each>(x, v, levels, spikes, next, isa),
+                HARD => steps::<V, S, $leak, HARD, $each>(x, v, levels, spikes, far, isa),
+                SOFT => steps::<V, S, $leak, SOFT, $each>(x, v, levels, spikes, far, isa),
+                _ => steps::<V, S, $leak, NO_RESET, $each>(x, v, levels, spikes, far, isa),
             }
         };
     }
+    const NO_LEAK_SHIFTED: u8 = NO_LEAK | SHIFTED;
+    const KEEP_SHIFTED: u8 = KEEP | SHIFTED;
+    const DRIVE_SHIFTED: u8 = KEEP_AND_DRIVE | SHIFTED;
     macro_rules! by_leak {
         ($each:literal) => {
-            match levels.leak {
-                NO_LEAK => by_reset!(NO_LEAK, $each),
-                KEEP => by_reset!(KEEP, $each),
-                KEEP_AND_DRIVE => by_reset!(KEEP_AND_DRIVE, $each),
-                _ => by_reset!(TOWARD, $each),
+            if V::FLOAT {
+                match levels.leak {
+                    NO_LEAK => by_reset!(NO_LEAK, $each),
+                    KEEP => by_reset!(KEEP, $each),
+                    KEEP_AND_DRIVE => by_reset!(KEEP_AND_DRIVE, $each),
+                    TOWARD_ZERO => by_reset!(TOWARD_ZERO, $each),
+                    _ => by_reset!(TOWARD, $each),
+                }
+            } else {
+                match (levels.leak, levels.fraction > 0) {
+                    (NO_LEAK, false) => by_reset!(NO_LEAK, $each),
+                    (KEEP, false) => by_reset!(KEEP, $each),
+                    (_, false) => by_reset!(KEEP_AND_DRIVE, $each),
+                    (NO_LEAK, true) => by_reset!(NO_LEAK_SHIFTED, $each),
+                    (KEEP, true) => by_reset!(KEEP_SHIFTED, $each),
+                    (_, true) => by_reset!(DRIVE_SHIFTED, $each),
+                }
             }
         };
     }
@@ -383,43 +413,46 @@ pub(super) fn plain<V: Voltage, S: Spiked>(
 
 /// All of a step in one loop, each case of it with a loop of its own.
 #[inline(always)]
-fn step<V: Voltage, S: Spiked, const LEAK: u8, const RESET: u8, const EACH: bool>(
-    x: &[V],
+fn steps<V: Voltage, S: Spiked, const LEAK: u8, const RESET: u8, const EACH: bool>(
+    x: &[&[V]],
     v: &mut [V],
     levels: &Levels<V>,
-    spikes: &mut [S::E],
-    next: &[V],
+    spikes: &mut [&mut [S::E]],
+    far: bool,
     isa: Isa,
 ) {
     #[cfg(target_arch = "x86_64")]
     if isa.has_avx2() {
         // SAFETY: an Isa exists only where the CPU has it.
-        return unsafe { super::avx2::fused::<V, S, LEAK, RESET, EACH>(x, v, levels, spikes, next) };
+        return unsafe { super::avx2::fused::<V, S, LEAK, RESET, EACH>(x, v, levels, spikes, far) };
     }
-    let _ = (isa, next);
-    let n = x.len();
-    let v = &mut v[..n];
+    let _ = (isa, far);
     let at = |levels: &[V], j: usize| if EACH { levels[j] } else { levels[0] };
-    for j in 0..n {
-        let h = charge::<V, LEAK>(v[j], x[j].shifted(levels.fraction), at(&levels.beta, j), at(&levels.drive, j));
-        let fired = h >= at(&levels.fire, j);
-        v[j] = match RESET {
-            HARD if fired => at(&levels.to, j),
-            SOFT if fired => h.less(at(&levels.threshold, j)),
-            _ => h,
-        };
-        S::put(spikes, j, fired);
+    for (x, spikes) in x.iter().zip(spikes) {
+        let n = x.len();
+        let v = &mut v[..n];
+        for j in 0..n {
+            let h = charge::<V, LEAK>(v[j], x[j].shifted(levels.fraction), at(&levels.beta, j), at(&levels.drive, j));
+            let fired = h >= at(&levels.fire, j);
+            v[j] = match RESET {
+                HARD if fired => at(&levels.to, j),
+                SOFT if fired => h.less(at(&levels.threshold, j)),
+                _ => h,
+            };
+            S::put(spikes, j, fired);
+        }
     }
 }
 
 /// The potential before the comparison.
 #[inline(always)]
 fn charge<V: Voltage, const LEAK: u8>(v: V, x: V, beta: V, drive: V) -> V {
-    match LEAK {
+    match LEAK & !SHIFTED {
         NO_LEAK => v.charged(x),
         KEEP => v.kept(beta).charged(x),
         KEEP_AND_DRIVE if V::FLOAT => v.kept(beta).plus(drive).charged(x),
         KEEP_AND_DRIVE => v.kept(beta).charged(x.plus(drive)),
+        TOWARD_ZERO => V::from_float(v.float() + (x.float() - v.float()) * beta.float()),
         _ => V::from_float(v.float() + (x.float() - (v.float() - drive.float())) * beta.float()),
     }
 }
@@ -463,6 +496,7 @@ fn staged<V: Voltage>(
         NO_LEAK => charge_all::<V, NO_LEAK>(v, x, levels, h),
         KEEP => charge_all::<V, KEEP>(v, x, levels, h),
         KEEP_AND_DRIVE => charge_all::<V, KEEP_AND_DRIVE>(v, x, levels, h),
+        TOWARD_ZERO => charge_all::<V, TOWARD_ZERO>(v, x, levels, h),
         _ => charge_all::<V, TOWARD>(v, x, levels, h),
     }
     match levels.reset {
@@ -527,6 +561,7 @@ pub(super) fn charge_plain<V: Voltage>(x: &[V], v: &mut [V], levels: &Levels<V>,
         NO_LEAK => charge_all::<V, NO_LEAK>(v, x, levels, h),
         KEEP => charge_all::<V, KEEP>(v, x, levels, h),
         KEEP_AND_DRIVE => charge_all::<V, KEEP_AND_DRIVE>(v, x, levels, h),
+        TOWARD_ZERO => charge_all::<V, TOWARD_ZERO>(v, x, levels, h),
         _ => charge_all::<V, TOWARD>(v, x, levels, h),
     }
     let (v, h) = (&mut v[..x.len()], &h[..x.len()]);

@@ -100,19 +100,25 @@ fn by_the_book<V: Voltage>(layer: &Layer<V>, x: &[V], v: &[V]) -> Outcome<V> {
     out
 }
 
-/// The kernel, its steps cut in two calls at `cut`.
+/// The kernel, its steps cut in two calls at `cut`. Not traced, it is told where to start, and the state holds anything.
 fn run<V: Voltage>(
     layer: &Layer<V>,
     x: &[V],
     v: &[V],
     cut: usize,
     bits: Option<usize>,
+    traced: bool,
     isa: Isa,
     threads: usize,
 ) -> Outcome<V> {
     let n = v.len();
+    let start = if traced { None } else { Some(Each::Channel(v)) };
     let zeros = |has: bool| vec![0.0; if has { n } else { 0 }];
-    let (mut v, mut i, mut a) = (v.to_vec(), zeros(layer.current), zeros(layer.adapts));
+    let (mut v, mut i, mut a) = (
+        if traced { v.to_vec() } else { v.iter().rev().copied().collect() },
+        zeros(layer.current),
+        zeros(layer.adapts),
+    );
     let mut left = vec![0; if layer.refractory > 0 { n } else { 0 }];
     let per_step = bits.map_or(n, |row| n / row * row.div_ceil(8));
     let steps = x.len() / n;
@@ -125,8 +131,9 @@ fn run<V: Voltage>(
         };
         let mut state = State { v: &mut v, i: &mut i, a: &mut a, left: &mut left };
         layer.with(|neurons| {
-            let trace = Some(&mut trace[from * n..to * n]);
-            simulate(&x[from * n..to * n], neurons, &mut state, out, trace, isa, &Ctl::new(threads)).unwrap();
+            let trace = traced.then_some(&mut trace[from * n..to * n]);
+            let (x, start) = (&x[from * n..to * n], start.filter(|_| from == 0));
+            simulate(x, neurons, &mut state, start, out, trace, isa, &Ctl::new(threads)).unwrap();
         });
     }
     Outcome { spikes, trace, v, i, a, left }
@@ -162,17 +169,21 @@ fn check_case<V: Voltage>(layer: &Layer<V>, x: &[V], v: &[V], row: usize, cut: u
     let want = by_the_book(layer, x, v);
     let bits = packed(&want.spikes, row);
     for &isa in Isa::available() {
-        let got = run(layer, x, v, cut, None, isa, threads);
+        let got = run(layer, x, v, cut, None, true, isa, threads);
         assert!(got == want, "{} {layer:?}", isa.name());
-        let got = run(layer, x, v, cut, Some(row), isa, threads);
-        assert!(got.spikes == bits && got.v == want.v, "bits, {} {layer:?}", isa.name());
+        let got = run(layer, x, v, cut, None, false, isa, threads);
+        assert!(got.spikes == want.spikes && got.v == want.v, "no trace, {} {layer:?}", isa.name());
+        for traced in [false, true] {
+            let got = run(layer, x, v, cut, Some(row), traced, isa, threads);
+            assert!(got.spikes == bits && got.v == want.v, "bits, {} {layer:?}", isa.name());
+        }
         ran.on(isa);
     }
 }
 
 /// Channels, rows of them, steps.
 fn shapes() -> impl Strategy<Value = (usize, usize, usize)> {
-    (1..70usize, 1..40usize, 0..7usize)
+    (1..70usize, 1..40usize, 0..11usize)
 }
 
 fn floats() -> impl Strategy<Value = (Layer<f32>, Vec<f32>, Vec<f32>, usize, usize)> {
@@ -259,8 +270,9 @@ fn tasks_and_blocks() {
             levels: [vec![0.5], vec![0.0], (0..row).map(|i| (i % 13) as f32 / 8.0 + 0.25).collect(), vec![0.0]],
             floats: [const { Vec::new() }; 4],
         };
-        let x: Vec<f32> = (0..3 * n).map(|i| (i * 7 % 31) as f32 / 8.0).collect();
-        for layer in [layer.clone(), Layer { refractory: 2, ..layer }] {
+        let x: Vec<f32> = (0..6 * n).map(|i| (i * 7 % 31) as f32 / 8.0).collect();
+        let alike = Layer { each: 0, ..layer.clone() };
+        for layer in [layer.clone(), alike, Layer { refractory: 2, ..layer }] {
             for threads in [1, 3] {
                 check_case(&layer, &x, &vec![0.25; n], row, 1, threads, &mut ran);
             }
@@ -283,10 +295,10 @@ fn potentials_saturate() {
         floats: [const { Vec::new() }; 4],
     };
     for &isa in Isa::available() {
-        let got = run(&layer, &[1 << 22; 40], &[0; 10], 1, None, isa, 1);
+        let got = run(&layer, &[1 << 22; 40], &[0; 10], 1, None, true, isa, 1);
         assert_eq!(got.v, [(1 << 23) - 1; 10]);
         assert_eq!(got.spikes, [0; 40], "strict at the greatest potential");
-        let got = run(&layer, &[-(1 << 22); 40], &[0; 10], 1, None, isa, 1);
+        let got = run(&layer, &[-(1 << 22); 40], &[0; 10], 1, None, true, isa, 1);
         assert_eq!(got.v, [1 - (1 << 23); 10]);
     }
 }
@@ -300,7 +312,7 @@ fn lengths_are_checked() {
             Some(row) => SpikesOut::Bits { out, row },
             None => SpikesOut::Bytes(out),
         };
-        simulate(x, neurons, &mut State::new(v), spikes, None, isa, &ctl).unwrap_err().to_string()
+        simulate(x, neurons, &mut State::new(v), None, spikes, None, isa, &ctl).unwrap_err().to_string()
     };
     let mut out = [0; 6];
     assert!(told(&[0.0; 5], &neurons, &mut [0.0; 2], &mut out, None).starts_with("x: "));
@@ -315,6 +327,6 @@ fn lengths_are_checked() {
     let leaks = Leak::Toward { rate: Each::All(128), rest: Each::All(0) };
     let neurons = Neurons::new(leaks, Each::All(1), Reset::Soft);
     let outcome =
-        simulate(&[0; 6], &neurons, &mut State::new(&mut [0; 3]), SpikesOut::Bytes(&mut out), None, isa, &ctl);
+        simulate(&[0; 6], &neurons, &mut State::new(&mut [0; 3]), None, SpikesOut::Bytes(&mut out), None, isa, &ctl);
     assert!(outcome.unwrap_err().to_string().starts_with("neurons: "));
 }

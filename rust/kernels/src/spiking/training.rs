@@ -7,7 +7,7 @@
 //! The backward pass takes a block of neurons through its steps again, which
 //! costs less than reading stored potentials from memory.
 
-use super::rows::{self, HARD, KEEP, Levels, NO_LEAK, SOFT, TOWARD};
+use super::rows::{self, HARD, KEEP, Levels, NO_LEAK, SOFT, TOWARD, TOWARD_ZERO};
 use super::{BLOCK, Each, Neurons, Voltage, check_levels};
 use crate::error::{bail, try_zeroed};
 use crate::lanes::{Lanes, on_isa};
@@ -220,7 +220,7 @@ fn fire_in<L: Lanes, V: Voltage>(
         for (t, out) in outs.iter_mut().enumerate() {
             let from = t * n + first + at;
             from_floats(&x[from..from + len], inputs);
-            rows::plain::<V, rows::Floats>(inputs, potentials, &levels, &mut out[at..at + len], &[], isa);
+            rows::plain::<V, rows::Floats>(&[inputs], potentials, &levels, &mut [&mut out[at..at + len]], false, isa);
         }
         for (v, potential) in v.iter_mut().zip(potentials) {
             *v = potential.float();
@@ -360,7 +360,7 @@ impl Step<'_> {
         }
         match levels.leak {
             NO_LEAK => by_reset!(NO_LEAK),
-            TOWARD => by_reset!(TOWARD),
+            TOWARD | TOWARD_ZERO => by_reset!(TOWARD),
             _ => by_reset!(KEEP),
         }
     }
