@@ -120,7 +120,6 @@ pub(super) fn fused<V: Voltage, S: Spiked, const LEAK: u8, const RESET: u8, cons
     v: &mut [V],
     levels: &Levels<V>,
     spikes: &mut [&mut [S::E]],
-    far: bool,
 ) {
     let n = v.len();
     assert!(!EACH || n <= BLOCK);
@@ -137,7 +136,7 @@ pub(super) fn fused<V: Voltage, S: Spiked, const LEAK: u8, const RESET: u8, cons
     for at in (0..whole).step_by(GROUP) {
         // SAFETY: the CPU has AVX2; 32 elements from `at` on lie within v and each x, S::elements(32) from there on
         // within each of spikes, and what is read of `levels` has BLOCK.
-        unsafe { group::<V, S, LEAK, RESET, EACH>(x, v.as_mut_ptr().add(at), &params, at, at, spikes, GROUP, far) };
+        unsafe { group::<V, S, LEAK, RESET, EACH>(x, v.as_mut_ptr().add(at), &params, at, at, spikes, GROUP) };
     }
     if whole < n {
         // The rest in room of its own.
@@ -150,19 +149,13 @@ pub(super) fn fused<V: Voltage, S: Spiked, const LEAK: u8, const RESET: u8, cons
             // SAFETY: the CPU has AVX2, there are 32 elements of each, and whole + 32 ≤ BLOCK where that counts.
             unsafe {
                 let (x, room, v) = ([&inputs[..]], &mut [&mut room[..]], potentials.as_mut_ptr());
-                group::<V, S, LEAK, RESET, EACH>(&x, v, &params, whole, 0, room, rest, false);
+                group::<V, S, LEAK, RESET, EACH>(&x, v, &params, whole, 0, room, rest);
             }
             let spikes = &mut spikes[S::elements(whole)..];
             spikes.copy_from_slice(&room[..spikes.len()]);
         }
         v[whole..].copy_from_slice(&potentials[..rest]);
     }
-}
-
-/// What was written past the caches is there before anything that follows: on any x86-64.
-pub(super) fn fence() {
-    // SAFETY: every x86-64 has SSE.
-    unsafe { _mm_sfence() }
 }
 
 /// Asks for inputs before they are needed: on any x86-64.
@@ -217,7 +210,6 @@ unsafe fn group<V: Voltage, S: Spiked, const LEAK: u8, const RESET: u8, const EA
     from: usize,
     spikes: &mut [&mut [S::E]],
     count: usize,
-    far: bool,
 ) {
     // SAFETY: the caller's promise.
     unsafe {
@@ -252,7 +244,7 @@ unsafe fn group<V: Voltage, S: Spiked, const LEAK: u8, const RESET: u8, const EA
                 }};
             }
             let fired = [eight!(v0, 0), eight!(v1, 1), eight!(v2, 2), eight!(v3, 3)];
-            S::write(fired, spikes.as_mut_ptr().add(S::elements(from)), far);
+            S::write(fired, spikes.as_mut_ptr().add(S::elements(from)));
         }
         V::store(v0, v);
         V::store(v1, v.add(8));
@@ -261,21 +253,14 @@ unsafe fn group<V: Voltage, S: Spiked, const LEAK: u8, const RESET: u8, const EA
     }
 }
 
-/// 32 lanes of ones or zeros as bytes of 1 or 0; past the caches where `far` and `out` is a multiple of 32.
+/// 32 lanes of ones or zeros as bytes of 1 or 0.
 ///
 /// # Safety
 /// The CPU has AVX2; 32 bytes from `out` on are writable.
 #[inline(always)]
-pub(super) unsafe fn write_bytes(fired: [__m256i; 4], out: *mut u8, far: bool) {
-    // SAFETY: the caller's promise; the address is looked at.
-    unsafe {
-        let bytes = _mm256_and_si256(bytes_of(fired), _mm256_set1_epi8(1));
-        if far && out.addr().is_multiple_of(32) {
-            _mm256_stream_si256(out.cast(), bytes);
-        } else {
-            _mm256_storeu_si256(out.cast(), bytes);
-        }
-    }
+pub(super) unsafe fn write_bytes(fired: [__m256i; 4], out: *mut u8) {
+    // SAFETY: the caller's promise.
+    unsafe { _mm256_storeu_si256(out.cast(), _mm256_and_si256(bytes_of(fired), _mm256_set1_epi8(1))) }
 }
 
 /// 32 lanes of ones or zeros as bytes.
@@ -298,7 +283,7 @@ unsafe fn bytes_of(fired: [__m256i; 4]) -> __m256i {
 /// # Safety
 /// The CPU has AVX2; four bytes from `out` on are writable.
 #[inline(always)]
-pub(super) unsafe fn write_bits(fired: [__m256i; 4], out: *mut u8, _far: bool) {
+pub(super) unsafe fn write_bits(fired: [__m256i; 4], out: *mut u8) {
     // SAFETY: the caller's promise.
     unsafe {
         let bits = _mm256_movemask_epi8(bytes_of(fired)) as u32;
@@ -311,7 +296,7 @@ pub(super) unsafe fn write_bits(fired: [__m256i; 4], out: *mut u8, _far: bool) {
 /// # Safety
 /// The CPU has AVX2; 32 floats from `out` on are writable.
 #[inline(always)]
-pub(super) unsafe fn write_floats(fired: [__m256i; 4], out: *mut f32, _far: bool) {
+pub(super) unsafe fn write_floats(fired: [__m256i; 4], out: *mut f32) {
     // SAFETY: the caller's promise.
     unsafe {
         for (i, fired) in fired.into_iter().enumerate() {

@@ -62,9 +62,6 @@ const BLOCK: usize = 1024;
 /// Neurons in one task, about: a whole number of blocks.
 const TASK: usize = 8 * BLOCK;
 
-/// Bytes of spikes from which they are written past the caches.
-const FAR: usize = 8 << 20;
-
 /// A parameter: one value for all neurons, or neuron j's at j modulo the length.
 #[derive(Debug, Clone, Copy)]
 pub enum Each<'a, V> {
@@ -275,7 +272,6 @@ pub fn simulate<V: Voltage>(
     };
     let bytes =
         |neurons: usize| if pack { neurons / row * row.div_ceil(8) + (neurons % row).div_ceil(8) } else { neurons };
-    let far = out.len() >= FAR;
     let task = if row < n { row * TASK.div_ceil(row) } else { TASK };
 
     let mut outs: Vec<Vec<&mut [u8]>> = (0..n.div_ceil(task)).map(|_| Vec::with_capacity(steps)).collect();
@@ -294,7 +290,7 @@ pub fn simulate<V: Voltage>(
         rows::Part { state: part, spikes: outs, trace: traces }
     }));
     ctl.for_each(parts.len(), &|_, index| {
-        let rows = rows::Rows { x, n, first: index * task, row, pack, far, start };
+        let rows = rows::Rows { x, n, first: index * task, row, pack, start };
         // What no CPU here has run is not taken.
         rows::run(&rows, neurons, parts.take(index), isa.at_most_avx2());
     })

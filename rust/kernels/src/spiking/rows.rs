@@ -24,8 +24,6 @@ pub(super) struct Rows<'a, V> {
     pub row: usize,
     /// Spikes as bits.
     pub pack: bool,
-    /// All spikes are more than caches hold.
-    pub far: bool,
     /// Where potentials begin; else where the state says.
     pub start: Option<Each<'a, V>>,
 }
@@ -96,7 +94,7 @@ fn blocks<L: Lanes, V: Voltage>(_: L, rows: &Rows<'_, V>, neurons: &Neurons<'_, 
     let mut currents = vec![V::default(); if flows { BLOCK } else { 0 }];
     let mut bytes = vec![0u8; if alone { 0 } else { BLOCK }];
     let mut scratch = Scratch::new(if alone { 0 } else { BLOCK });
-    let most = if alone && !levels.each { SPAN } else { BLOCK };
+    let most = if alone && !flows && !levels.each { SPAN } else { BLOCK };
     // Currents and traces go step by step.
     let side_by_side = if alone && !flows && part.trace.is_empty() { STEPS } else { 1 };
     let (mut at, mut byte) = (0, 0);
@@ -136,8 +134,8 @@ fn blocks<L: Lanes, V: Voltage>(_: L, rows: &Rows<'_, V>, neurons: &Neurons<'_, 
             }
             let outs = &mut outs[..count];
             match (alone, rows.pack) {
-                (true, false) => plain::<V, Bytes>(&x[..count], memory.v, &levels, outs, rows.far, isa),
-                (true, true) => plain::<V, Bits>(&x[..count], memory.v, &levels, outs, rows.far, isa),
+                (true, false) => plain::<V, Bytes>(&x[..count], memory.v, &levels, outs, isa),
+                (true, true) => plain::<V, Bits>(&x[..count], memory.v, &levels, outs, isa),
                 (false, false) => staged(x[0], neurons, &mut memory, &levels, &mut scratch, outs[0]),
                 (false, true) => {
                     staged(x[0], neurons, &mut memory, &levels, &mut scratch, &mut bytes[..len]);
@@ -150,8 +148,6 @@ fn blocks<L: Lanes, V: Voltage>(_: L, rows: &Rows<'_, V>, neurons: &Neurons<'_, 
         }
         (at, byte) = (at + len, byte + out_len);
     }
-    #[cfg(target_arch = "x86_64")]
-    super::avx2::fence();
 }
 
 /// The synaptic currents of a step, which are the potentials' inputs.
@@ -321,12 +317,12 @@ pub(super) trait Spiked {
     fn elements(n: usize) -> usize;
     /// Neuron j's; they come in ascending order.
     fn put(out: &mut [Self::E], j: usize, fired: bool);
-    /// Writes those of 32 neurons; bytes that are far, past the caches, where they lie so that whole vectors go there.
+    /// Writes those of 32 neurons.
     ///
     /// # Safety
     /// The CPU has AVX2; `elements(32)` elements from `out` on are writable.
     #[cfg(target_arch = "x86_64")]
-    unsafe fn write(fired: [std::arch::x86_64::__m256i; 4], out: *mut Self::E, far: bool);
+    unsafe fn write(fired: [std::arch::x86_64::__m256i; 4], out: *mut Self::E);
 }
 
 /// A byte of 0 or 1 for each neuron.
@@ -350,9 +346,9 @@ macro_rules! spiked {
             }
             #[cfg(target_arch = "x86_64")]
             #[inline(always)]
-            unsafe fn write(fired: [std::arch::x86_64::__m256i; 4], out: *mut $e, far: bool) {
+            unsafe fn write(fired: [std::arch::x86_64::__m256i; 4], out: *mut $e) {
                 // SAFETY: the caller's promise.
-                unsafe { super::avx2::$write(fired, out, far) }
+                unsafe { super::avx2::$write(fired, out) }
             }
         }
     };
@@ -364,22 +360,21 @@ spiked!(Bits, u8, write_bits, |n: usize| n.div_ceil(8), |out: &mut [u8], j: usiz
     out[j / 8] = before | u8::from(fired) << (j % 8);
 });
 
-/// Some steps of neurons that have a potential and nothing else. `far`: spikes are more than caches hold.
+/// Some steps of neurons that have a potential and nothing else.
 #[inline(always)]
 pub(super) fn plain<V: Voltage, S: Spiked>(
     x: &[&[V]],
     v: &mut [V],
     levels: &Levels<V>,
     spikes: &mut [&mut [S::E]],
-    far: bool,
     isa: Isa,
 ) {
     macro_rules! by_reset {
         ($leak:ident, $each:literal) => {
             match levels.reset {
-                HARD => steps::<V, S, $leak, HARD, $each>(x, v, levels, spikes, far, isa),
-                SOFT => steps::<V, S, $leak, SOFT, $each>(x, v, levels, spikes, far, isa),
-                _ => steps::<V, S, $leak, NO_RESET, $each>(x, v, levels, spikes, far, isa),
+                HARD => steps::<V, S, $leak, HARD, $each>(x, v, levels, spikes, isa),
+                SOFT => steps::<V, S, $leak, SOFT, $each>(x, v, levels, spikes, isa),
+                _ => steps::<V, S, $leak, NO_RESET, $each>(x, v, levels, spikes, isa),
             }
         };
     }
@@ -418,15 +413,14 @@ fn steps<V: Voltage, S: Spiked, const LEAK: u8, const RESET: u8, const EACH: boo
     v: &mut [V],
     levels: &Levels<V>,
     spikes: &mut [&mut [S::E]],
-    far: bool,
     isa: Isa,
 ) {
     #[cfg(target_arch = "x86_64")]
     if isa.has_avx2() {
         // SAFETY: an Isa exists only where the CPU has it.
-        return unsafe { super::avx2::fused::<V, S, LEAK, RESET, EACH>(x, v, levels, spikes, far) };
+        return unsafe { super::avx2::fused::<V, S, LEAK, RESET, EACH>(x, v, levels, spikes) };
     }
-    let _ = (isa, far);
+    let _ = isa;
     let at = |levels: &[V], j: usize| if EACH { levels[j] } else { levels[0] };
     for (x, spikes) in x.iter().zip(spikes) {
         let n = x.len();

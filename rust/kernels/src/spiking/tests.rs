@@ -271,8 +271,10 @@ fn tasks_and_blocks() {
             floats: [const { Vec::new() }; 4],
         };
         let x: Vec<f32> = (0..6 * n).map(|i| (i * 7 % 31) as f32 / 8.0).collect();
-        let alike = Layer { each: 0, ..layer.clone() };
-        for layer in [layer.clone(), alike, Layer { refractory: 2, ..layer }] {
+        // One value of each for all, alone and with currents.
+        let alike = Layer { each: 0, floats: [vec![0.5], vec![1.5], Vec::new(), Vec::new()], ..layer.clone() };
+        let flows = Layer { current: true, ..alike.clone() };
+        for layer in [layer.clone(), alike, flows, Layer { refractory: 2, ..layer }] {
             for threads in [1, 3] {
                 check_case(&layer, &x, &vec![0.25; n], row, 1, threads, &mut ran);
             }

@@ -220,7 +220,7 @@ fn fire_in<L: Lanes, V: Voltage>(
         for (t, out) in outs.iter_mut().enumerate() {
             let from = t * n + first + at;
             from_floats(&x[from..from + len], inputs);
-            rows::plain::<V, rows::Floats>(&[inputs], potentials, &levels, &mut [&mut out[at..at + len]], false, isa);
+            rows::plain::<V, rows::Floats>(&[inputs], potentials, &levels, &mut [&mut out[at..at + len]], isa);
         }
         for (v, potential) in v.iter_mut().zip(potentials) {
             *v = potential.float();
