@@ -9,7 +9,7 @@ use crate::lanes::{Lanes, on_isa};
 
 /// Steps that plain neurons take together: as many rows of inputs are read side by side as memory
 /// gives the most from, and potentials stay in registers meanwhile.
-const STEPS: usize = 4;
+pub(super) const STEPS: usize = 4;
 /// Neurons with the same parameters that go through all steps together.
 const SPAN: usize = 4 * BLOCK;
 
@@ -266,8 +266,7 @@ impl<V: Voltage> Levels<V> {
         }
     }
 
-    /// As [`Levels::fill`], whether or not they differ.
-    pub fn read(&mut self, neurons: &Neurons<'_, V>, first: usize, len: usize) {
+    fn read(&mut self, neurons: &Neurons<'_, V>, first: usize, len: usize) {
         take(&neurons.threshold, first, &mut self.threshold[..len]);
         for (fire, threshold) in self.fire[..len].iter_mut().zip(&self.threshold) {
             *fire = if neurons.strict { threshold.above() } else { *threshold };

@@ -37,6 +37,8 @@ pub trait Voltage: Lane + Copy + Default + PartialOrd + Send + Sync + std::fmt::
     fn float(self) -> f32;
     /// Back from it.
     fn from_float(x: f32) -> Self;
+    /// Floats as potentials: as they are, or in `room`, which is as long.
+    fn of_floats<'a>(x: &'a [f32], room: &'a mut [Self]) -> &'a [Self];
 }
 
 impl Voltage for f32 {
@@ -71,6 +73,10 @@ impl Voltage for f32 {
     }
     #[inline(always)]
     fn from_float(x: f32) -> f32 {
+        x
+    }
+    #[inline(always)]
+    fn of_floats<'a>(x: &'a [f32], _: &'a mut [f32]) -> &'a [f32] {
         x
     }
 }
@@ -109,6 +115,13 @@ impl Voltage for i32 {
     }
     fn from_float(x: f32) -> i32 {
         x as i32
+    }
+    #[inline(always)]
+    fn of_floats<'a>(x: &'a [f32], room: &'a mut [i32]) -> &'a [i32] {
+        for (room, &x) in room.iter_mut().zip(x) {
+            *room = x as i32;
+        }
+        room
     }
 }
 

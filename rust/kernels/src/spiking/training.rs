@@ -7,7 +7,7 @@
 //! The backward pass takes a block of neurons through its steps again, which
 //! costs less than reading stored potentials from memory.
 
-use super::rows::{self, HARD, KEEP, Levels, NO_LEAK, SOFT, TOWARD, TOWARD_ZERO};
+use super::rows::{self, HARD, KEEP, Levels, NO_LEAK, SOFT, STEPS, TOWARD, TOWARD_ZERO};
 use super::{BLOCK, Each, Neurons, Voltage, check_levels};
 use crate::error::{bail, try_zeroed};
 use crate::lanes::{Lanes, on_isa};
@@ -211,16 +211,22 @@ fn fire_in<L: Lanes, V: Voltage>(
     isa: Isa,
 ) {
     let mut levels = Levels::new(neurons);
-    let (mut inputs, mut potentials) = ([V::default(); BLOCK], [V::default(); BLOCK]);
+    let (mut rooms, mut potentials) = ([[V::default(); BLOCK]; STEPS], [V::default(); BLOCK]);
     for (block, v) in v.chunks_mut(BLOCK).enumerate() {
         let (at, len) = (block * BLOCK, v.len());
         levels.fill(neurons, first + at, len);
-        let (inputs, potentials) = (&mut inputs[..len], &mut potentials[..len]);
+        let potentials = &mut potentials[..len];
         from_floats(v, potentials);
-        for (t, out) in outs.iter_mut().enumerate() {
-            let from = t * n + first + at;
-            from_floats(&x[from..from + len], inputs);
-            rows::plain::<V, rows::Floats>(&[inputs], potentials, &levels, &mut [&mut out[at..at + len]], isa);
+        for (t, outs) in (0..).step_by(STEPS).zip(outs.chunks_mut(STEPS)) {
+            let count = outs.len();
+            let (mut inputs, mut spikes): ([&[V]; STEPS], [&mut [f32]; STEPS]) = Default::default();
+            for (i, room) in rooms[..count].iter_mut().enumerate() {
+                inputs[i] = V::of_floats(&x[(t + i) * n + first + at..][..len], &mut room[..len]);
+            }
+            for (spikes, out) in spikes.iter_mut().zip(outs) {
+                *spikes = &mut out[at..at + len];
+            }
+            rows::plain::<V, rows::Floats>(&inputs[..count], potentials, &levels, &mut spikes[..count], isa);
         }
         for (v, potential) in v.iter_mut().zip(potentials) {
             *v = potential.float();
@@ -241,22 +247,24 @@ fn back_in<L: Lanes, V: Voltage>(
     let steps = part.x.len();
     let (mut levels, mut exact_levels) = (Levels::for_each(neurons), Levels::for_each(exact));
     let mut sharpness = [0.0; BLOCK];
+    rows::take(&forward.sharpness, 0, &mut sharpness);
     let (h, slope) = scratch.split_at_mut(steps * part.block);
-    let (mut inputs, mut potentials, mut charged) =
-        ([V::default(); BLOCK], [V::default(); BLOCK], [V::default(); BLOCK]);
+    let (mut room, mut potentials, mut charged) = ([V::default(); BLOCK], [V::default(); BLOCK], [V::default(); BLOCK]);
     let mut at = 0;
     while at < part.v.len() {
         let len = part.block.min(part.v.len() - at);
         let first = part.first + at;
         // Every loop below reads one value for each neuron.
-        levels.read(neurons, first, len);
-        exact_levels.read(exact, first, len);
-        rows::take(&forward.sharpness, first, &mut sharpness[..len]);
+        levels.fill(neurons, first, len);
+        exact_levels.fill(exact, first, len);
+        if let Each::Channel(_) = forward.sharpness {
+            rows::take(&forward.sharpness, first, &mut sharpness[..len]);
+        }
         from_floats(&forward.v[first..first + len], &mut potentials[..len]);
         for t in 0..steps {
             let from = t * part.n + first;
-            from_floats(&forward.x[from..from + len], &mut inputs[..len]);
-            rows::charge_plain(&inputs[..len], &mut potentials[..len], &exact_levels, &mut charged[..len]);
+            let inputs = V::of_floats(&forward.x[from..from + len], &mut room[..len]);
+            rows::charge_plain(inputs, &mut potentials[..len], &exact_levels, &mut charged[..len]);
             let h = &mut h[t * len..][..len];
             for (h, charged) in h.iter_mut().zip(&charged) {
                 *h = charged.float();
