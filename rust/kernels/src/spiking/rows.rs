@@ -2,6 +2,8 @@
 //! that the compiler makes vectors of them. No operation is contracted, so the
 //! bits are the definition's.
 
+use std::hint::select_unpredictable as select;
+
 use super::scalar::{self, One, Voltage};
 use super::{BLOCK, Each, Leak, Neurons, Reset, State};
 use crate::Isa;
@@ -483,6 +485,7 @@ fn staged<V: Voltage>(
     let n = x.len();
     let (v, spikes) = (&mut part.v[..n], &mut spikes[..n]);
     let (h, level) = (&mut scratch.h[..n], &mut scratch.level[..n]);
+    let (threshold, to) = (&levels.threshold[..n], &levels.to[..n]);
     let fires = |h: V, level: V| if neurons.strict { h > level } else { h >= level };
 
     match levels.leak {
@@ -495,22 +498,22 @@ fn staged<V: Voltage>(
     match levels.reset {
         SOFT_LATER => {
             for j in 0..n {
-                h[j] = if fires(v[j], levels.threshold[j]) { h[j].less(levels.threshold[j]) } else { h[j] };
+                h[j] = select(fires(v[j], threshold[j]), h[j].less(threshold[j]), h[j]);
             }
         }
         HARD_LATER => {
             for j in 0..n {
-                h[j] = if fires(v[j], levels.threshold[j]) { levels.to[j] } else { h[j] };
+                h[j] = select(fires(v[j], threshold[j]), to[j], h[j]);
             }
         }
         _ => {}
     }
-    level.copy_from_slice(&levels.threshold[..n]);
+    level.copy_from_slice(threshold);
     if neurons.adaptation.is_some() {
-        let a = &mut part.a[..n];
+        let (a, rho) = (&mut part.a[..n], &levels.rho[..n]);
         for j in 0..n {
-            a[j] *= levels.rho[j];
-            level[j] = V::from_float(levels.threshold[j].float() + a[j]);
+            a[j] *= rho[j];
+            level[j] = V::from_float(threshold[j].float() + a[j]);
         }
     }
     for j in 0..n {
@@ -522,27 +525,27 @@ fn staged<V: Voltage>(
             let waits = left[j] > 0;
             spikes[j] &= u8::from(!waits);
             // What is held is not reset below, for it does not fire.
-            h[j] = if waits { v[j] } else { h[j] };
+            h[j] = select(waits, v[j], h[j]);
             left[j] = if spikes[j] != 0 { neurons.refractory } else { left[j].saturating_sub(1) };
         }
     }
     match levels.reset {
         HARD => {
             for j in 0..n {
-                v[j] = if spikes[j] != 0 { levels.to[j] } else { h[j] };
+                v[j] = select(spikes[j] != 0, to[j], h[j]);
             }
         }
         SOFT => {
             for j in 0..n {
-                v[j] = if spikes[j] != 0 { h[j].less(level[j]) } else { h[j] };
+                v[j] = select(spikes[j] != 0, h[j].less(level[j]), h[j]);
             }
         }
         _ => v.copy_from_slice(h),
     }
     if neurons.adaptation.is_some() {
-        let a = &mut part.a[..n];
+        let (a, jump) = (&mut part.a[..n], &levels.jump[..n]);
         for j in 0..n {
-            a[j] = if spikes[j] != 0 { a[j] + levels.jump[j] } else { a[j] };
+            a[j] = select(spikes[j] != 0, a[j] + jump[j], a[j]);
         }
     }
 }
@@ -557,16 +560,18 @@ pub(super) fn charge_plain<V: Voltage>(x: &[V], v: &mut [V], levels: &Levels<V>,
         TOWARD_ZERO => charge_all::<V, TOWARD_ZERO>(v, x, levels, h),
         _ => charge_all::<V, TOWARD>(v, x, levels, h),
     }
-    let (v, h) = (&mut v[..x.len()], &h[..x.len()]);
+    let n = x.len();
+    let (v, h, fire) = (&mut v[..n], &h[..n], &levels.fire[..n]);
+    let (to, threshold) = (&levels.to[..n], &levels.threshold[..n]);
     match levels.reset {
         HARD => {
-            for j in 0..x.len() {
-                v[j] = if h[j] >= levels.fire[j] { levels.to[j] } else { h[j] };
+            for j in 0..n {
+                v[j] = select(h[j] >= fire[j], to[j], h[j]);
             }
         }
         SOFT => {
-            for j in 0..x.len() {
-                v[j] = if h[j] >= levels.fire[j] { h[j].less(levels.threshold[j]) } else { h[j] };
+            for j in 0..n {
+                v[j] = select(h[j] >= fire[j], h[j].less(threshold[j]), h[j]);
             }
         }
         _ => v.copy_from_slice(h),
@@ -575,8 +580,10 @@ pub(super) fn charge_plain<V: Voltage>(x: &[V], v: &mut [V], levels: &Levels<V>,
 
 #[inline(always)]
 fn charge_all<V: Voltage, const LEAK: u8>(v: &[V], input: &[V], levels: &Levels<V>, h: &mut [V]) {
-    for j in 0..h.len() {
-        h[j] = charge::<V, LEAK>(v[j], input[j].shifted(levels.fraction), levels.beta[j], levels.drive[j]);
+    let n = input.len();
+    let (v, h, beta, drive) = (&v[..n], &mut h[..n], &levels.beta[..n], &levels.drive[..n]);
+    for j in 0..n {
+        h[j] = charge::<V, LEAK>(v[j], input[j].shifted(levels.fraction), beta[j], drive[j]);
     }
 }
 

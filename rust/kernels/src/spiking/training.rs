@@ -385,13 +385,15 @@ impl Step<'_> {
         assert!(n <= BLOCK);
         let (h, slope, grad_spike) = (&self.h[..n], &self.slope[..n], &self.grad_spike[..n]);
         let (grad_x, grad_v) = (&mut grad_x[..n], &mut grad_v[..n]);
+        let (fire, to, threshold) = (&levels.fire[..n], &levels.to[..n], &levels.threshold[..n]);
+        let (beta, drive) = (&levels.beta[..n], &levels.drive[..n]);
         // What h gets of the gradients; then what it hands on.
         for j in 0..n {
-            let silent = f32::from(h[j] < levels.fire[j]);
+            let silent = f32::from(h[j] < fire[j]);
             let through = match RESET {
                 0 => silent,
-                1 => silent + (levels.to[j] - h[j]) * slope[j],
-                2 => 1.0 - levels.threshold[j] * slope[j],
+                1 => silent + (to[j] - h[j]) * slope[j],
+                2 => 1.0 - threshold[j] * slope[j],
                 _ => 1.0,
             };
             grad_v[j] = grad_spike[j] * slope[j] + grad_v[j] * through;
@@ -400,14 +402,14 @@ impl Step<'_> {
             let (x, before, leak) = (&self.x[..n], &self.before[..n], &mut leak[..n]);
             for j in 0..n {
                 let v = if self.is_first { before[j] } else { levels.after(before[j], j) };
-                leak[j] += grad_v[j] * if LEAK == TOWARD { x[j] - (v - levels.drive[j]) } else { v };
+                leak[j] += grad_v[j] * if LEAK == TOWARD { x[j] - (v - drive[j]) } else { v };
             }
         }
         for j in 0..n {
             let (keeps, takes) = match LEAK {
                 NO_LEAK => (1.0, 1.0),
-                TOWARD => (1.0 - levels.beta[j], levels.beta[j]),
-                _ => (levels.beta[j], 1.0),
+                TOWARD => (1.0 - beta[j], beta[j]),
+                _ => (beta[j], 1.0),
             };
             grad_x[j] = grad_v[j] * takes;
             grad_v[j] *= keeps;
