@@ -165,6 +165,7 @@ def test_feedback_that_cannot_be_is_refused():
     for error, words, args in (
         (ValueError, "x: expected 4-D or more|x: expected", (x[0], coefficients)),
         (ValueError, "x: expected", (x[:0], coefficients)),
+        (ValueError, "at most 8421504 values", (np.broadcast_to(np.float32(0), (1, 2100, 2100, 2)), coefficients)),
         (TypeError, "feedback: ", (x, coefficients.astype(np.float64))),
         (ValueError, r"feedback: expected \(2, rows, columns, 2\)", (x, np.zeros((1, 1, 3, 1), np.float32))),
         (ValueError, "odd number of columns", (x, np.zeros((2, 1, 2, 2), np.float32))),
@@ -180,6 +181,7 @@ def test_feedback_that_cannot_be_is_refused():
         (ValueError, "at most 196 values", np.zeros((1, 8, 8, 4)), {}),
         (ValueError, "finite values", np.full((1, 1, 1, 1), np.inf), {}),
         (ValueError, "damping: ", np.ones((1, 1, 1, 1)), {"damping": 0}),
+        (TypeError, "damping: ", np.ones((1, 1, 1, 1)), {"damping": "some"}),
         (ValueError, "importance: ", np.ones((1, 1, 1, 1)), {"importance": np.ones(2)}),
         (TypeError, "weight: ", np.ones((1, 1, 1, 1), int), {}),
     ):

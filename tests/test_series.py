@@ -388,6 +388,19 @@ def test_first_layers_hear_their_errors():
     np.testing.assert_allclose(twin.first.feedback.numpy(), want, rtol=1e-5)
     assert list(twin.first.state_dict()) == ["codes", "scale", "feedback"]
     assert twin.second.feedback is None
+    # A gain that is no number counts for nothing.
+    with torch.no_grad():
+        net.norm.running_var[0] = np.nan
+    quantize_(net, S(4, 4, 3, 2, feedback=True))
+    np.testing.assert_array_equal(net.first.feedback.numpy(), lowbit.feedback_coefficients(filters))
+    # One weight, two ways to use it.
+    one, other = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3, stride=2)
+    other.weight = one.weight
+    model = nn.ModuleDict({"one": one, "other": other})
+    quantize_(model, S(4, 2, 4, 2, feedback=True))
+    assert model["one"].codes is model["other"].codes
+    assert model["one"].feedback is not None
+    assert model["other"].feedback is None
 
 
 def test_changed_codes_are_seen():
@@ -403,6 +416,15 @@ def test_changed_codes_are_seen():
         assert torch.equal(model(x), before)
         model[0].codes.zero_()
         assert not model(x).any()
+    x = inputs("image")
+    plain, model = layer("image", S(4, 2, 4, 2)), layer("image", S(4, 2, 4, 2, feedback=True))
+    before = model(x)
+    assert not torch.equal(before, plain(x))
+    with torch.inference_mode():
+        twin = layer("image", S(4, 2, 4, 2, feedback=True)).to(memory_format=torch.channels_last)
+        assert torch.equal(twin(x), before)
+    model[0].feedback.zero_()
+    assert torch.equal(model(x), plain(x))
 
 
 class Net(nn.Module):
@@ -534,9 +556,19 @@ def test_the_certain_bound_of_inputs_with_feedback():
     model, x = net(config), torch.randn(3, 3, 8, 8)
     outputs, radius = certain_bound(first_terms(model, 1, 1), model, x)
     assert ((model(x) - outputs).abs() <= radius).all()
+
+    # What only moves values leaves them known.
+    class Padded(nn.Sequential):
+        def forward(self, x):
+            return super().forward(nn.functional.pad(x, (1, 1, 2, 2)))
+
+    model = Padded(nn.Conv2d(3, 3, 3)).eval()
+    quantize_(model, config)
+    outputs, radius = certain_bound(first_terms(model, 1, 1), model, x)
+    assert ((model(x) - outputs).abs() <= radius).all()
     model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)).eval()
     quantize_(model, config)
-    with pytest.raises(NotImplementedError, match="feedback"):
+    with pytest.raises(NotImplementedError, match="1 rounds with feedback"):
         certain_bound(first_terms(model, 1, 1), model, x)
 
 

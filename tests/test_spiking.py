@@ -192,6 +192,10 @@ def test_bad_calls():
         (lambda: lowbit.simulate(x_seq, CubaLIF(), NeuronState(np.zeros(4, np.float32))), "state.i: expected an array"),
         (lambda: lowbit.simulate(x_seq, IF(fraction=4)), "fraction: of inputs of int32 alone"),
         (lambda: lowbit.simulate(ints, LIF()), "neuron: inputs of int32 have no decay_input"),
+        (
+            lambda: lowbit.simulate(ints, LIF(decay_input=False, v_leak=0.5)),
+            "neuron: inputs of int32 have no v_leak",
+        ),
         (lambda: lowbit.simulate(ints, LIF(tau=3.0, decay_input=False)), r"beta \(in 256ths\): expected integers"),
         (lambda: lowbit.simulate(ints, IF(v_threshold=0.5)), "v_threshold: expected integers"),
         (lambda: lowbit.simulate(ints, IF(v_threshold=2**23)), "v_threshold: expected integers within"),

@@ -230,9 +230,9 @@ class Series(Config):
         plus 1: their part is no larger than that of terms which are left out anyway.
     feedback : bool
         Round a sample's inputs one after the other, each code making good what those before it moved the
-        outputs by (:func:`lowbit.quantize_images`). Of convolutions of at most four input channels, 7 × 7, stride 1
-        and one group, as a network of small images begins with; other layers round as ever. No input is then
-        sure to be within half a step. At most 8 bits of activations.
+        outputs by (:func:`lowbit.quantize_images`). Of convolutions of at most four input channels and 7 × 7, with
+        stride 1, dilation 1 and one group, as networks of small images begin with; other layers round as ever. No
+        input is then sure to be within half a step. At most 8 bits of activations.
 
     References
     ----------

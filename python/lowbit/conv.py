@@ -21,6 +21,8 @@ _CODES = ("int8", "uint8")
 _FLOATS = ("float32", "float64", "float16", "bfloat16")
 #: The most values that a window may have: the equations grow with the third power.
 _WINDOW = 4 * 49
+#: Codes whose sum int32 holds in any case.
+_SUMMED = (2**31 - 1) // 255
 
 
 def conv2d(
@@ -108,7 +110,7 @@ def feedback_coefficients(
 ) -> NDArray[np.float32]:
     """How much of each code's error the codes after it are to make good, for a convolution's outputs.
 
-    A convolution of stride 1 mixes an image's values, and what rounding moves one value by can be undone,
+    A convolution of stride 1, without dilation, mixes an image's values, and what rounding moves one value by can be undone,
     in the outputs, by moving its neighbours. Of all the errors e together the outputs are off by eᵀ H e,
     where H is what the filters' correlations say. Values are rounded row by row; once those up to the k-th are,
     and the others still make good what they can, there are left ``S_kk (e_k + Σ S_kj / S_kk e_j)²`` and terms without e_k,
@@ -117,7 +119,7 @@ def feedback_coefficients(
     Parameters
     ----------
     weight : array_like of float, shape (O, KH, KW, C)
-        The filters, of stride 1 and one group. At most 196 values each.
+        The filters, of stride 1, dilation 1 and one group. At most 196 values each (7 × 7 of 4 channels).
     importance : array_like of float, shape (O,), optional
         What an error in each output weighs, as a factor of the output: the gain of the normalization behind it. None: 1.
     damping : float
@@ -132,7 +134,7 @@ def feedback_coefficients(
     Raises
     ------
     TypeError
-        Another dtype.
+        Another dtype, a damping that is no number.
     ValueError
         Another shape, NaN or infinities, filters that are too large.
 
@@ -154,8 +156,10 @@ def feedback_coefficients(
     outputs, kh, kw, channels = filters.shape
     if kh * kw * channels > _WINDOW:
         raise ValueError(f"weight: expected filters of at most {_WINDOW} values, got {kh} x {kw} x {channels}")
-    if isinstance(damping, bool) or not isinstance(damping, (int, float)) or not 0 < damping < float("inf"):
-        raise ValueError(f"damping: expected a finite number above 0, got {damping!r}")
+    if isinstance(damping, bool) or not isinstance(damping, (int, float, np.floating)):
+        raise TypeError(f"damping: expected a number, got {damping!r}")
+    if not 0 < damping < float("inf"):
+        raise ValueError(f"damping: expected a finite number above 0, got {damping}")
     if importance is not None:
         gain = as_array("importance", importance, _FLOATS).astype(np.float64)
         if gain.shape != (outputs,):
@@ -188,7 +192,7 @@ def _fill(out: NDArray[np.float64], filters: NDArray[np.float64], damping: float
     for channel in range(channels):
         k = middle * channels + channel
         # Row k of H less what the values after k make good.
-        row = h[k, : k + 1] - h[k, k + 1 :] @ np.linalg.solve(h[k + 1 :, k + 1 :], h[k + 1 :, : k + 1])
+        row = h[k, : k + 1] - np.linalg.solve(h[k + 1 :, k + 1 :], h[k + 1 :, k]) @ h[k + 1 :, : k + 1]
         row = np.append(row[:-1] / row[-1], np.zeros(len(h) - k)).reshape(rows, columns, channels)
         out[channel] = row[kh + 1 : 2 * kh + 1, kw + 1 : 3 * kw]
 
@@ -196,7 +200,7 @@ def _fill(out: NDArray[np.float64], filters: NDArray[np.float64], damping: float
 def quantize_images(x: ArrayLike, feedback: ArrayLike, *, nbits: int = 8, isa: str | None = None) -> RowCodes:
     """Quantizes images for a convolution, each code making good what those before it moved the outputs by.
 
-    Each image has one scale and zero point, those of `quantize_rows`. Its values are rounded row by row,
+    Each image has one scale and zero point, those of `quantize_rows` of its float32 values. These are rounded row by row,
     column by column, channel by channel. In steps of the scale, with v a value and e the errors of codes before it,
     a code less the zero point is ``rint(v - Σ coefficient · e)``, clamped, and its error what that is more than v. Images of
     few bits keep what the filters see: flat regions have no bands.
@@ -204,7 +208,7 @@ def quantize_images(x: ArrayLike, feedback: ArrayLike, *, nbits: int = 8, isa: s
     Parameters
     ----------
     x : array_like of float32, float64, float16 or bfloat16, shape (N, H, W, C)
-        The images, channels last, rounded to float32 first.
+        The images, channels last, rounded to float32 first: float64 beyond it is an infinity.
     feedback : array_like of float32, shape (C, rows, columns, C)
         `feedback_coefficients` of the filters. Any number of rows, the pixel's own the last; an odd number of columns, the
         pixel's own in the middle. What comes after a value is not looked at.
@@ -224,7 +228,8 @@ def quantize_images(x: ArrayLike, feedback: ArrayLike, *, nbits: int = 8, isa: s
     TypeError
         Another dtype.
     ValueError
-        No values, shapes that do not fit, coefficients that are NaN or not between -65,536 and 65,536.
+        No values, more than 8,421,504 an image (their sum), shapes that do not fit, coefficients that are NaN or not
+        between -65,536 and 65,536.
 
     Examples
     --------
@@ -237,9 +242,13 @@ def quantize_images(x: ArrayLike, feedback: ArrayLike, *, nbits: int = 8, isa: s
     >>> lowbit.quantize_images(image, feedback, nbits=2).codes
     array([[3, 0, 1, 0, 1, 0, 1, 0]], dtype=uint8)
     """
-    images = as_array("x", x, _FLOATS, min_ndim=4).astype(np.float32, copy=False)
+    given = as_array("x", x, _FLOATS, min_ndim=4)
+    with np.errstate(over="ignore"):
+        images = given.astype(np.float32, copy=False)
     if images.ndim != 4 or images.size == 0:
         raise ValueError(f"x: expected (N, H, W, C), not empty, got shape {images.shape}")
+    if images[0].size > _SUMMED:
+        raise ValueError(f"x: expected at most {_SUMMED} values an image, whose sum int32 holds, got {images[0].size}")
     coefficients = as_array("feedback", feedback, ("float32",), min_ndim=4)
     nbits = check_int("nbits", nbits, 2, 8)
     codes = np.empty(images.shape, np.uint8)

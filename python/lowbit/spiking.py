@@ -151,12 +151,12 @@ def _levels(neuron: IF, shape: tuple[int, ...], dtype: np.dtype[Any]) -> dict[st
         "fraction": neuron.fraction,
         "threshold": values("v_threshold", neuron.v_threshold, dtype),
         "to": values("v_reset", neuron.v_reset, dtype),
-        "start": values("v_leak", getattr(neuron, "v_leak", 0.0), dtype),
     }
     if dtype == _I32:
         _check_integers(neuron)
     elif neuron.fraction:
         raise ValueError(f"fraction: of inputs of int32 alone, got {neuron.fraction} for float32")
+    levels["start"] = values("v_leak", getattr(neuron, "v_leak", 0.0), dtype)
     bias = np.asarray(neuron.bias, np.float64)
     if isinstance(neuron, LIF) and neuron.decay_input:
         # An input is drawn to the level that v is drawn to.
@@ -193,7 +193,7 @@ def _check_integers(neuron: IF) -> None:
 
 
 def _nothing(neuron: IF, shape: tuple[int, ...], dtype: np.dtype[Any], potentials: Callable[..., Any]) -> NeuronState:
-    """The first state of neurons, all of it 0; ``potentials`` makes v."""
+    """The first state of neurons: nothing flows, nobody is tired or waits. ``potentials`` makes v, of anything."""
     i = np.zeros(shape, _F32) if isinstance(neuron, CubaLIF) else None
     a = np.zeros(shape, _F32) if isinstance(neuron, ALIF) else None
     return NeuronState(potentials(shape, dtype), i, a, np.zeros(shape, _U16) if neuron.refractory else None)

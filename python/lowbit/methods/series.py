@@ -552,7 +552,7 @@ def certain_bound(few: nn.Module, model: nn.Module, x: torch.Tensor) -> tuple[to
     Raises
     ------
     NotImplementedError
-        A step that intervals are not known for.
+        A step that intervals are not known for; inputs that are rounded with feedback behind another layer.
     """
     ours, theirs = series_layers(few), series_layers(model)
     for name, layer in ours.items():
@@ -615,13 +615,13 @@ class _Intervals(fx.Interpreter):
             return y, _wider(radii[0] + radii[1], y)
         if name in _LINEAR | _POOLS:
             y = call(values)
-            return y, _wider(call(radii), y) if isinstance(y, torch.Tensor) else y
+            return y, _kept(call(radii), y) if isinstance(y, torch.Tensor) else y
         raise NotImplementedError(f"certain_bound: no interval is known for {n.op} {name}")
 
     def _module(self, name: str, x: tuple[torch.Tensor, torch.Tensor]) -> Any:
         module, (value, radius) = self.fetch_attr(name), x
         if isinstance(module, SeriesLayer):
-            return self._layer(module, self.whole[name], value, radius)
+            return self._layer(name, module, self.whole[name], value, radius)
         y = module(value)
         if isinstance(module, nn.BatchNorm2d):
             if module.running_var is None:
@@ -635,7 +635,7 @@ class _Intervals(fx.Interpreter):
             return y, _wider(module(radius), y)
         raise NotImplementedError(f"certain_bound: no interval is known for {name}, a {type(module).__name__}")
 
-    def _layer(self, few: SeriesLayer, whole: SeriesLayer, x: torch.Tensor, radius: torch.Tensor) -> Any:
+    def _layer(self, name: str, few: SeriesLayer, whole: SeriesLayer, x: torch.Tensor, radius: torch.Tensor) -> Any:
         y = few(x)
         axes = few.spans(x)
         # The whole model rounds inputs that lie within the radius, by a step that their range sets.
@@ -647,7 +647,9 @@ class _Intervals(fx.Interpreter):
         if getattr(whole, "feedback", None) is None:
             apart = radius + (x - seen).abs() + step * (0.5 + _SLACK)
         elif radius.any():
-            raise NotImplementedError("certain_bound: no interval is known for inputs that are rounded with feedback")
+            raise NotImplementedError(
+                f"certain_bound: {name} rounds with feedback, and its inputs are not known exactly"
+            )
         else:
             apart = (whole.seen(x) - seen).abs()
         full = whole.dequantize().to(x.dtype)
@@ -658,6 +660,11 @@ class _Intervals(fx.Interpreter):
 
 def _interval(x: Any) -> bool:
     return isinstance(x, tuple) and len(x) == 2 and all(isinstance(part, torch.Tensor) for part in x)
+
+
+def _kept(radius: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """What one step makes of both: of equal values the same."""
+    return _wider(radius, y) if radius.any() else radius
 
 
 def _wider(radius: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

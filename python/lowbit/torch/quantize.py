@@ -21,7 +21,7 @@ from lowbit.gemm import MAX_K_UINT8
 from lowbit.torch import fusion
 from lowbit.torch.correction import NORMS, input_moments
 from lowbit.torch.modules import QuantEmbedding, QuantLinear
-from lowbit.torch.series import SeriesConv2d, SeriesLayer, SeriesLinear
+from lowbit.torch.series import SeriesConv2d, SeriesLayer, SeriesLinear, takes_feedback
 from lowbit.torch.spiking import QuantSpikingLayer, SpikingLayer
 from lowbit.weights import Weight
 
@@ -430,7 +430,8 @@ class _Swaps:
         tied = self.series.get(key)
         new: SeriesLayer
         if isinstance(module, nn.Conv2d):
-            new = SeriesConv2d.of(module, config, tied, self._gain(name))
+            gain = self._gain(name) if config.feedback and takes_feedback(module) else None
+            new = SeriesConv2d.of(module, config, tied, gain)
         else:
             new = SeriesLinear.of(module, config, tied)
         if config.bias_correction and name in self._inputs:
@@ -439,7 +440,7 @@ class _Swaps:
         return self.series.setdefault(key, new) if tied is None else new
 
     def _gain(self, name: str) -> torch.Tensor | None:
-        """What the normalization behind a layer multiplies its outputs with, where one takes them."""
+        """What the normalization behind a layer multiplies its outputs with, where one does and it is finite."""
         norm = self._inputs[name].norm if name in self._inputs else None
         if norm is None:
             return None
@@ -447,7 +448,8 @@ class _Swaps:
         assert isinstance(module, NORMS)
         assert module.running_var is not None
         gain = (module.running_var.double() + module.eps).rsqrt()
-        return gain if module.weight is None else gain * module.weight.detach().double()
+        gain = gain if module.weight is None else gain * module.weight.detach().double()
+        return gain if bool(gain.isfinite().all()) else None
 
 
 def _quantized(

@@ -314,7 +314,7 @@ class SeriesLayer(nn.Module):
 
 def _version(buffer: torch.Tensor) -> tuple[int, int]:
     """What tells that a tensor's values have changed; those made in inference mode count no versions."""
-    return buffer.data_ptr(), crc32(_bridge.view(buffer)) if buffer.is_inference() else buffer._version
+    return buffer.data_ptr(), crc32(_bridge.view(buffer.contiguous())) if buffer.is_inference() else buffer._version
 
 
 class Part:
@@ -646,7 +646,7 @@ class SeriesConv2d(SeriesLayer):
     ) -> SeriesConv2d:
         """The convolution in series, with the buffers of one that it is tied to; ``gain`` is the normalization's behind it."""
         bias = None if module.bias is None else module.bias.detach().float().clone()
-        feedback = _feedback(module, gain) if config.feedback and hears(module) else None
+        feedback = _feedback(module, gain) if config.feedback and takes_feedback(module) else None
         if isinstance(tied, SeriesConv2d):
             return SeriesConv2d(module, tied.codes, tied.scale, bias, feedback, config)
         codes, scale = _quantized(module.weight.permute(0, 2, 3, 1), config)
@@ -657,7 +657,7 @@ class SeriesConv2d(SeriesLayer):
         return SeriesConv2d(self, stacked, torch.from_numpy(scale), self.bias, self.feedback, config)
 
 
-def hears(module: nn.Conv2d) -> bool:
+def takes_feedback(module: nn.Conv2d) -> bool:
     """Whether a convolution's inputs are rounded with feedback where the config asks for it."""
     few = module.in_channels <= CHANNELS and max(module.kernel_size) <= WINDOW
     return few and _pair(module.stride) == _pair(module.dilation) == (1, 1) and module.groups == 1

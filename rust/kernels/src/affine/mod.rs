@@ -147,9 +147,9 @@ impl<'a> FloatsMut<'a> {
 /// The codes that a scale is chosen for.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Levels {
-    pub(crate) symmetric: bool,
-    pub(crate) qmin: u8,
-    pub(crate) qmax: u8,
+    symmetric: bool,
+    qmin: u8,
+    qmax: u8,
     /// The zero point of zeros.
     middle: u8,
     /// What the greatest magnitude, or half the range, is divided by.

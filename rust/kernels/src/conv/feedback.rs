@@ -119,8 +119,8 @@ impl Feedback {
             let grid = Grid {
                 inverse: 1.0 / row.scale,
                 zero_point: row.zero_point.into(),
-                least: f32::from(levels.qmin) - f32::from(row.zero_point),
-                most: f32::from(levels.qmax) - f32::from(row.zero_point),
+                least: f32::from(levels.qmin()) - f32::from(row.zero_point),
+                most: f32::from(levels.qmax()) - f32::from(row.zero_point),
             };
             carry(self, grid, x, codes, room, isa);
         }

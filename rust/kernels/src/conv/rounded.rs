@@ -28,7 +28,7 @@ struct Room {
 
 impl Conv2d {
     /// `f32(sum) * (image's scale * scale) + bias` of `n` images of floats, one after the other, shared out
-    /// to threads. Each image is rounded by itself as [`quantize_rows`] rounds a row, to unsigned codes of
+    /// to threads. Each image is rounded by itself as [`quantize_rows`](crate::affine::quantize_rows) rounds a row, to unsigned codes of
     /// `levels`, or with feedback as [`Feedback::round`] says; `scale` and `bias` have one value for each
     /// filter. An image with NaN or an infinity gives NaN.
     ///

@@ -55,8 +55,8 @@ pub use product::{
 pub use scalar::Voltage;
 pub use words::{count_spikes, greatest_count};
 
-/// Neurons that are taken through all steps together: their potentials and one
-/// row of inputs stay in the first-level cache.
+/// Neurons that are taken through all steps together, where each has parameters of its own or more than a
+/// potential: that, and one row of inputs, stays in the first-level cache.
 const BLOCK: usize = 1024;
 
 /// Neurons in one task, about: a whole number of blocks.

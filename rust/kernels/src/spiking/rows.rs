@@ -12,7 +12,8 @@ use crate::lanes::{Lanes, on_isa};
 /// Steps that plain neurons take together: as many rows of inputs are read side by side as memory
 /// gives the most from, and potentials stay in registers meanwhile.
 pub(super) const STEPS: usize = 4;
-/// Neurons with the same parameters that go through all steps together.
+/// Neurons with the same parameters that go through all steps together: rows of inputs are then long enough
+/// for the CPU to fetch them ahead, and potentials still in the first-level cache.
 const SPAN: usize = 4 * BLOCK;
 
 /// What all tasks read.
@@ -165,7 +166,7 @@ fn flow<V: Voltage>(x: &[V], levels: &Levels<V>, i: &mut [f32], currents: &mut [
 }
 
 /// The parameters of a block: one of each where all neurons have them and the loops are those of
-/// [`step`], else one for each neuron.
+/// [`steps`], else one for each neuron.
 pub(super) struct Levels<V> {
     /// Whether they differ from neuron to neuron; else the first stands for all.
     each: bool,

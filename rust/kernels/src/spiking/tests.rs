@@ -324,6 +324,18 @@ fn lengths_are_checked() {
     assert!(told(&[0.0; 6], &neurons, &mut [0.0; 3], &mut out, Some(2)).starts_with("row: "));
     let channels = Neurons { threshold: Each::Channel(&[1.0, 2.0]), ..neurons };
     assert!(told(&[0.0; 6], &channels, &mut [0.0; 3], &mut out, None).starts_with("threshold: "));
+    let start = Some(Each::Channel(&[1.0, 2.0][..]));
+    let outcome = simulate(
+        &[0.0; 6],
+        &neurons,
+        &mut State::new(&mut [0.0; 3]),
+        start,
+        SpikesOut::Bytes(&mut out),
+        None,
+        isa,
+        &ctl,
+    );
+    assert!(outcome.unwrap_err().to_string().starts_with("start: "));
     let waits = Neurons { refractory: 1, ..neurons };
     assert!(told(&[0.0; 6], &waits, &mut [0.0; 3], &mut out, None).starts_with("left: "));
     let leaks = Leak::Toward { rate: Each::All(128), rest: Each::All(0) };

@@ -8,7 +8,7 @@
 //! costs less than reading stored potentials from memory.
 
 use super::rows::{self, HARD, KEEP, Levels, NO_LEAK, SOFT, STEPS, TOWARD, TOWARD_ZERO};
-use super::{BLOCK, Each, Neurons, Voltage, check_levels};
+use super::{BLOCK, Each, Leak, Neurons, Voltage, check_levels};
 use crate::error::{bail, try_zeroed};
 use crate::lanes::{Lanes, on_isa};
 use crate::{Ctl, Isa, Parts, Result};
@@ -161,6 +161,9 @@ fn by_task(rows: &mut [f32], n: usize) -> Vec<Vec<&mut [f32]>> {
 
 /// That the neurons can be trained and fit; the number of steps.
 fn check<V: Voltage>(x: &[f32], neurons: &Neurons<'_, V>, n: usize) -> Result<usize> {
+    if !V::FLOAT && matches!(neurons.leak, Leak::Toward { .. }) {
+        bail!("neurons: integers have no leaking inputs");
+    }
     if !neurons.is_plain() || neurons.fraction != 0 {
         bail!("neurons: expected ones that have a potential and no more, and no fraction");
     }
