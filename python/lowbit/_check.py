@@ -70,6 +70,10 @@ def check_int(name: str, value: Any, low: int, high: int | None = None) -> int:
     return value
 
 
+#: What numbers may be given in.
+FLOATS = ("float32", "float64", "float16", "bfloat16")
+
+
 def as_array(name: str, x: Any, dtypes: Sequence[str], *, min_ndim: int = 1) -> np.ndarray:
     """``x`` as a C-contiguous, aligned ndarray in native byte order.
 

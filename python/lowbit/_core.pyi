@@ -345,7 +345,6 @@ class SpikingNetwork:
         source: int,
         neuron: dict[str, Any],
         exact: bool,
-        start: NDArray[Any],
         readout: bool,
     ) -> int: ...
     def pool(self, label: str, source: int, sizes: _Sizes, sums: bool) -> int: ...

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from lowbit import _core
-from lowbit._check import as_array, check_int, check_out
+from lowbit._check import FLOATS, as_array, check_int, check_out
 from lowbit.types import Expansion, Granularity, PerAxis, PerGroup, PerTensor, QParams, RowCodes, half_of_ones
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ DAMPING = 0.1
 SWEEPS = 2
 
 _U8, _F32, _I32 = np.dtype(np.uint8), np.dtype(np.float32), np.dtype(np.int32)
-_FLOATS = ("float32", "float64", "float16", "bfloat16")
 _KERNELS: dict[np.dtype[Any], str] = {np.dtype(name): name for name in ("float32", "float64", "float16")}
 
 
@@ -275,8 +274,8 @@ def dequantize(
     layout, scale, zero_point = _parts("codes", array.shape, qparams)
     dtype = np.dtype(dtype)
     name = _KERNELS.get(dtype) or (dtype.name if dtype.isnative else str(dtype))
-    if name not in _FLOATS:
-        raise TypeError(f"dtype: expected {' or '.join(_FLOATS)}, got {dtype}")
+    if name not in FLOATS:
+        raise TypeError(f"dtype: expected {' or '.join(FLOATS)}, got {dtype}")
     if out is None:
         out = np.empty(array.shape, dtype)
     else:
@@ -366,7 +365,7 @@ def expand(
             raise ValueError(f"clip: expected above 0 and finite, got {clip}")
     array, name = _real("x", x)
     layout, shape = _shapes("x", array.shape, granularity)
-    wide = as_array("x", x, _FLOATS).astype(np.float64)
+    wide = as_array("x", x, FLOATS).astype(np.float64)
     if not np.isfinite(wide).all():
         raise ValueError(f"x: expected finite values, got {int((~np.isfinite(wide)).sum())} that are not")
     rows, counts = _rows(wide, granularity)
@@ -546,7 +545,7 @@ def quantize_rows(
 
 def _real(name: str, x: Any) -> tuple[np.ndarray, str]:
     """``x`` as a kernel takes it, and the name of its dtype."""
-    array = as_array(name, x, _FLOATS)
+    array = as_array(name, x, FLOATS)
     kernel = _KERNELS.get(array.dtype, "bfloat16")
     return _bits(array, kernel), kernel
 
@@ -701,8 +700,8 @@ def descend(
 
 def _tables(w: Any, levels: Any, group_size: int | None) -> tuple[Any, Any, NDArray[np.uint32]]:
     """A weight and levels that are checked, and the group of each column."""
-    w = as_array("w", w, _FLOATS, min_ndim=2).astype(np.float32, copy=False)
-    levels = as_array("levels", levels, _FLOATS, min_ndim=3).astype(np.float32, copy=False)
+    w = as_array("w", w, FLOATS, min_ndim=2).astype(np.float32, copy=False)
+    levels = as_array("levels", levels, FLOATS, min_ndim=3).astype(np.float32, copy=False)
     if w.ndim != 2 or w.shape[1] == 0:
         raise ValueError(f"w: expected 2-D (N, K) with K of at least 1, got shape {w.shape}")
     n, k = w.shape

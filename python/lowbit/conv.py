@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lowbit import _core
-from lowbit._check import as_array, check_int
+from lowbit._check import FLOATS, as_array, check_int
 from lowbit.types import RowCodes
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ __all__ = ["conv2d", "feedback_coefficients", "quantize_images"]
 Pair = tuple[int, int]
 
 _CODES = ("int8", "uint8")
-_FLOATS = ("float32", "float64", "float16", "bfloat16")
 #: The most values that a window may have: the equations grow with the third power.
 _WINDOW = 4 * 49
 #: Codes whose sum int32 holds in any case.
@@ -150,7 +149,7 @@ def feedback_coefficients(
     >>> lowbit.feedback_coefficients(np.ones((1, 1, 2, 1), np.float32)).ravel().round(2)
     array([0.78, 0.  , 0.  ], dtype=float32)
     """
-    filters = as_array("weight", weight, _FLOATS, min_ndim=4).astype(np.float64)
+    filters = as_array("weight", weight, FLOATS, min_ndim=4).astype(np.float64)
     if filters.ndim != 4 or filters.size == 0:
         raise ValueError(f"weight: expected (O, KH, KW, C), not empty, got shape {filters.shape}")
     outputs, kh, kw, channels = filters.shape
@@ -161,7 +160,7 @@ def feedback_coefficients(
     if not 0 < damping < float("inf"):
         raise ValueError(f"damping: expected a finite number above 0, got {damping}")
     if importance is not None:
-        gain = as_array("importance", importance, _FLOATS).astype(np.float64)
+        gain = as_array("importance", importance, FLOATS).astype(np.float64)
         if gain.shape != (outputs,):
             raise ValueError(f"importance: expected shape ({outputs},), got {gain.shape}")
         filters = filters * gain[:, None, None, None]
@@ -242,7 +241,7 @@ def quantize_images(x: ArrayLike, feedback: ArrayLike, *, nbits: int = 8, isa: s
     >>> lowbit.quantize_images(image, feedback, nbits=2).codes
     array([[3, 0, 1, 0, 1, 0, 1, 0]], dtype=uint8)
     """
-    given = as_array("x", x, _FLOATS, min_ndim=4)
+    given = as_array("x", x, FLOATS, min_ndim=4)
     with np.errstate(over="ignore"):
         images = given.astype(np.float32, copy=False)
     if images.ndim != 4 or images.size == 0:

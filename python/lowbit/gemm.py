@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from lowbit import _core
-from lowbit._check import as_array, check_out
+from lowbit._check import FLOATS, as_array, check_out
 from lowbit.types import RowCodes
 from lowbit.weights import CodebookWeight, GroupedWeight, QuantizedWeight, TiledMatrix, Weight, aligned, vector
 
@@ -22,8 +22,6 @@ Activation = Literal["relu", "gelu", "gelu_tanh", "silu"]
 #: The greatest K whose sums are sure to fit int32: 255 · 128 · K and 128 · 128 · K below 2^31.
 MAX_K_UINT8 = 65_793
 MAX_K_INT8 = 131_071
-
-_FLOATS = ("float32", "bfloat16", "float16", "float64")
 
 
 def tile_matrix(b: ArrayLike) -> TiledMatrix:
@@ -127,7 +125,7 @@ def _rows_in(x: ArrayLike | RowCodes, weight: Weight) -> tuple[Any, tuple[int, .
             )
         parts = x.codes, x.scale, x.zero_point
         return tuple(np.ascontiguousarray(p) for p in parts), x.codes.shape[:-1], np.dtype(np.float32)
-    x = as_array("x", x, _FLOATS)
+    x = as_array("x", x, FLOATS)
     if x.shape[-1] != k:
         raise ValueError(f"x, weight: expected (..., {k}), got {x.shape}")
     return _kernel_floats(x), x.shape[:-1], x.dtype

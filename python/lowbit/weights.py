@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from lowbit import _core, _tables
-from lowbit._check import as_array, check_int
+from lowbit._check import FLOATS, as_array, check_int
 from lowbit._tables import Parts
 from lowbit.affine import check_moments, round_with_feedback
 from lowbit.config import Codebook, Config, Int8, Uniform
@@ -27,8 +27,6 @@ __all__ = [
 
 #: The longest block of a rotation.
 MAX_ROTATION = 4096
-
-_FLOATS = ("float32", "bfloat16", "float16", "float64")
 
 
 @dataclass(frozen=True, eq=False)
@@ -317,7 +315,7 @@ def quantize_weight(
         raise TypeError(f"config: expected lowbit.Int8(), Uniform(...) or Codebook(...), got {config!r}")
     if codebook is not None and not isinstance(config, Codebook):
         raise ValueError(f"codebook: expected None with {type(config).__name__}, got {type(codebook).__name__}")
-    w = as_array("w", w, _FLOATS, min_ndim=2)
+    w = as_array("w", w, FLOATS, min_ndim=2)
     if w.ndim != 2 or w.shape[1] == 0:
         raise ValueError(f"w: expected 2-D (N, K) with K of at least 1, got shape {w.shape}")
     n, k = w.shape
@@ -454,7 +452,7 @@ def _feed_back(w: Any, weight: GroupedWeight, moments: Any, order: Any, isa: str
 
 def vector(name: str, values: ArrayLike, n: int) -> NDArray[np.float32]:
     """float32 (n,) of floats."""
-    array = as_array(name, values, _FLOATS)
+    array = as_array(name, values, FLOATS)
     if array.shape != (n,):
         raise ValueError(f"{name}: expected shape ({n},), got {array.shape}")
     return array.astype(np.float32, copy=False)

@@ -289,9 +289,7 @@ class Neurons(Node):
     def plan(self, core: Any, label: str, kinds: Sequence[Kind], shapes: Sequence[Shape], reads: list[int]) -> int:
         dtype = DTYPES["sums" if kinds[0] == "sums" else "numbers"]
         levels = kernel_levels(self.neuron, (1, *shapes[0]), dtype)
-        start = np.asarray(getattr(self.neuron, "v_leak", 0.0), dtype)
-        start = np.broadcast_to(start, shapes[0] if start.size > 1 else (1,)).ravel()
-        return core.neurons(label, reads[0], levels, kinds[0] == "sums", start, isinstance(self, Potentials))
+        return core.neurons(label, reads[0], levels, kinds[0] == "sums", isinstance(self, Potentials))
 
 
 @dataclass(frozen=True, eq=False)

@@ -193,10 +193,21 @@ fn quantize_rows(
     let mut sums = write::<i32>("group_sums", group_sums)?;
     let (x, codes, sums) = (x.get()?, codes.as_slice_mut()?, sums.as_slice_mut()?);
     let (scale, zero_point) = (scale.as_slice_mut()?, zero_point.as_slice_mut()?);
+    of_rows(scale, zero_point, |rows| {
+        run(py, x.len().saturating_mul(2), Threads::default(), |ctl| {
+            affine::quantize_rows(x, k, &levels, group_size, codes, rows, sums, isa, ctl)
+        })
+    })
+}
+
+/// Scales and zero points of rows, which a kernel finds together.
+pub fn of_rows(
+    scale: &mut [f32],
+    zero_point: &mut [u8],
+    find: impl FnOnce(&mut [RowScale]) -> PyResult<()>,
+) -> PyResult<()> {
     let mut rows = vec![RowScale::default(); scale.len()];
-    run(py, x.len().saturating_mul(2), Threads::default(), |ctl| {
-        affine::quantize_rows(x, k, &levels, group_size, codes, &mut rows, sums, isa, ctl)
-    })?;
+    find(&mut rows)?;
     for ((row, scale), zero_point) in rows.iter().zip(scale).zip(zero_point) {
         (*scale, *zero_point) = (row.scale, row.zero_point);
     }

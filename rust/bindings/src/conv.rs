@@ -2,12 +2,13 @@
 //! right dtypes; sizes are checked again by the kernel.
 
 use lowbit_kernels::Isa;
-use lowbit_kernels::affine::{Levels, RowScale};
+use lowbit_kernels::affine::Levels;
 use lowbit_kernels::conv::{Conv2d, Feedback, Finish, Kind, Shape, To, Weight};
 use numpy::{PyReadonlyArrayDyn, PyUntypedArrayMethods};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
+use crate::affine::of_rows;
 use crate::call::{self, Threads, read, run, write};
 
 /// Codes of either sign.
@@ -117,13 +118,10 @@ fn quantize_images(
     let feedback = feedback_of(feedback, [height, width, channels])?;
     let (x, codes) = (x.as_slice()?, codes.as_slice_mut()?);
     let (scale, zero_point) = (scale.as_slice_mut()?, zero_point.as_slice_mut()?);
-    let mut rows = vec![RowScale::default(); scale.len()];
     let work = x.len().saturating_mul(feedback.products());
-    run(py, work, Threads::default(), |ctl| feedback.round(x, &levels, codes, &mut rows, isa, ctl))?;
-    for ((row, scale), zero_point) in rows.iter().zip(scale).zip(zero_point) {
-        (*scale, *zero_point) = (row.scale, row.zero_point);
-    }
-    Ok(())
+    of_rows(scale, zero_point, |rows| {
+        run(py, work, Threads::default(), |ctl| feedback.round(x, &levels, codes, rows, isa, ctl))
+    })
 }
 
 /// A convolution of floats, for images of one size: `lowbit.torch` keeps it with the codes.

@@ -52,6 +52,11 @@ impl<'py, V: Element + Voltage> Levels<'py, V> {
         })
     }
 
+    /// Where potentials begin.
+    pub fn start(&self) -> PyResult<Each<'_, V>> {
+        each("start", self.start.as_ref())
+    }
+
     pub fn neurons(&self) -> PyResult<Neurons<'_, V>> {
         let level = |i: usize| each(["beta", "drive", "threshold", "to"][i], self.levels[i].as_ref());
         let float = |i: usize| each(["alpha", "gain", "rho", "jump"][i], self.floats[i].as_ref());
@@ -121,7 +126,7 @@ fn run<V: Element + Voltage>(
     let x = read::<V>("x_seq", x)?;
     let levels = Levels::<V>::new(neuron)?;
     let neurons = levels.neurons()?;
-    let start = if fresh { Some(each("start", levels.start.as_ref())?) } else { None };
+    let start = fresh.then(|| levels.start()).transpose()?;
     let mut v = write::<V>("v", &state.0)?;
     let mut i = part::<f32>("i", state.1.as_ref())?;
     let mut a = part::<f32>("a", state.2.as_ref())?;

@@ -3,7 +3,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use lowbit_kernels::spiking::{Each, PoolKind, SpikeProduct, SpikeWeight, Start, Voltage};
+use lowbit_kernels::spiking::{PoolKind, SpikeProduct, SpikeWeight, Start, Voltage};
 use lowbit_runtime::spiking::{
     AnyCells, AnyPart, Cells, Data, Events, Input, Kind, Output, Part, Piece, Seen, Step, Wanted,
 };
@@ -34,13 +34,9 @@ fn kind_of(kind: &str) -> PyResult<Kind> {
     }
 }
 
-fn cells_of<V: Element + Voltage>(neuron: &Bound<'_, PyDict>, start: &Bound<'_, PyAny>) -> PyResult<Cells<V>> {
-    let (levels, start) = (Levels::<V>::new(neuron)?, read::<V>("start", start)?);
-    let start = match start.as_slice()? {
-        [one] => Each::All(*one),
-        values => Each::Channel(values),
-    };
-    Ok(Cells::new(&levels.neurons()?, start))
+fn cells_of<V: Element + Voltage>(neuron: &Bound<'_, PyDict>) -> PyResult<Cells<V>> {
+    let levels = Levels::<V>::new(neuron)?;
+    Ok(Cells::new(&levels.neurons()?, levels.start()?))
 }
 
 #[pymethods]
@@ -76,18 +72,16 @@ impl SpikingNetwork {
         self.push(label, Step::Product(Box::new(product.map_err(to_py)?)), &[source])
     }
 
-    /// Of integers where `exact`; `start`: the first potential, one or one for each of some last axes.
+    /// Of integers where `exact`.
     fn neurons(
         &mut self,
         label: &str,
         source: usize,
         neuron: &Bound<'_, PyDict>,
         exact: bool,
-        start: &Bound<'_, PyAny>,
         readout: bool,
     ) -> PyResult<usize> {
-        let cells =
-            if exact { AnyCells::I32(cells_of(neuron, start)?) } else { AnyCells::F32(cells_of(neuron, start)?) };
+        let cells = if exact { AnyCells::I32(cells_of(neuron)?) } else { AnyCells::F32(cells_of(neuron)?) };
         self.push(label, Step::Neurons { cells, readout }, &[source])
     }
 

@@ -64,7 +64,7 @@ impl Feedback {
     /// What one thread rounds images in.
     pub(super) fn room(&self) -> Result<Room> {
         let ([above, beside], [_, columns, channels]) = (self.reach, self.image);
-        let row = checked_product("image", &[columns, 1])?.saturating_add(2 * beside + AHEAD);
+        let row = columns.saturating_add(2 * beside + AHEAD);
         Ok(Room {
             errors: try_zeroed(checked_product("image", &[above + 1, channels, row])?)?,
             sums: try_zeroed(checked_product("image", &[channels, row])?)?,
