@@ -130,8 +130,12 @@ $(VENV)/.demo $(VENV)/.test $(VENV)/.bench: $(VENV)/.%: $(SOURCES) | $(BIN)/matu
 	$(if $(filter demo,$*),,$(PY) -m pip install --quiet --no-deps spikingjelly)
 	@touch $@ $(VENV)/.build
 
+# hqq's setup asks for torch, which has to be there first.
+$(VENV)/.bench: | $(VENV)/.test
+
+# Without isolation builds use what is here: maturin for lowbit, the others for norse and hqq.
 $(BIN)/maturin: | $(PY)
-	$(PY) -m pip install --quiet 'maturin>=1.9,<2'
+	$(PY) -m pip install --quiet 'maturin>=1.9,<2' 'setuptools>=70.1' 'setuptools_scm>=8'
 
 $(PY):
 	$(PYTHON) -m venv $(VENV)

@@ -123,17 +123,18 @@ vnni! {
         fn splat(x: i32) { _mm512_set1_epi32(x) }
         fn add(a: __m512i, b: __m512i) { _mm512_add_epi32(a, b) }
         fn sub(a: __m512i, b: __m512i) { _mm512_sub_epi32(a, b) }
+        fn sub_bytes(a: __m512i, b: __m512i) { _mm512_sub_epi8(a, b) }
         fn mul(a: __m512i, b: __m512i) { _mm512_mullo_epi32(a, b) }
         fn and(a: __m512i, b: __m512i) { _mm512_and_si512(a, b) }
         fn or(a: __m512i, b: __m512i) { _mm512_or_si512(a, b) }
         fn right(a: __m512i, by: u32) { _mm512_srl_epi32(a, _mm_cvtsi32_si128(by as i32)) }
         fn left(a: __m512i, by: u32) { _mm512_sll_epi32(a, _mm_cvtsi32_si128(by as i32)) }
+        fn right_signed(a: __m512i, by: u32) { _mm512_sra_epi32(a, _mm_cvtsi32_si128(by as i32)) }
         fn pick(codes: &[u8; 16], index: __m512i, by: __m512i) {
             let codes = _mm512_broadcast_i32x4(_mm_loadu_si128(codes.as_ptr().cast()));
             _mm512_srlv_epi32(_mm512_shuffle_epi8(codes, index), by)
         }
         fn dot_bytes(sum: __m512i, unsigned: __m512i, signed: __m512i) { _mm512_dpbusd_epi32(sum, unsigned, signed) }
-        fn dot_words(sum: __m512i, a: __m512i, b: __m512i) { _mm512_dpwssd_epi32(sum, a, b) }
     }
     {
         fn load(from: *const i32) -> __m512i { _mm512_loadu_si512(from.cast()) }
@@ -147,5 +148,5 @@ vnni_256! {
     /// Vectors of 8 dwords, by AVX-512's forms of AVX-VNNI's instructions: so that the 256-bit
     /// kernel is tested where they are.
     Half, "The CPU has AVX2 and AVX-512 F, VL and VNNI.", "avx2,avx512f,avx512vl,avx512vnni",
-    _mm256_dpbusd_epi32, _mm256_dpwssd_epi32
+    _mm256_dpbusd_epi32
 }

@@ -129,5 +129,5 @@ unsafe fn tile<const R: usize>(block: &Block, first: usize, part: usize, out: &m
 
 vnni_256! {
     /// Vectors of 8 dwords, for weights in groups.
-    Narrow, "The CPU has AVX2 and AVX-VNNI.", "avx2,avxvnni", _mm256_dpbusd_avx_epi32, _mm256_dpwssd_avx_epi32
+    Narrow, "The CPU has AVX2 and AVX-VNNI.", "avx2,avxvnni", _mm256_dpbusd_avx_epi32
 }

@@ -65,8 +65,6 @@ pub fn fit_groups(
     if !ascending {
         bail!("codebook: expected finite entries, ascending in each table");
     }
-    // AVX-512 machines take AVX2's until one has run its tests.
-    let isa = isa.at_most_avx2();
     let (bad, count) = (AtomicUsize::new(usize::MAX), groups.count(k));
     let mut scratch = Vec::new();
     for _ in 0..ctl.threads().min(n) {

@@ -1162,7 +1162,7 @@ impl Layer<'_> {
                         Inputs::Floats => {
                             drop(parts);
                             let floats = bytemuck::cast_slice_mut(sums).as_chunks_mut().0;
-                            floats::float_sums(rows.floats, &panel, columns_of, floats, isa_for_groups(isa));
+                            floats::float_sums(rows.floats, &panel, columns_of, floats, isa);
                             true
                         }
                     };
@@ -1181,13 +1181,6 @@ impl Layer<'_> {
     }
 }
 
-/// What multiplies with weights in groups: AVX2 where the CPU has more, until one that has
-/// more has passed the tests of `vnni.rs`, which takes up to six bits, and of `floats.rs`.
-/// Then this function goes.
-fn isa_for_groups(isa: Isa) -> Isa {
-    isa.at_most_avx2()
-}
-
 /// Rows times a panel in groups. Where the depth is more than int32 sums are sure to
 /// hold, they are summed in int64, centred here, and rounded: float32 in the place of
 /// sums, and true.
@@ -1200,7 +1193,6 @@ fn group_sums(
     mut sums: Vec<&mut [i32]>,
     totals: &mut [i64],
 ) -> bool {
-    let isa = isa_for_groups(isa);
     let depth = panel.pass;
     if panel.k <= depth {
         rows.times_groups(isa, panel, 0..panel.k, &mut sums);
@@ -1233,7 +1225,7 @@ fn span_sums(
     totals: &mut [i64],
     columns: &mut [f32],
 ) -> bool {
-    let (isa, spans) = (isa_for_groups(isa), panel.k.div_ceil(SUPER));
+    let spans = panel.k.div_ceil(SUPER);
     let totals: &mut [f32] = &mut bytemuck::cast_slice_mut(totals)[..sums.len() * PANEL];
     totals.fill(0.0);
     for span in 0..spans {
@@ -1318,7 +1310,7 @@ impl Scratch {
             Codes::Groups(grouped) if grouped.integers().is_some() => (Rows::scratch_len(isa, rows, k), 0),
             Codes::Groups(grouped) => {
                 let totals = if k > grouped.pass() || inputs == Inputs::Spans { rows * PANEL } else { 0 };
-                (Rows::groups_scratch_len(isa_for_groups(isa), rows, (k, grouped.pass()), grouped.groups()), totals)
+                (Rows::groups_scratch_len(isa, rows, (k, grouped.pass()), grouped.groups()), totals)
             }
         };
         let (codes, floats) = if inputs == Inputs::Floats { (0, rows) } else { (rows, 1) };
