@@ -141,6 +141,24 @@ pub(crate) trait Lanes: Copy {
     }
 }
 
+/// Asks for a line of memory before it is needed: a hint, where a CPU takes one. Any address is harmless.
+#[inline(always)]
+pub(crate) fn prefetch_line(at: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: nothing is read, and every x86-64 CPU has it.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(at.cast());
+    }
+    let _ = at;
+}
+
+/// All lines of a slice.
+#[inline(always)]
+pub(crate) fn prefetch<T>(x: &[T]) {
+    x.chunks(64 / size_of::<T>()).for_each(|line| prefetch_line(line.as_ptr().cast()));
+}
+
 /// An element type of rows: float32, or bfloat16 as its bits.
 pub(crate) trait Element: Copy + Default + Send + Sync {
     /// `L::N` elements as floats.

@@ -42,7 +42,7 @@ pub(crate) use hadamard::rotate;
 pub use layout::Layout;
 
 use crate::error::{bail, try_zeroed};
-use crate::lanes::on_isa;
+use crate::lanes::{on_isa, prefetch};
 use crate::par::Parts;
 use crate::{Ctl, Error, Isa, Result};
 
@@ -81,6 +81,15 @@ impl<'a> Floats<'a> {
             Floats::Bf16(x) => Floats::Bf16(&x[range]),
             Floats::F16(x) => Floats::F16(&x[range]),
             Floats::F64(x) => Floats::F64(&x[range]),
+        }
+    }
+
+    /// Asks for them before they are needed.
+    pub(crate) fn prefetch(&self) {
+        match self {
+            Floats::F32(x) => prefetch(x),
+            Floats::Bf16(x) | Floats::F16(x) => prefetch(x),
+            Floats::F64(x) => prefetch(x),
         }
     }
 

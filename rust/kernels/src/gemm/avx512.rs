@@ -118,7 +118,7 @@ unsafe fn tile<const R: usize, const NV: usize, const FLIP: bool>(
 
 vnni! {
     /// Vectors of 16 dwords, for weights in groups.
-    Wide, "The CPU has AVX-512 F, BW and VNNI.", "avx512f,avx512bw,avx512vnni", __m512i, 16, 6,
+    Wide, "The CPU has AVX-512 F, BW and VNNI.", "avx512f,avx512bw,avx512vnni", __m512i, 16, 4,
     {
         fn splat(x: i32) { _mm512_set1_epi32(x) }
         fn add(a: __m512i, b: __m512i) { _mm512_add_epi32(a, b) }

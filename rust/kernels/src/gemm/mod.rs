@@ -57,7 +57,7 @@ pub const MAX_K_U8: usize = 65_793;
 /// The greatest K of [`matmul_i32`] with i8 rows: 128 · 128 · K stays below 2^31.
 pub const MAX_K_I8: usize = 131_071;
 /// Rows of a block: enough to use a panel from L2 many times over.
-const ROWS: usize = 96;
+const ROWS: usize = 256;
 /// Rows of a block of [`mlp`], whose inner floats must stay in L2.
 const MLP_ROWS: usize = 96;
 /// Bytes of rows in a block, at most (a share of L2).
@@ -1357,6 +1357,8 @@ impl Scratch {
         match weight.inputs() {
             Inputs::Rows => {
                 for (r, codes) in self.codes.chunks_exact_mut(k).take(rows).enumerate() {
+                    // The next row, which the CPU does not fetch by itself past a page.
+                    x.part((r + 1).min(rows - 1) * k..(r + 2).min(rows) * k).prefetch();
                     let x = scaled(part(r), by, weight.rotation(), &mut self.equalized, isa);
                     self.scales.push(quantize_row(x, &Levels::RANGE, codes, isa));
                 }

@@ -16,9 +16,12 @@ use std::ops::Range;
 use super::GroupBlock;
 use super::groups::{GroupPanel, Groups, SUPER};
 use super::tiled::PANEL;
+use crate::lanes::prefetch_line;
 
-/// Depth of the columns that are unpacked at a time: two vectors of them stay in L1.
+/// Depth of a panel's columns that are unpacked at a time, at most: two vectors of them stay in L1.
 const CHUNK: usize = 512;
+/// Rows with which all of the panel's columns should stay there, at most.
+const SOME: usize = 32;
 /// Quads of a superstep.
 const QUADS: usize = SUPER / 4;
 /// Rows that do not repay unpacking columns to memory, at most.
@@ -197,9 +200,14 @@ fn segments(depth: Range<usize>, group_size: usize) -> impl Iterator<Item = Rang
     })
 }
 
+/// Depth that is unpacked at a time for so many rows.
+fn chunk_of(rows: usize) -> usize {
+    if rows <= SOME { CHUNK / 2 } else { CHUNK }
+}
+
 /// Segments of a chunk, at most.
-fn slots(groups: Groups) -> usize {
-    CHUNK.div_ceil(groups.group_size()) + 1
+fn slots(groups: Groups, chunk: usize) -> usize {
+    chunk.div_ceil(groups.group_size()) + 1
 }
 
 /// Dwords of scratch of [`groups`] with up to `rows` rows: rows that have to be copied, their
@@ -207,8 +215,12 @@ fn slots(groups: Groups) -> usize {
 pub(super) fn groups_scratch_len(rows: usize, k: usize, groups: Groups) -> usize {
     let row = k.next_multiple_of(SUPER) / 4;
     let copied = if k.is_multiple_of(SUPER) { 0 } else { rows * row };
-    let points = if is_wide(groups) { slots(groups) * (k.div_ceil(CHUNK) * rows + PANEL) } else { 0 };
-    let many = copied + points + LINE + PANEL * CHUNK / 4 + slots(groups);
+    let columns = LINE + PANEL * CHUNK / 4;
+    let sums = |rows: usize| {
+        let (chunk, wide) = (chunk_of(rows), is_wide(groups));
+        slots(groups, chunk) * (1 + if wide { k.div_ceil(chunk) * rows + PANEL } else { 0 })
+    };
+    let many = copied + columns + sums(rows).max(sums(rows.min(SOME)));
     many.max(rows.min(FEW) * (row + k.div_ceil(SUPER)))
 }
 
@@ -285,17 +297,18 @@ pub(super) fn groups<W: Vnni>(
     }
     assert!(depth.start.is_multiple_of(CHUNK) && depth.end <= k);
     assert!(depth.end == k || depth.end.is_multiple_of(CHUNK));
-    let (padded, slots, wide) = (k.next_multiple_of(SUPER), slots(groups), is_wide(groups));
+    let (padded, chunk, wide) = (k.next_multiple_of(SUPER), chunk_of(m), is_wide(groups));
+    let slots = slots(groups, chunk);
     let (copied, rest) = scratch.split_at_mut(if padded == k { 0 } else { m * padded / 4 });
-    let (sums, rest) = rest.split_at_mut(if wide { k.div_ceil(CHUNK) * slots * m } else { 0 });
+    let (sums, rest) = rest.split_at_mut(if wide { k.div_ceil(chunk) * slots * m } else { 0 });
     if !made {
         let copied: &mut [u8] = bytemuck::cast_slice_mut(copied);
         for (a, row) in block.a.chunks_exact(k).zip(copied.chunks_exact_mut(padded)) {
             row[..k].copy_from_slice(a);
             row[k..].fill(0);
         }
-        for (chunk, sums) in sums.chunks_exact_mut((slots * m).max(1)).enumerate() {
-            let depth = chunk * CHUNK..k.min((chunk + 1) * CHUNK);
+        for (from, sums) in (0..k).step_by(chunk).zip(sums.chunks_exact_mut(slots * m)) {
+            let depth = from..k.min(from + chunk);
             for (segment, sums) in segments(depth, groups.group_size()).zip(sums.chunks_exact_mut(m)) {
                 for (sum, a) in sums.iter_mut().zip(block.a.chunks_exact(k)) {
                     *sum = sum_of(&a[segment.clone()]);
@@ -308,8 +321,8 @@ pub(super) fn groups<W: Vnni>(
     let (points, rest) = rest.split_at_mut(if wide { slots * PANEL } else { 0 });
     let skip = rest.as_ptr().align_offset(4 * LINE).min(LINE);
     let columns = &mut rest[skip..];
-    for from in depth.clone().step_by(CHUNK) {
-        let depth = from..depth.end.min(from + CHUNK);
+    for from in depth.clone().step_by(chunk) {
+        let depth = from..depth.end.min(from + chunk);
         let step = if is_even(groups) { SUPER } else { 8 };
         let mut count = 0;
         for (quads, segment) in quads.iter_mut().zip(segments(depth.clone(), groups.group_size())) {
@@ -321,17 +334,23 @@ pub(super) fn groups<W: Vnni>(
         for first in (0..panel.width).step_by(2 * W::N) {
             let width = (2 * W::N).min(panel.width - first);
             let group = from / groups.group_size();
+            // Past this panel's lies what is read of the next.
+            let next = (from + chunk) / SUPER * (4 * panel.width * groups.nbits() as usize);
             let part = Part {
                 bytes: &rows[from..],
                 stride: padded,
                 rows: m,
                 columns: &columns[first * (columns.len() / panel.width)..][..width * (columns.len() / panel.width)],
+                first,
                 width,
+                panel: panel.width,
                 quads: &quads[..count],
                 multipliers: &panel.multipliers[group * panel.width + first..],
                 next: panel.width,
+                depth: chunk,
+                ahead: panel.codes.as_ptr().wrapping_add(next),
                 points: if wide { &points[first * slots..] } else { &[] },
-                sums: if wide { &sums[from / CHUNK * slots * m..] } else { &[] },
+                sums: if wide { &sums[from / chunk * slots * m..] } else { &[] },
                 fresh: from == block.depth.start,
                 even: is_even(groups),
             };
@@ -381,13 +400,12 @@ impl<const NBITS: usize> Job for Unpack<'_, NBITS> {
         let codes = panel.codes[supersteps.start * row * NBITS..supersteps.end * row * NBITS].chunks_exact(row * NBITS);
         let quads = QUADS * supersteps.len();
         assert!(to.len() == panel.width * quads && panel.width.is_multiple_of(W::N));
-        let ahead = codes.len() * row * NBITS;
         for (step, codes) in codes.enumerate() {
             let first = depth.start + step * SUPER;
             // Beyond K there are codes, and rows of 0.
-            let at: [usize; QUADS] = std::array::from_fn(|i| ((first + 4 * i) / group_size).min(last));
-            for line in (0..codes.len()).step_by(64) {
-                prefetch(codes.as_ptr().wrapping_add(line + ahead));
+            let mut at = [first / group_size; QUADS];
+            if !is_even(groups) {
+                at = std::array::from_fn(|i| ((first + 4 * i) / group_size).min(last));
             }
             for column in (0..panel.width).step_by(W::N) {
                 let pair = column / (2 * W::N) * (2 * W::N);
@@ -407,11 +425,12 @@ impl<const NBITS: usize> Job for Unpack<'_, NBITS> {
                 }
             }
         }
-        for (slot, segment) in segments(depth, group_size).enumerate().take(points.len() / PANEL) {
+        let slots = points.len() / PANEL;
+        for (slot, segment) in segments(depth, group_size).enumerate().take(slots) {
             for column in (0..panel.width).step_by(W::N) {
                 let pair = column / (2 * W::N) * (2 * W::N);
                 let width = (2 * W::N).min(panel.width - pair);
-                let points = &mut points[pair * slots(groups) + slot * width + column - pair..][..W::N];
+                let points = &mut points[pair * slots + slot * width + column - pair..][..W::N];
                 let zeros = points_of(w, panel, segment.start / group_size, column);
                 // SAFETY: N dwords.
                 unsafe { w.store(points.as_mut_ptr(), w.sub(w.splat(128), zeros)) };
@@ -522,12 +541,18 @@ struct Part<'a> {
     stride: usize,
     rows: usize,
     columns: &'a [i32],
+    /// Where they are in the panel, how many, and of how many.
+    first: usize,
     width: usize,
+    panel: usize,
     /// Of each segment, in whole steps.
     quads: &'a [i32],
     /// Of the first segment's group, and from group to group.
     multipliers: &'a [u8],
     next: usize,
+    /// Codes that are unpacked after these, of a chunk of this depth.
+    depth: usize,
+    ahead: *const u8,
     /// `[segment][column]` and `[segment][row]`, whose products sums start from; or none.
     points: &'a [i32],
     sums: &'a [i32],
@@ -590,6 +615,9 @@ impl<const R: usize, const V: usize, const Q: usize, const WIDE: bool> Job for T
         let (mut columns, mut by) = (part.columns.as_ptr(), part.multipliers.as_ptr());
         let mut points = part.points.as_ptr();
         let mut sums = part.sums.as_ptr().wrapping_add(self.first);
+        // Memory has the time of all tiles to bring what is unpacked next: each asks for some of it.
+        let tile = part.first / (2 * W::N) + part.panel.div_ceil(2 * W::N) * (self.first / W::ROWS);
+        let mut ahead = part.ahead.wrapping_add(tile * (128 * part.depth / SUPER));
         // SAFETY: each of `out` has V vectors, and `Part::tile` has checked that there are, for
         // each segment, V vectors of multipliers, and of points and the rows' sums if `WIDE`, and as
         // many quads of rows and columns as it has steps.
@@ -623,6 +651,11 @@ impl<const R: usize, const V: usize, const Q: usize, const WIDE: bool> Job for T
                                 products[r][v] = w.dot_bytes(products[r][v], a, codes[v]);
                             }
                         }
+                    }
+                    if Q == QUADS {
+                        prefetch_line(ahead);
+                        prefetch_line(ahead.wrapping_add(64));
+                        ahead = ahead.wrapping_add(128);
                     }
                     rows = rows.map(|row| row.wrapping_add(4 * Q));
                     columns = columns.wrapping_add(Q * V * W::N);
@@ -708,7 +741,7 @@ impl<const R: usize, const NBITS: usize, const EACH: usize> Job for Few<'_, R, N
                     // The superstep's lines, spread over its columns.
                     for line in 0..(NBITS * W::N).div_ceil(16) {
                         let line = v.wrapping_mul(NBITS * 4).wrapping_add(64 * line);
-                        prefetch(codes.wrapping_add(line.wrapping_add(AHEAD)));
+                        prefetch_line(codes.wrapping_add(line.wrapping_add(AHEAD)));
                     }
                     let zeros = zeros.wrapping_add(v.wrapping_mul(NBITS) / 8).cast();
                     let points = if symmetric { middle } else { spread.of(w, &*zeros) };
@@ -750,16 +783,4 @@ impl<const R: usize, const NBITS: usize, const EACH: usize> Job for Few<'_, R, N
             }
         }
     }
-}
-
-/// Asks for a line of memory; any address is harmless.
-#[inline(always)]
-fn prefetch(at: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: every x86-64 CPU has it.
-    unsafe {
-        use std::arch::x86_64::*;
-        _mm_prefetch::<_MM_HINT_T0>(at.cast());
-    }
-    let _ = at;
 }

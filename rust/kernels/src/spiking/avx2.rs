@@ -158,15 +158,6 @@ pub(super) fn fused<V: Voltage, S: Spiked, const LEAK: u8, const RESET: u8, cons
     }
 }
 
-/// Asks for inputs before they are needed: on any x86-64.
-#[inline]
-pub(super) fn prefetch<V>(x: &[V]) {
-    for line in x.chunks(64 / size_of::<V>()) {
-        // SAFETY: a hint: nothing is read, and the pointer is that of a slice.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
-    }
-}
-
 /// The parameters where no store can change them, as far as the compiler knows.
 struct Params<V: Voltage> {
     /// What all neurons have.

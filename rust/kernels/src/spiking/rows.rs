@@ -7,7 +7,7 @@ use std::hint::select_unpredictable as select;
 use super::scalar::{self, One, Voltage};
 use super::{BLOCK, Each, Leak, Neurons, Reset, State};
 use crate::Isa;
-use crate::lanes::{Lanes, on_isa};
+use crate::lanes::{Lanes, on_isa, prefetch};
 
 /// Steps that plain neurons take together: as many rows of inputs are read side by side as memory
 /// gives the most from, and potentials stay in registers meanwhile.
@@ -126,10 +126,9 @@ fn blocks<L: Lanes, V: Voltage>(_: L, rows: &Rows<'_, V>, neurons: &Neurons<'_, 
             for (out, spikes) in outs.iter_mut().zip(spikes) {
                 *out = &mut spikes[byte..byte + out_len];
             }
-            #[cfg(target_arch = "x86_64")]
             if !alone || flows {
                 // The next row lies far from this one.
-                super::avx2::prefetch(rows.x.get(from(first + 1)..from(first + 1) + len).unwrap_or_default());
+                prefetch(rows.x.get(from(first + 1)..from(first + 1) + len).unwrap_or_default());
             }
             if flows {
                 flow(x[0], &levels, memory.i, &mut currents);
