@@ -9,7 +9,7 @@
 
 use super::tiled::PANEL;
 use crate::affine::{Floats, RowScale};
-use crate::lanes::{Element, Lanes, Scalar};
+use crate::lanes::{Element, Lanes, Scalar, prefetch};
 
 /// The function applied to each output of a linear layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -63,6 +63,9 @@ pub(super) fn finish<L: Lanes, T: Element>(
     }
 }
 
+/// Rows ahead of the one that is written.
+const AHEAD: usize = 8;
+
 #[inline(always)]
 fn each<L: Lanes, T: Element>(
     l: L,
@@ -75,8 +78,12 @@ fn each<L: Lanes, T: Element>(
 ) {
     let zeros = [0.0; PANEL];
     let bias = f.bias.as_ref();
-    for (r, ((sums, row), out)) in sums.chunks_exact(PANEL).zip(rows).zip(out).enumerate() {
-        let out = &mut out[col..col + f.cols];
+    for (r, (sums, row)) in sums.chunks_exact(PANEL).zip(rows).enumerate() {
+        // Rows lie far apart: a store alone would wait for its line.
+        if let Some(next) = out.get(r + AHEAD) {
+            prefetch(&next[col..col + f.cols]);
+        }
+        let out = &mut out[r][col..col + f.cols];
         let residual = f.residual.map(|(values, stride)| &values[r * stride..r * stride + f.cols]);
         let (row_scale, zero_point) = (l.splat(row.scale), i32::from(row.zero_point));
         for j in (0..f.width).step_by(L::N) {

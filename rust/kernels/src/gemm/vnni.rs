@@ -324,10 +324,11 @@ pub(super) fn groups<W: Vnni>(
     for from in depth.clone().step_by(chunk) {
         let depth = from..depth.end.min(from + chunk);
         let step = if is_even(groups) { SUPER } else { 8 };
-        let mut count = 0;
+        let (mut count, mut all) = (0, 0);
         for (quads, segment) in quads.iter_mut().zip(segments(depth.clone(), groups.group_size())) {
             *quads = (segment.len().next_multiple_of(step) / 4) as i32;
             count += 1;
+            all += *quads as usize;
         }
         let columns = &mut columns[..panel.width * depth.len().next_multiple_of(SUPER) / 4];
         unpack(w, panel, depth.clone(), columns, points);
@@ -345,6 +346,7 @@ pub(super) fn groups<W: Vnni>(
                 width,
                 panel: panel.width,
                 quads: &quads[..count],
+                all,
                 multipliers: &panel.multipliers[group * panel.width + first..],
                 next: panel.width,
                 depth: chunk,
@@ -545,8 +547,9 @@ struct Part<'a> {
     first: usize,
     width: usize,
     panel: usize,
-    /// Of each segment, in whole steps.
+    /// Of each segment, in whole steps, and of all.
     quads: &'a [i32],
+    all: usize,
     /// Of the first segment's group, and from group to group.
     multipliers: &'a [u8],
     next: usize,
@@ -567,8 +570,7 @@ impl Part<'_> {
     fn tile<W: Vnni, const R: usize>(&self, w: W, first: usize, out: &mut [&mut [i32]], col: usize) {
         let mut out = out.iter_mut().map(|out| out[col..][..self.width].as_mut_ptr());
         let out: [*mut i32; R] = std::array::from_fn(|_| out.next().expect("R rows"));
-        let quads: usize = self.quads.iter().map(|&quads| quads as usize).sum();
-        let segments = self.quads.len();
+        let (quads, segments) = (self.all, self.quads.len());
         assert!(R <= W::ROWS && first + R <= self.rows && self.width.is_multiple_of(W::N));
         assert!(self.bytes.len() >= (first + R - 1) * self.stride + 4 * quads);
         assert!(self.columns.len() >= quads * self.width);
