@@ -369,7 +369,10 @@ fn rows_in_groups_are_right(isa: Isa, a: &[u8], weight: &Grouping, (n, k): (usiz
 
 #[test]
 fn wider_products_in_groups_equal_the_definition() {
-    let forms = (prop::sample::select(&[2u32, 3, 4, 5, 6, 8][..]), prop_oneof![Just(32usize), Just(64), Just(128), (1usize..20).prop_map(|g| 8 * g)]);
+    let forms = (
+        prop::sample::select(&[2u32, 3, 4, 5, 6, 8][..]),
+        prop_oneof![Just(32usize), Just(64), Just(128), (1usize..20).prop_map(|g| 8 * g)],
+    );
     let deep = prop_oneof![1usize..140, (1usize..5, 0usize..3).prop_map(|(i, d)| 512 * i + d - 1)];
     let rows = prop_oneof![1usize..5, 1usize..20];
     let counts = std::cell::RefCell::new(std::collections::BTreeMap::new());

@@ -28,8 +28,8 @@ const QUADS: usize = SUPER / 4;
 const FEW: usize = 4;
 /// Dwords of a cache line.
 const LINE: usize = 16;
-/// As in avx512.rs.
-const AHEAD: usize = 4096;
+/// Bytes ahead of the read position that a product of few rows asks for.
+const AHEAD: usize = 8192;
 
 /// Vectors of dwords with `vpdpbusd`. A value is a token: holding one proves that the CPU
 /// has the instruction set, because the only way to make one is an `unsafe` call.
@@ -685,43 +685,50 @@ impl<const R: usize, const V: usize, const Q: usize, const WIDE: bool> Job for T
 type Signed<'a> = (&'a [i32], &'a [i32]);
 
 fn few_rows<W: Vnni, const R: usize>(w: W, panel: &GroupPanel, rows: Signed, out: [&mut [i32]; R]) {
+    if panel.width == PANEL { few::<W, R, true>(w, panel, rows, out) } else { few::<W, R, false>(w, panel, rows, out) }
+}
+
+fn few<W: Vnni, const R: usize, const FULL: bool>(w: W, panel: &GroupPanel, rows: Signed, out: [&mut [i32]; R]) {
     match panel.groups.nbits() {
-        2 => w.run(Few::<R, 2, 4> { panel, rows, out }),
-        3 => w.run(Few::<R, 3, 1> { panel, rows, out }),
-        4 => w.run(Few::<R, 4, 2> { panel, rows, out }),
-        5 => w.run(Few::<R, 5, 1> { panel, rows, out }),
-        6 => w.run(Few::<R, 6, 1> { panel, rows, out }),
-        8 => w.run(Few::<R, 8, 1> { panel, rows, out }),
+        2 => w.run(Few::<R, 2, 4, FULL> { panel, rows, out }),
+        3 => w.run(Few::<R, 3, 1, FULL> { panel, rows, out }),
+        4 => w.run(Few::<R, 4, 2, FULL> { panel, rows, out }),
+        5 => w.run(Few::<R, 5, 1, FULL> { panel, rows, out }),
+        6 => w.run(Few::<R, 6, 1, FULL> { panel, rows, out }),
+        8 => w.run(Few::<R, 8, 1, FULL> { panel, rows, out }),
         nbits => unreachable!("codes of {nbits} bits"),
     }
 }
 
 /// A few rows times a panel, whose bytes are read in order. Of bytes that hold `EACH` codes
-/// each is multiplied where it lies, and its products are shifted.
-struct Few<'a, const R: usize, const NBITS: usize, const EACH: usize> {
+/// each is multiplied where it lies, and its products are shifted. `FULL`: the panel has all columns,
+/// and what lies where is known beforehand.
+struct Few<'a, const R: usize, const NBITS: usize, const EACH: usize, const FULL: bool> {
     panel: &'a GroupPanel<'a>,
     rows: Signed<'a>,
     out: [&'a mut [i32]; R],
 }
 
-impl<const R: usize, const NBITS: usize, const EACH: usize> Job for Few<'_, R, NBITS, EACH> {
+impl<const R: usize, const NBITS: usize, const EACH: usize, const FULL: bool> Job for Few<'_, R, NBITS, EACH, FULL> {
     #[inline(always)]
     fn run<W: Vnni>(self, w: W) {
         let (panel, (bytes, sums)) = (self.panel, self.rows);
+        let width = if FULL { PANEL } else { panel.width };
+        assert!(width == panel.width && width.is_multiple_of(W::N));
         let out = self.out.map(|out| {
-            let out = &mut out[..panel.width];
+            let out = &mut out[..width];
             out.iter_mut().zip(panel.col_sum).for_each(|(o, sum)| *o = i32::from_le_bytes(*sum).wrapping_mul(128));
             out.as_mut_ptr()
         });
-        let (row, steps, count) = (4 * panel.width, panel.k.div_ceil(SUPER), panel.groups.count(panel.k));
-        let (symmetric, middle) = (panel.groups.symmetric(), w.splat(panel.groups.middle().into()));
+        let (row, steps, count) = (4 * width, panel.k.div_ceil(SUPER), panel.groups.count(panel.k));
+        let points = panel.groups.symmetric().then(|| w.splat(panel.groups.middle().into()));
         let spread = Spread::new(w, NBITS as u32);
-        let zeros = panel.width * NBITS / 8;
+        let zeros = width * NBITS / 8;
         let supersteps = panel.groups.group_size() / SUPER;
-        assert!(bytes.len() == R * steps * QUADS && sums.len() == R * steps && panel.width.is_multiple_of(W::N));
-        assert!(panel.codes.len() == steps * row * NBITS && panel.multipliers.len() >= count * panel.width);
+        assert!(bytes.len() == R * steps * QUADS && sums.len() == R * steps);
+        assert!(panel.codes.len() == steps * row * NBITS && panel.multipliers.len() >= count * width);
         // The codes follow: sixteen bytes can be read from any column's on.
-        assert!(symmetric || panel.zeros.len() >= count * zeros + 16);
+        assert!(panel.groups.symmetric() || panel.zeros.len() >= count * zeros + 16);
         let (mut group, mut left) = (0, supersteps);
         for (step, codes) in panel.codes.chunks_exact(row * NBITS).enumerate() {
             if left == 0 {
@@ -729,59 +736,104 @@ impl<const R: usize, const NBITS: usize, const EACH: usize> Job for Few<'_, R, N
             }
             left -= 1;
             // Pointers, so that nothing else is in the loop.
-            let by = panel.multipliers.as_ptr().wrapping_add(group * panel.width);
-            let zeros = panel.zeros.as_ptr().wrapping_add(group * zeros);
-            let a: [*const i32; R] =
-                std::array::from_fn(|r| bytes.as_ptr().wrapping_add((r * steps + step) * QUADS));
-            let sums: [W::V; R] = std::array::from_fn(|r| w.splat(sums[r * steps + step]));
-            let codes = codes.as_ptr();
-            for v in (0..panel.width).step_by(W::N) {
-                // SAFETY: by the asserts, each of the NBITS rows of `codes` has 4 bytes for each of
-                // the panel's columns, each output a sum, `by` a byte, and `zeros` its bits and what
-                // follows; rows have 8 dwords for each step.
-                unsafe {
-                    // The superstep's lines, spread over its columns.
-                    for line in 0..(NBITS * W::N).div_ceil(16) {
-                        let line = v.wrapping_mul(NBITS * 4).wrapping_add(64 * line);
-                        prefetch_line(codes.wrapping_add(line.wrapping_add(AHEAD)));
+            let at = Step {
+                codes: codes.as_ptr(),
+                row,
+                by: panel.multipliers.as_ptr().wrapping_add(group * width),
+                zeros: panel.zeros.as_ptr().wrapping_add(group * zeros),
+                a: std::array::from_fn(|r| bytes.as_ptr().wrapping_add((r * steps + step) * QUADS)),
+                sums: std::array::from_fn(|r| w.splat(sums[r * steps + step])),
+                out,
+            };
+            // SAFETY: by the asserts, each of the NBITS rows of `codes` has 4 bytes for each of the
+            // panel's columns, each output a sum, `by` a byte, and `zeros` its bits and what follows;
+            // rows have 8 dwords for each step.
+            unsafe {
+                if FULL {
+                    for v in (0..PANEL).step_by(4 * W::N) {
+                        at.add::<NBITS, EACH>(w, v, &spread, points);
+                        at.add::<NBITS, EACH>(w, v.wrapping_add(W::N), &spread, points);
+                        at.add::<NBITS, EACH>(w, v.wrapping_add(2 * W::N), &spread, points);
+                        at.add::<NBITS, EACH>(w, v.wrapping_add(3 * W::N), &spread, points);
                     }
-                    let zeros = zeros.wrapping_add(v.wrapping_mul(NBITS) / 8).cast();
-                    let points = if symmetric { middle } else { spread.of(w, &*zeros) };
-                    let mut products = [[w.splat(0); EACH]; R];
-                    for r in 0..R {
-                        products[r][0] = w.mul(points, sums[r]);
-                    }
-                    let from = codes.wrapping_add(v.wrapping_mul(4));
-                    if EACH == 1 {
-                        for (i, quad) in quads_of::<W, NBITS>(w, from, row).into_iter().enumerate() {
-                            for r in 0..R {
-                                let a = w.splat(a[r].wrapping_add(i).read());
-                                products[r][0] = w.dot_bytes(products[r][0], quad, a);
-                            }
-                        }
-                    } else {
-                        for i in 0..NBITS {
-                            let bytes = w.load(from.wrapping_add(i.wrapping_mul(row)).cast());
-                            for each in 0..EACH {
-                                let mask = panel.groups.qmax() << (NBITS * each);
-                                let codes = w.and(bytes, w.splat(each_byte(mask)));
-                                for r in 0..R {
-                                    let a = w.splat(a[r].wrapping_add(EACH * i + each).read());
-                                    products[r][each] = w.dot_bytes(products[r][each], codes, a);
-                                }
-                            }
-                        }
-                    }
-                    let by = w.widen(by.wrapping_add(v));
-                    for r in 0..R {
-                        let mut sum = products[r][EACH - 1];
-                        for each in (0..EACH - 1).rev() {
-                            sum = w.add(w.right_signed(sum, NBITS as u32), products[r][each]);
-                        }
-                        let out = out[r].wrapping_add(v);
-                        w.store(out, w.add(w.load(out), w.mul(sum, by)));
+                } else {
+                    for v in (0..width).step_by(W::N) {
+                        at.add::<NBITS, EACH>(w, v, &spread, points);
                     }
                 }
+            }
+        }
+    }
+}
+
+/// One superstep of a panel and a few rows.
+struct Step<W: Vnni, const R: usize> {
+    codes: *const u8,
+    /// From a row of codes' bytes to the next.
+    row: usize,
+    by: *const u8,
+    zeros: *const u8,
+    a: [*const i32; R],
+    sums: [W::V; R],
+    out: [*mut i32; R],
+}
+
+impl<W: Vnni, const R: usize> Step<W, R> {
+    /// Adds the products of N columns from `v` on, whose zero points are `points` or what `zeros` says.
+    ///
+    /// # Safety
+    /// There are so many in the panel; each of the NBITS rows of `codes` has 4 bytes for each, each output
+    /// a sum, `by` a byte, and `zeros` its bits, and 16 bytes from there on; rows have 8 dwords.
+    #[inline(always)]
+    unsafe fn add<const NBITS: usize, const EACH: usize>(
+        &self,
+        w: W,
+        v: usize,
+        spread: &Spread<W>,
+        points: Option<W::V>,
+    ) {
+        // SAFETY: the caller's promises.
+        unsafe {
+            // The superstep's lines, spread over its columns.
+            for line in 0..(NBITS * W::N).div_ceil(16) {
+                let line = v.wrapping_mul(NBITS * 4).wrapping_add(64 * line);
+                prefetch_line(self.codes.wrapping_add(line.wrapping_add(AHEAD)));
+            }
+            let zeros = self.zeros.wrapping_add(v.wrapping_mul(NBITS) / 8).cast();
+            let points = points.unwrap_or_else(|| spread.of(w, &*zeros));
+            let mut products = [[w.splat(0); EACH]; R];
+            for r in 0..R {
+                products[r][0] = w.mul(points, self.sums[r]);
+            }
+            let from = self.codes.wrapping_add(v.wrapping_mul(4));
+            if EACH == 1 {
+                for (i, quad) in quads_of::<W, NBITS>(w, from, self.row).into_iter().enumerate() {
+                    for r in 0..R {
+                        let a = w.splat(self.a[r].wrapping_add(i).read());
+                        products[r][0] = w.dot_bytes(products[r][0], quad, a);
+                    }
+                }
+            } else {
+                for i in 0..NBITS {
+                    let bytes = w.load(from.wrapping_add(i.wrapping_mul(self.row)).cast());
+                    for each in 0..EACH {
+                        let mask = (u8::MAX >> (8 - NBITS)) << (NBITS * each);
+                        let codes = w.and(bytes, w.splat(each_byte(mask)));
+                        for r in 0..R {
+                            let a = w.splat(self.a[r].wrapping_add(EACH * i + each).read());
+                            products[r][each] = w.dot_bytes(products[r][each], codes, a);
+                        }
+                    }
+                }
+            }
+            let by = w.widen(self.by.wrapping_add(v));
+            for r in 0..R {
+                let mut sum = products[r][EACH - 1];
+                for each in (0..EACH - 1).rev() {
+                    sum = w.add(w.right_signed(sum, NBITS as u32), products[r][each]);
+                }
+                let out = self.out[r].wrapping_add(v);
+                w.store(out, w.add(w.load(out), w.mul(sum, by)));
             }
         }
     }
