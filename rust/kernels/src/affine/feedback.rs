@@ -65,7 +65,6 @@ pub fn round_with_feedback(
     if !fresh && codes.iter().any(|&code| usize::from(code) >= tables.size) {
         bail!("codes: expected codes below {}", tables.size);
     }
-    let isa = isa.at_most_avx2();
     let job = Job { k, coefficients, tables, fresh };
     let mut scratch = Vec::new();
     for _ in 0..ctl.threads().min(rows.div_ceil(ROWS)) {

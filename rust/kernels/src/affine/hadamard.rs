@@ -1,18 +1,13 @@
 //! The fast Walsh–Hadamard transform, by which weights and the inputs of their layer
 //! are rotated.
 
-use crate::Isa;
 use crate::lanes::{Lanes, Scalar, on_isa};
 
-/// Multiplies each `block` of `x`, a power of two, with the Walsh–Hadamard matrix of
-/// 1 and -1, in place. For the strides 1, 2, 4, … below `block`, elements i and
-/// i + stride become their sum and their difference: the same bits everywhere.
-pub(crate) fn rotate(x: &mut [f32], block: usize, isa: Isa) {
-    on(x, block, isa.at_most_avx2());
-}
-
 on_isa! {
-    fn on(x: &mut [f32], block: usize) = transform;
+    /// Multiplies each `block` of `x`, a power of two, with the Walsh–Hadamard matrix of
+    /// 1 and -1, in place. For the strides 1, 2, 4, … below `block`, elements i and
+    /// i + stride become their sum and their difference: the same bits everywhere.
+    pub(crate) fn rotate(x: &mut [f32], block: usize) = transform;
 }
 
 #[inline(always)]
@@ -77,6 +72,7 @@ fn both<L: Lanes>(l: L, a: L::F, b: L::F) -> (L::F, L::F) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Isa;
 
     #[test]
     fn every_isa_has_the_bits_of_one_butterfly_after_the_other() {

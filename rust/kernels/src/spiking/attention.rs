@@ -50,7 +50,7 @@ pub fn spike_attention(of: &SpikeAttention, out: &mut [i32], isa: Isa) -> Result
         bail!("key: int32 is sure to hold sums of {each} channels and fewer tokens than {}", key.len() / width);
     }
     let mut mixed = try_zeroed(checked_product("heads", &[each, each])?)?;
-    attend(of, &mut mixed, out, isa.at_most_avx2());
+    attend(of, &mut mixed, out, isa);
     Ok(())
 }
 

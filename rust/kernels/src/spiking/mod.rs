@@ -291,8 +291,7 @@ pub fn simulate<V: Voltage>(
     }));
     ctl.for_each(parts.len(), &|_, index| {
         let rows = rows::Rows { x, n, first: index * task, row, pack, start };
-        // What no CPU here has run is not taken.
-        rows::run(&rows, neurons, parts.take(index), isa.at_most_avx2());
+        rows::run(&rows, neurons, parts.take(index), isa);
     })
 }
 

@@ -52,7 +52,7 @@ pub fn spike_pool2d(bytes: &[u8], windows: &SpikeConv2d, kind: PoolKind, out: &m
     }
     let mut line = try_zeroed(w * (c / 8))?;
     for (image, out) in bytes.chunks_exact(input).zip(out.chunks_exact_mut(output)) {
-        pool_image(image, windows, [oh, ow], kind, most <= 1, &mut line, out, isa.at_most_avx2());
+        pool_image(image, windows, [oh, ow], kind, most <= 1, &mut line, out, isa);
     }
     Ok(())
 }

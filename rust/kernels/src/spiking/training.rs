@@ -89,7 +89,6 @@ pub fn forward<V: Voltage>(
     let parts = Parts::new(v.chunks_mut(TASK).zip(outs));
     ctl.for_each(parts.len(), &|_, index| {
         let (v, mut outs) = parts.take(index);
-        let isa = isa.at_most_avx2();
         fire(x, n, index * TASK, neurons, v, &mut outs, isa, isa);
     })
 }
@@ -146,7 +145,7 @@ pub fn backward<V: Voltage>(
         let ((x, v), leak) = parts.take(index);
         let part = Part { n, first: index * TASK, block, x, v, leak };
         let mut scratch = scratch[slot].lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        back(exact, neurons, forward, incoming.spikes, part, &mut scratch, isa.at_most_avx2());
+        back(exact, neurons, forward, incoming.spikes, part, &mut scratch, isa);
     })
 }
 

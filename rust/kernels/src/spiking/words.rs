@@ -46,28 +46,21 @@ macro_rules! for_few {
 pub(super) use {for_few, for_spiking};
 
 on_isa! {
-    fn count(bytes: &[u8]) -> usize = count_in;
-    fn greatest(bytes: &[u8]) -> u8 = greatest_in;
-}
+    /// How many bytes are not 0.
+    ///
+    /// ```
+    /// use lowbit_kernels::{Isa, spiking::count_spikes};
+    /// assert_eq!(count_spikes(&[1, 0, 3], Isa::best()), 2);
+    /// ```
+    pub fn count_spikes(bytes: &[u8]) -> usize = count_in;
 
-/// How many bytes are not 0.
-///
-/// ```
-/// use lowbit_kernels::{Isa, spiking::count_spikes};
-/// assert_eq!(count_spikes(&[1, 0, 3], Isa::best()), 2);
-/// ```
-pub fn count_spikes(bytes: &[u8], isa: Isa) -> usize {
-    count(bytes, isa.at_most_avx2())
-}
-
-/// The greatest byte, 0 of none.
-///
-/// ```
-/// use lowbit_kernels::{Isa, spiking::greatest_count};
-/// assert_eq!(greatest_count(&[1, 0, 3], Isa::best()), 3);
-/// ```
-pub fn greatest_count(bytes: &[u8], isa: Isa) -> u8 {
-    greatest(bytes, isa.at_most_avx2())
+    /// The greatest byte, 0 of none.
+    ///
+    /// ```
+    /// use lowbit_kernels::{Isa, spiking::greatest_count};
+    /// assert_eq!(greatest_count(&[1, 0, 3], Isa::best()), 3);
+    /// ```
+    pub fn greatest_count(bytes: &[u8]) -> u8 = greatest_in;
 }
 
 #[inline(always)]

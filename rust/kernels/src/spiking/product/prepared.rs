@@ -133,7 +133,6 @@ impl SpikeProduct {
     /// # Errors
     /// As [`spike_matmul`] and [`spike_conv2d`].
     pub fn run(&self, bytes: &[u8], most: u8, out: Sums, isa: Isa, ctl: &Ctl) -> Result<u64> {
-        let isa = isa.at_most_avx2();
         let (input, n) = (self.inputs(), self.weight.n());
         let rows = bytes.len().checked_div(input).unwrap_or(0);
         if rows * input != bytes.len() {

@@ -145,7 +145,7 @@ impl<T: Term> Scattered<T> {
         ctl.for_each(tasks.len(), &|_, task| {
             for (i, out) in tasks.take(task).chunks_exact_mut(size).enumerate() {
                 let image = &bytes[(task * each + i) * self.input..][..self.input];
-                pairs.fetch_add(image_on(self, image, most, out, isa.at_most_avx2()), Relaxed);
+                pairs.fetch_add(image_on(self, image, most, out, isa), Relaxed);
             }
         })?;
         Ok(pairs.into_inner())
