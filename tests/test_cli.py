@@ -241,7 +241,7 @@ def test_doctor_json():
     assert told["isa"]["available"] == list(lowbit.available_isas())
     assert told["isa"]["chosen"] == lowbit.isa()
     assert told["threads"]["default"] >= 1
-    assert set(told["kernels"]) == {"affine", "packing", "gemm", "gemm below 8 bits"}
+    assert set(told["kernels"]) == {"affine", "packing", "gemm"}
     assert told["versions"]["numpy"]
     assert told["complaints"] == []
 

@@ -19,7 +19,6 @@ KERNELS = {
     "affine": ("avx512", "avx2", "neon", "scalar"),
     "packing": ("avx512vbmi", "avx2", "scalar"),
     "gemm": ("avx512", "avxvnni", "avx2", "neondot", "neon", "scalar"),
-    "gemm below 8 bits": ("avx2", "neondot", "neon", "scalar"),
 }
 
 #: What each instruction set implies for KERNELS.

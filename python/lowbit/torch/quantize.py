@@ -570,7 +570,7 @@ def _report(name: str, old: nn.Module, new: nn.Module) -> LayerReport:
     error = math.sqrt(error / norm) if norm else 0.0
     bits, isa, config = "int8", lowbit.isa(), new.config
     if isinstance(config, Uniform):
-        bits, isa = f"{config.nbits}-bit", "avx2" if isa.startswith("avx") else isa  # no wider kernel yet
+        bits = f"{config.nbits}-bit"
     if isinstance(config, Codebook):
         bits = f"{config.nbits}-bit codebook"
     if getattr(config, "rotate", None) is not None:
