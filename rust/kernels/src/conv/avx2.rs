@@ -18,7 +18,7 @@ use super::filter::Tiled;
 use super::{Conv2d, Kind, Out};
 
 pub(super) use depthwise::run as run_depthwise;
-use finish::finish;
+pub(super) use finish::finish;
 pub(super) use simple::{add, average, maximum, multiply, quantize};
 pub(super) use vector::run as run_vector;
 pub(super) use winograd::run as run_winograd;
@@ -28,7 +28,7 @@ const MR: usize = 6;
 /// Pixels that are finished at a time: whole tiles.
 const BLOCK: usize = 48;
 /// Sums from one pixel to the next; of one pixel alone there may be more.
-const ROW: usize = 16;
+pub(super) const ROW: usize = 16;
 
 /// What products read and write: pixels of a filled band.
 struct Pixels<'a> {
@@ -54,14 +54,14 @@ pub(super) fn run(conv: &Conv2d, tiled: &Tiled, x: &[u8], mut out: Out, scratch:
         let (Conv2d { out: [height, width, _], .. }, band) = (conv, &tiled.band);
         for row in (0..*height).step_by(band.rows) {
             let rows = band.rows.min(height - row);
-            band.fill(&conv.shape, row, rows, x, scratch, |x, to| widen(conv.input, x, to));
+            band.fill(&conv.shape, row, rows, x, scratch, 0, |x, to| widen(conv.input, x, to));
             let starts = &band.starts[..rows * width];
             for panel in &tiled.panels {
                 for (block, starts) in starts.chunks(BLOCK).enumerate() {
                     let channel = panel.channel;
                     let (runs, reach, sums_of) = (&band.runs, band.reach, &mut sums[..]);
                     let pixels = Pixels { elements: scratch, starts, channel, runs, reach, sums: sums_of };
-                    let weights = tiled.weights.at(panel.at, band.pairs * panel.vectors * 16);
+                    let weights = tiled.weights.at(panel.at, band.steps * panel.vectors * 16);
                     products_of(pixels, panel.vectors, weights, &conv.finish.bias[panel.filter..]);
                     let pixel = row * width + block * BLOCK;
                     finish(&conv.finish, conv.out[2], &sums, starts.len(), pixel, panel.filter, panel.count, out);

@@ -1,12 +1,10 @@
-//! Rows of an image, widened to 16 bits between their borders, and where in
-//! them the windows lie.
+//! Rows of an image between their borders, widened to 16 bits or as bytes, and
+//! where in them the windows lie.
 
 use super::{Kind, Shape};
 use crate::Result;
 use crate::error::try_zeroed;
 
-/// Bytes that a band should take: with a panel of weights it then fits L1.
-const BYTES: usize = 20 << 10;
 /// Fewer pixels than this do not repay reading the weights.
 const PIXELS: usize = 24;
 /// Elements behind a band that products may read; their weights are 0.
@@ -25,9 +23,9 @@ pub(super) struct Band {
     /// Where in a window each piece begins, and how many elements it has: a
     /// kernel row, or a tap where taps do not lie side by side.
     pub runs: Vec<(usize, usize)>,
-    /// Elements that a window reaches over, and pairs of elements that it has.
+    /// Elements that a window reaches over, and how often some of them are multiplied together.
     pub reach: usize,
-    pub pairs: usize,
+    pub steps: usize,
     /// As in [`Shape`], but a 1×1 kernel's band has only the pixels it sees.
     stride: [usize; 2],
     pick: [usize; 2],
@@ -35,23 +33,47 @@ pub(super) struct Band {
 }
 
 impl Band {
-    /// Of as many rows as fit.
-    pub(super) fn new(shape: &Shape, out: [usize; 3]) -> Result<Band> {
-        let one = Band::of_rows(shape, out, 1)?;
-        let size = |rows: usize| (one.input_rows + (rows - 1) * one.stride[0]) * one.pitch * size_of::<i16>();
-        let fitting = (1..=out[0]).take_while(|&rows| size(rows) <= BYTES).last().unwrap_or(1);
-        let rows = fitting.max(PIXELS.div_ceil(out[1])).min(out[0]);
-        Band::of_rows(shape, out, out[0].div_ceil(out[0].div_ceil(rows)))
+    /// Of as many rows as fit `most` elements; products take so many of a run's elements together.
+    pub(super) fn new(shape: &Shape, out: [usize; 3], together: usize, most: usize) -> Result<Band> {
+        let one = Band::of_rows(shape, out, 1, together)?;
+        Band::of_rows(shape, out, one.fitting(out, most), together)
     }
 
     /// Of so many output rows.
-    pub(super) fn of_rows(shape: &Shape, out: [usize; 3], rows: usize) -> Result<Band> {
-        let Shape { kernel: [kh, kw], dilation, padding, .. } = *shape;
-        let single = [kh, kw] == [1, 1] && padding == [[0; 2]; 2];
+    pub(super) fn of_rows(shape: &Shape, out: [usize; 3], rows: usize, together: usize) -> Result<Band> {
+        let (kernel, padding) = (shape.kernel, shape.padding);
+        let single = kernel == [1, 1] && padding == [[0; 2]; 2];
         let (stride, pick) = if single { ([1, 1], shape.stride) } else { (shape.stride, [1, 1]) };
-        let channels = shape.input[2];
-        let reach = (kw - 1) * dilation[1] + 1;
-        let pitch = ((out[1] - 1) * stride[1] + reach) * channels;
+        let reach = (kernel[1] - 1) * shape.dilation[1] + 1;
+        let pitch = ((out[1] - 1) * stride[1] + reach) * shape.input[2];
+        Band::of_pitch(shape, out, rows, together, pitch, stride, pick)
+    }
+
+    /// The image's rows themselves: nothing pads them, and runs are whole steps.
+    pub(super) fn in_image(shape: &Shape, out: [usize; 3], together: usize, most: usize) -> Result<Band> {
+        let of =
+            |rows| Band::of_pitch(shape, out, rows, together, shape.input[1] * shape.input[2], shape.stride, [1, 1]);
+        of(of(1)?.fitting(out, most))
+    }
+
+    /// How many output rows a band of at most so many elements has.
+    fn fitting(&self, out: [usize; 3], most: usize) -> usize {
+        let size = |rows: usize| (self.input_rows + (rows - 1) * self.stride[0]) * self.pitch;
+        let fitting = (1..=out[0]).take_while(|&rows| size(rows) <= most).last().unwrap_or(1);
+        let rows = fitting.max(PIXELS.div_ceil(out[1])).min(out[0]);
+        out[0].div_ceil(out[0].div_ceil(rows))
+    }
+
+    fn of_pitch(
+        shape: &Shape,
+        out: [usize; 3],
+        rows: usize,
+        together: usize,
+        pitch: usize,
+        stride: [usize; 2],
+        pick: [usize; 2],
+    ) -> Result<Band> {
+        let Shape { input: [_, _, channels], kernel: [kh, kw], dilation, .. } = *shape;
         let height = |rows: usize| (rows - 1) * stride[0] + (kh - 1) * dilation[0] + 1;
         let mut starts = try_zeroed(rows * out[1])?;
         for (pixel, start) in starts.iter_mut().enumerate() {
@@ -60,17 +82,17 @@ impl Band {
         }
         let mut runs = Vec::new();
         let depth = shape.depth();
-        let together = depth == channels && dilation[1] == 1;
+        let side_by_side = depth == channels && dilation[1] == 1;
         for row in (0..kh).map(|i| i * dilation[0] * pitch) {
-            if together {
+            if side_by_side {
                 runs.push((row, kw * depth));
             } else {
                 runs.extend((0..kw).map(|j| (row + j * dilation[1] * channels, depth)));
             }
         }
-        let reach = runs.iter().map(|&(at, len)| at + len.next_multiple_of(2)).max().unwrap_or(0);
-        let pairs = runs.iter().map(|&(_, len)| len.div_ceil(2)).sum();
-        Ok(Band { rows, pitch, channels, starts, runs, reach, pairs, stride, pick, input_rows: height(rows) })
+        let reach = runs.iter().map(|&(at, len)| at + len.next_multiple_of(together)).max().unwrap_or(0);
+        let steps = runs.iter().map(|&(_, len)| len.div_ceil(together)).sum();
+        Ok(Band { rows, pitch, channels, starts, runs, reach, steps, stride, pick, input_rows: height(rows) })
     }
 
     /// Elements of scratch memory.
@@ -82,17 +104,23 @@ impl Band {
         size_of_val(&self.starts[..])
     }
 
-    /// Widens what output rows from `first` on see. `widen` writes values of codes, the zero point
-    /// taken off.
+    /// Where in the image what output rows from `first` on see begins, if the band is of its rows.
+    pub(super) fn offset(&self, first: usize) -> usize {
+        first * self.stride[0] * self.pitch
+    }
+
+    /// Brings what output rows from `first` on see. `bring` writes elements of codes, and borders
+    /// are of the one that stands for 0.
     #[inline(always)]
-    pub(super) fn fill(
+    pub(super) fn fill<T: Copy>(
         &self,
         shape: &Shape,
         first: usize,
         rows: usize,
         x: &[u8],
-        scratch: &mut [i16],
-        widen: impl Fn(&[u8], &mut [i16]),
+        scratch: &mut [T],
+        zero: T,
+        bring: impl Fn(&[u8], &mut [T]),
     ) {
         let Shape { input: [height, width, channels], padding, .. } = *shape;
         let pixels = self.pitch / self.channels;
@@ -102,19 +130,19 @@ impl Band {
         for (i, to) in scratch.chunks_exact_mut(self.pitch).take(last).enumerate() {
             let row = ((first * self.stride[0] + i) * self.pick[0]).wrapping_sub(padding[0][0]);
             if row >= height {
-                to.fill(0);
+                to.fill(zero);
                 continue;
             }
-            to[..left * self.channels].fill(0);
-            to[(left + inside) * self.channels..].fill(0);
+            to[..left * self.channels].fill(zero);
+            to[(left + inside) * self.channels..].fill(zero);
             let to = &mut to[left * self.channels..][..inside * self.channels];
             let x = &x[row * width * channels..][..width * channels];
             if self.pick[1] == 1 {
-                widen(&x[..inside * channels], to);
+                bring(&x[..inside * channels], to);
                 continue;
             }
             for (x, to) in x.chunks(self.pick[1] * channels).zip(to.chunks_exact_mut(channels)) {
-                widen(&x[..channels], to);
+                bring(&x[..channels], to);
             }
         }
     }

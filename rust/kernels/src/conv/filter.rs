@@ -2,14 +2,17 @@
 
 use super::band::Band;
 use super::depthwise::Depthwise;
+use super::quads::Quads;
 use super::vector::Vector;
 use super::winograd::Winograd;
-use super::{Shape, Weight};
+use super::{Kind, Shape, Weight};
 use crate::Isa;
 use crate::error::{Result, try_zeroed};
 
 /// Bytes of a cache line: vectors that lie across two cost two loads.
 const LINE: usize = 64;
+/// 16-bit elements that a band should take: with a panel of weights it then fits L1.
+const BAND: usize = 10 << 10;
 
 /// Weights without their zero point.
 #[derive(Debug)]
@@ -24,6 +27,8 @@ pub(super) enum Filter {
     Vector(Vector),
     /// Transformed.
     Winograd(Winograd),
+    /// In panels of filters, as bytes.
+    Quads(Quads),
 }
 
 /// Panels of 16 filters: for each pair of
@@ -41,7 +46,7 @@ pub(super) struct Panel {
     /// The first of its filters, and how many there are.
     pub filter: usize,
     pub count: usize,
-    /// Vectors of eight that they take.
+    /// Vectors that they take: of eight, or of sixteen for [`Quads`].
     pub vectors: usize,
     /// Where its weights begin, in elements.
     pub at: usize,
@@ -79,7 +84,7 @@ impl<T: Copy + Default> Aligned<T> {
 }
 
 impl Filter {
-    pub(super) fn new(shape: &Shape, out: [usize; 3], weight: Weight, isa: Isa) -> Result<Filter> {
+    pub(super) fn new(shape: &Shape, out: [usize; 3], weight: Weight, input: Kind, isa: Isa) -> Result<Filter> {
         let value = |at: usize| weight.kind.value(weight.codes[at]) as i16;
         if isa == Isa::Scalar {
             let mut plain = try_zeroed(weight.codes.len())?;
@@ -89,15 +94,20 @@ impl Filter {
         if shape.is_depthwise() {
             return Ok(Filter::Depthwise(Depthwise::new(shape, out, weight)?));
         }
+        if isa.has_avx512()
+            && let Some(quads) = Quads::new(shape, out, weight, input)?
+        {
+            return Ok(Filter::Quads(quads));
+        }
         if let Some(vector) = Vector::new(shape, out, weight)? {
             return Ok(Filter::Vector(vector));
         }
         if let Some(winograd) = Winograd::new(shape, out, weight)? {
             return Ok(Filter::Winograd(winograd));
         }
-        let band = Band::new(shape, out)?;
+        let band = Band::new(shape, out, 2, BAND)?;
         let depth = shape.depth();
-        let (panels, len) = panels(shape, band.pairs);
+        let (panels, len) = panels(shape, band.steps);
         let mut weights = Aligned::new(len)?;
         for panel in &panels {
             let mut to = panel.at;
@@ -128,6 +138,7 @@ impl Filter {
             Filter::Depthwise(depthwise) => depthwise.len(),
             Filter::Vector(vector) => vector.len(),
             Filter::Winograd(winograd) => winograd.scratch_len(),
+            Filter::Quads(quads) => quads.scratch_len(),
         }
     }
 
@@ -138,6 +149,7 @@ impl Filter {
             Filter::Depthwise(depthwise) => depthwise.bytes(),
             Filter::Vector(vector) => vector.weights.size(),
             Filter::Winograd(winograd) => winograd.bytes(),
+            Filter::Quads(quads) => quads.bytes(),
         }
     }
 }

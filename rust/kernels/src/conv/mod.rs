@@ -9,10 +9,12 @@
 //! A convolution is an implicit GEMM. Some rows of the image are widened to
 //! 16 bits, between their borders of zeros, into a *band* that stays in cache;
 //! the products read it where it lies, one kernel row at a time, since a kernel
-//! row of one pixel is one piece of memory. Nothing is copied per tap. Three
-//! forms are done otherwise: 3×3 windows side by side by Winograd's transform
+//! row of one pixel is one piece of memory. Nothing is copied per tap. With
+//! AVX-512 bands hold bytes, or are the image itself (quads.rs). Three forms are
+//! done otherwise: 3×3 windows side by side by Winograd's transform
 //! (winograd.rs), exactly; one filter a channel (depthwise.rs); and one window of
-//! the whole image, a matrix times a vector (vector.rs).
+//! the whole image, a matrix times a vector (vector.rs); with AVX-512 the first and
+//! the last are products of bytes as all others.
 //!
 //! ```
 //! use lowbit_kernels::conv::{Conv2d, Finish, Kind, Shape, To, Weight};
@@ -33,12 +35,15 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod band;
 mod depthwise;
 mod feedback;
 mod filter;
 mod finish;
 mod pool;
+mod quads;
 mod rounded;
 mod scalar;
 mod simple;
@@ -58,6 +63,7 @@ use crate::error::{bail, checked_product, try_zeroed};
 use crate::par::{Ctl, Parts};
 use crate::{Isa, Result};
 use filter::Filter;
+use quads::Quads;
 use vector::Vector;
 
 /// The sizes of a convolution over one image.
@@ -264,13 +270,14 @@ impl Conv2d {
         input.check("input")?;
         weight.kind.check("weight")?;
         finish.check(shape.filters, taps)?;
-        let isa = if isa.has_avx2() { isa.at_most_avx2() } else { Isa::Scalar };
-        let filter = Filter::new(&shape, out, weight, isa)?;
+        let isa = if isa.has_avx2() { isa } else { Isa::Scalar };
+        let filter = Filter::new(&shape, out, weight, input, isa)?;
         let mut finish = finish;
         // Some multiply codes as they are: what the zero point adds is taken off the bias.
         let (zero_point, fold) = match &filter {
             Filter::Depthwise(depthwise) => (input.zero_point, depthwise.fold),
             Filter::Vector(_) => (Vector::zero_point(input), 1),
+            Filter::Quads(_) => (Quads::zero_point(input), 1),
             Filter::Plain(_) | Filter::Tiled(_) | Filter::Winograd(_) => (0, 1),
         };
         let sum = |codes: &[u8]| codes.iter().map(|&code| weight.kind.value(code)).sum();
@@ -347,6 +354,8 @@ impl Conv2d {
             Filter::Vector(vector) => avx2::run_vector(self, vector, x, out, scratch),
             #[cfg(target_arch = "x86_64")]
             Filter::Winograd(winograd) => avx2::run_winograd(self, winograd, x, out, scratch),
+            #[cfg(target_arch = "x86_64")]
+            Filter::Quads(quads) => avx512::run(self, quads, x, out, scratch),
             #[cfg(not(target_arch = "x86_64"))]
             _ => unreachable!("tiled for x86-64 alone"),
         }

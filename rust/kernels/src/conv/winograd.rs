@@ -59,7 +59,7 @@ impl Winograd {
         let most = (BYTES / (POINTS * pitch * size_of::<i16>())).clamp(LEAST, MOST);
         let block = if tiles[1] <= most { [(most / tiles[1]).min(tiles[0]), tiles[1]] } else { [1, most] };
         let even = [2 * tiles[0], 2 * tiles[1], filters];
-        let band = Band::of_rows(shape, even, 2 * block[0])?;
+        let band = Band::of_rows(shape, even, 2 * block[0], 2)?;
         // Panels of 16 filters all: those that there are not have weights of 0.
         let pairs = channels.div_ceil(2);
         let (mut panels, _) = panels(shape, 0);

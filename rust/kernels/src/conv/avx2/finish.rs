@@ -9,7 +9,7 @@ use super::ROW;
 /// Finishes a tile's sums: `count` filters from `filter` on, of `rows` pixels from `pixel` on.
 #[target_feature(enable = "avx2")]
 #[inline]
-pub(super) fn finish(
+pub(in super::super) fn finish(
     how: &Finish,
     filters: usize,
     sums: &[i32],

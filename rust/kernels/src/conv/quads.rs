@@ -1,0 +1,107 @@
+//! Weights for `vpdpbusd`, which multiplies four bytes of a window, unsigned,
+//! with four of each filter, signed.
+//!
+//! A band holds codes as bytes; signed codes are raised by 128. What the zero
+//! point, so raised, adds to a filter's sum is taken off its bias, and borders are
+//! of the zero point's byte. An image of unsigned codes that needs no border is its
+//! own band: windows are read where they lie.
+
+use super::band::Band;
+use super::filter::{Aligned, Panel};
+use super::{Kind, Shape, Weight};
+use crate::Result;
+
+/// Filters of a vector, and vectors of a panel, at most.
+pub(super) const LANES: usize = 16;
+const MOST: usize = 4;
+/// Bytes of the weights for one vector and four elements of a window.
+pub(super) const VECTOR: usize = 4 * LANES;
+/// Bytes that a band should take where the weights stay in L2, and where they do not: each band
+/// reads all of them.
+const BAND: usize = 16 << 10;
+const LARGE_BAND: usize = 256 << 10;
+/// Weights that stay in L2 beside a band.
+const L2: usize = 640 << 10;
+
+/// Panels of up to 64 filters: for each four elements of a window's runs, four weights of each filter.
+#[derive(Debug)]
+pub(super) struct Quads {
+    pub band: Band,
+    /// Whether the band is the image itself.
+    pub in_image: bool,
+    pub panels: Vec<Panel>,
+    pub weights: Aligned<i8>,
+}
+
+impl Quads {
+    /// None where a weight does not fit a byte without its zero point.
+    pub(super) fn new(shape: &Shape, out: [usize; 3], weight: Weight, input: Kind) -> Result<Option<Quads>> {
+        let value = |at: usize| i8::try_from(weight.kind.value(weight.codes[at]));
+        if (0..weight.codes.len()).any(|at| value(at).is_err()) {
+            return Ok(None);
+        }
+        let depth = shape.depth();
+        let most = if weight.codes.len() <= L2 { BAND } else { LARGE_BAND };
+        let run = if shape.dilation[1] == 1 && shape.groups == 1 { shape.kernel[1] * depth } else { depth };
+        let in_image = !input.signed && shape.padding == [[0; 2]; 2] && run % 4 == 0;
+        let band = if in_image { Band::in_image(shape, out, 4, most) } else { Band::new(shape, out, 4, most) }?;
+        let (panels, len) = panels(shape, band.steps);
+        let mut weights = Aligned::new(len)?;
+        let taps = weight.codes.len() / shape.filters;
+        for panel in &panels {
+            let (mut to, mut from) = (panel.at, 0);
+            // Runs are in the order of the taps; behind a run's last element weights are 0.
+            for &(_, run) in &band.runs {
+                for at in (from..from + run).step_by(4) {
+                    let end = (at + 4).min(from + run);
+                    for column in 0..panel.count {
+                        for element in at..end {
+                            let value = value((panel.filter + column) * taps + element).unwrap_or(0);
+                            weights.set(to + 4 * column + element - at, value);
+                        }
+                    }
+                    to += panel.vectors * VECTOR;
+                }
+                from += run;
+            }
+        }
+        Ok(Some(Quads { band, in_image, panels, weights }))
+    }
+
+    /// Elements of scratch memory, two bytes each.
+    pub(super) fn scratch_len(&self) -> usize {
+        if self.in_image { 0 } else { self.band.len().div_ceil(2) }
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.weights.size() + size_of_val(&self.panels[..]) + self.band.bytes()
+    }
+
+    /// What is done to the bits of a code.
+    pub(super) fn flip(input: Kind) -> u8 {
+        if input.signed { 0x80 } else { 0 }
+    }
+
+    /// The byte of 0.
+    pub(super) fn zero_point(input: Kind) -> i32 {
+        i32::from(input.zero_point as u8 ^ Quads::flip(input))
+    }
+}
+
+/// Panels of all filters, as even as they can be, each of `steps` vectors of weights or more, and the
+/// bytes of all.
+fn panels(shape: &Shape, steps: usize) -> (Vec<Panel>, usize) {
+    let (per_group, depth) = (shape.filters / shape.groups, shape.depth());
+    let vectors = per_group.div_ceil(LANES);
+    let count = vectors.div_ceil(MOST);
+    let mut panels = Vec::new();
+    let mut len = 0;
+    for (group, panel) in (0..shape.groups).flat_map(|group| (0..count).map(move |panel| (group, panel))) {
+        let [first, end] = [panel, panel + 1].map(|panel| panel * vectors / count);
+        let filter = group * per_group + first * LANES;
+        let filters = (per_group - first * LANES).min((end - first) * LANES);
+        panels.push(Panel { filter, count: filters, vectors: end - first, at: len, channel: group * depth });
+        len += steps * (end - first) * VECTOR;
+    }
+    (panels, len)
+}
