@@ -3,14 +3,17 @@
 //! A tile is 6 pixels by 64 filters, or more pixels by fewer filters: up to 24
 //! accumulators, over a whole window. Panels stream from L2 through each tile,
 //! and tiles of a panel are as even as they can be, since one of few pixels
-//! takes as long to read the weights as one of many.
+//! takes as long to read the weights as one of many. The common rule rounds sums
+//! before they leave the registers; for others they are stored, and finished as
+//! AVX2's are.
 
 use std::arch::x86_64::*;
 
 use super::avx2::{ROW, finish};
 use super::filter::Panel;
+use super::finish::{Finish, Requantize, Rule};
 use super::quads::{LANES, Quads, VECTOR};
-use super::{Conv2d, Out};
+use super::{Conv2d, Out, To};
 
 /// Pixels of a tile, at most, by its vectors of filters.
 const PIXELS: [usize; 5] = [0, 12, 12, 8, 6];
@@ -28,81 +31,132 @@ struct Pixels<'a> {
     /// The first of the channels.
     channel: usize,
     runs: &'a [(usize, usize)],
+    /// Elements that a window reaches over.
+    reach: usize,
+}
+
+/// The common rule, `f32(sum) * multiplier` with nothing added, for the filters of a panel.
+struct Rounding<'a> {
+    multiplier: &'a [f32],
+    low: f32,
+    high: f32,
+    zero_point: i32,
+    /// Codes from one pixel to the next.
+    filters: usize,
+    /// Which of the last vector's filters there are.
+    last: __mmask16,
+}
+
+/// Where a tile's results go.
+enum Results<'a> {
+    /// Rows of sums, a block from one vector to the next.
+    Sums(*mut i32),
+    /// The first pixel's codes.
+    Codes(*mut u8, &'a Rounding<'a>),
 }
 
 /// A convolution.
 pub(super) fn run(conv: &Conv2d, quads: &Quads, x: &[u8], mut out: Out, scratch: &mut [i16]) {
     assert!(conv.isa.has_avx512());
-    // SAFETY: an `Isa` that has AVX-512 exists only where the CPU has it.
+    // SAFETY: an `Isa` that has AVX-512 exists only where the CPU has it, and AVX2.
     unsafe { avx512(conv, quads, x, &mut out, bytemuck::cast_slice_mut(scratch)) };
 
     #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512vnni")]
     fn avx512(conv: &Conv2d, quads: &Quads, x: &[u8], out: &mut Out, scratch: &mut [u8]) {
         let mut sums = Sums([0; _]);
         let (Conv2d { out: [height, width, _], .. }, band) = (conv, &quads.band);
-        let flip = Quads::flip(conv.input);
+        let (flip, zero) = (Quads::flip(conv.input), Quads::zero_point(conv.input) as u8);
         for row in (0..*height).step_by(band.rows) {
             let rows = band.rows.min(height - row);
             let bytes = if quads.in_image {
                 &x[band.offset(row)..]
             } else {
-                let zero = Quads::zero_point(conv.input) as u8;
                 band.fill(&conv.shape, row, rows, x, scratch, zero, |x, to| {
                     to.iter_mut().zip(x).for_each(|(to, &x)| *to = x ^ flip);
                 });
                 &*scratch
             };
-            let starts = &band.starts[..rows * width];
             for panel in &quads.panels {
-                let pixels = Pixels { bytes, starts, channel: panel.channel, runs: &band.runs };
+                let (starts, runs) = (&band.starts[..rows * width], &band.runs[..]);
+                let pixels = Pixels { bytes, starts, channel: panel.channel, runs, reach: band.reach };
                 let weights = quads.weights.at(panel.at, band.steps * panel.vectors * VECTOR);
-                of_panel(conv, panel, &pixels, band.reach, weights, row * width, &mut sums, out);
+                of_panel(conv, panel, &pixels, weights, row * width, &mut sums, out);
             }
         }
     }
 }
 
-/// The sums of a band's pixels, of which the first is `pixel`, and one panel, finished. Their starts ascend.
+/// What becomes of a band's pixels, of which the first is `pixel`, with one panel. Their starts ascend.
 #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512vnni")]
 fn of_panel(
     conv: &Conv2d,
     panel: &Panel,
     pixels: &Pixels,
-    reach: usize,
     weights: &[i8],
     pixel: usize,
     sums: &mut Sums,
     out: &mut Out,
 ) {
-    let Panel { vectors, filter, .. } = *panel;
+    let (Panel { vectors, filter, .. }, filters) = (*panel, conv.out[2]);
+    // What is one for each filter is padded by more than a vector.
     let bias = &conv.finish.bias[filter..][..vectors * LANES];
     let furthest = pixels.starts.last().map_or(0, |&start| start as usize);
-    assert!(furthest + pixels.channel + reach <= pixels.bytes.len());
+    assert!(furthest + pixels.channel + pixels.reach <= pixels.bytes.len());
     let steps = pixels.runs.iter().map(|&(_, len)| len.div_ceil(4)).sum::<usize>();
     assert!(steps * vectors * VECTOR <= weights.len() && (1..=4).contains(&vectors));
     let count = pixels.starts.len();
     let tiles = count.div_ceil(PIXELS[vectors]);
-    let (mut done, mut next) = (0, 0);
-    for tile in 0..tiles {
-        let end = (tile + 1) * count / tiles;
-        // SAFETY: at most so many pixels are a tile, and blocks hold whole tiles; the assertions above.
-        unsafe {
-            tile_of(vectors, end - next, pixels, next, weights, bias, sums.0.as_mut_ptr().add((next - done) * ROW))
-        };
-        next = end;
-        if next - done + PIXELS[vectors] > BLOCK || next == count {
-            for v in 0..vectors {
-                let (sums, filters) = (&sums.0[v * BLOCK * ROW..], (panel.count - v * LANES).min(LANES));
-                finish(&conv.finish, conv.out[2], sums, next - done, pixel + done, filter + v * LANES, filters, out);
-            }
-            done = next;
+    let end = |tile: usize| (tile + 1) * count / tiles;
+    let mut from = 0;
+    if let (Some(rounding), Out::Codes(codes, _)) = (Rounding::of(&conv.finish, panel, filters), &mut *out) {
+        let first = pixel * filters + filter;
+        assert!(first + (count - 1) * filters + panel.count <= codes.len());
+        for tile in 0..tiles {
+            let to = Results::Codes(codes[first + from * filters..].as_mut_ptr(), &rounding);
+            // SAFETY: no tile has more pixels than `PIXELS` says; the assertions above.
+            unsafe { tile_of(vectors, end(tile) - from, pixels, from, weights, bias, to) };
+            from = end(tile);
         }
+        return;
+    }
+    let mut done = 0;
+    for tile in 0..tiles {
+        let to = Results::Sums(sums.0[(from - done) * ROW..].as_mut_ptr());
+        // SAFETY: no tile has more pixels than `PIXELS` says, nor than are left in the block; the
+        // assertions above.
+        unsafe { tile_of(vectors, end(tile) - from, pixels, from, weights, bias, to) };
+        from = end(tile);
+        if from - done + PIXELS[vectors] > BLOCK || from == count {
+            for v in 0..vectors {
+                let (sums, columns) = (&sums.0[v * BLOCK * ROW..], (panel.count - v * LANES).min(LANES));
+                finish(&conv.finish, filters, sums, from - done, pixel + done, filter + v * LANES, columns, out);
+            }
+            done = from;
+        }
+    }
+}
+
+impl Rounding<'_> {
+    fn of<'a>(finish: &'a Finish, panel: &Panel, filters: usize) -> Option<Rounding<'a>> {
+        let To::Codes(Requantize { rule: Rule::Float32(multiplier), zero_point, qmin, qmax, add: None }) = &finish.to
+        else {
+            return None;
+        };
+        let lanes = panel.vectors * LANES;
+        Some(Rounding {
+            multiplier: &multiplier[panel.filter..][..lanes],
+            low: (qmin - zero_point) as f32,
+            high: (qmax - zero_point) as f32,
+            zero_point: *zero_point,
+            filters,
+            last: u16::MAX >> (lanes - panel.count),
+        })
     }
 }
 
 /// # Safety
 /// `vectors` and `count` are a tile's, and as of [`tile`].
-#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 unsafe fn tile_of(
     vectors: usize,
     count: usize,
@@ -110,14 +164,14 @@ unsafe fn tile_of(
     from: usize,
     weights: &[i8],
     bias: &[i32],
-    sums: *mut i32,
+    to: Results,
 ) {
     macro_rules! tiles {
         ($($v:literal: $($p:literal)*;)*) => {
             // SAFETY: the caller's promises.
             unsafe {
                 match (vectors, count) {
-                    $($(($v, $p) => tile::<$p, $v>(pixels, from, weights, bias, sums),)*)*
+                    $($(($v, $p) => tile::<$p, $v>(pixels, from, weights, bias, to),)*)*
                     _ => unreachable!("{count} pixels of {vectors} vectors"),
                 }
             }
@@ -135,15 +189,15 @@ unsafe fn tile_of(
 ///
 /// # Safety
 /// `pixels` has P of them from `from` on; each run, from each pixel's start and the channel on, lies in the
-/// bytes, to a multiple of four; `weights` has V vectors for each four of them; `bias` V vectors; `sums`
-/// has room for P rows, V times, a block apart.
-#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+/// bytes, to a multiple of four; `weights` has V vectors for each four of them; `bias` V vectors. There is
+/// room for P rows of sums, V times, or for the codes that P pixels have of these filters.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 unsafe fn tile<const P: usize, const V: usize>(
     pixels: &Pixels,
     from: usize,
     weights: &[i8],
     bias: &[i32],
-    sums: *mut i32,
+    to: Results,
 ) {
     // SAFETY: the caller's promises.
     unsafe {
@@ -178,9 +232,33 @@ unsafe fn tile<const P: usize, const V: usize>(
                 i = i.wrapping_add(4);
             }
         }
-        for p in 0..P {
-            for v in 0..V {
-                _mm512_store_si512(sums.add((v * BLOCK + p) * ROW).cast(), acc[p][v]);
+        match to {
+            Results::Sums(sums) => {
+                for p in 0..P {
+                    for v in 0..V {
+                        _mm512_storeu_si512(sums.add((v * BLOCK + p) * ROW).cast(), acc[p][v]);
+                    }
+                }
+            }
+            Results::Codes(codes, rounding) => {
+                let (low, high) = (_mm512_set1_ps(rounding.low), _mm512_set1_ps(rounding.high));
+                let zero_point = _mm512_set1_epi32(rounding.zero_point);
+                for v in 0..V {
+                    let multiplier = _mm512_loadu_ps(rounding.multiplier.as_ptr().add(LANES * v));
+                    let mut codes = codes.add(LANES * v);
+                    for p in 0..P {
+                        let scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(acc[p][v]), multiplier);
+                        let inside = _mm512_min_ps(_mm512_max_ps(scaled, low), high);
+                        let code = _mm512_add_epi32(_mm512_cvtps_epi32(inside), zero_point);
+                        let code = _mm512_cvtepi32_epi8(code);
+                        if v + 1 < V || rounding.last == u16::MAX {
+                            _mm_storeu_si128(codes.cast(), code);
+                        } else {
+                            _mm_mask_storeu_epi8(codes.cast(), rounding.last, code);
+                        }
+                        codes = codes.wrapping_add(rounding.filters);
+                    }
+                }
             }
         }
     }
