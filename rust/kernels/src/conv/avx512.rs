@@ -4,25 +4,30 @@
 //! accumulators, over a whole window. Panels stream from L2 through each tile,
 //! and tiles of a panel are as even as they can be, since one of few pixels
 //! takes as long to read the weights as one of many. The common rule rounds sums
-//! before they leave the registers; for others they are stored, and finished as
-//! AVX2's are.
+//! before they leave the registers; for others they are stored, and finished block
+//! by block.
+
+mod finish;
 
 use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
 
-use super::avx2::{ROW, finish};
+use super::avx2::ROW;
 use super::filter::Panel;
 use super::finish::{Finish, Requantize, Rule};
 use super::quads::{LANES, Quads, VECTOR};
 use super::{Conv2d, Out, To};
+use finish::finish;
 
 /// Pixels of a tile, at most, by its vectors of filters.
 const PIXELS: [usize; 5] = [0, 12, 12, 8, 6];
 /// Pixels that are finished at a time: whole tiles.
 const BLOCK: usize = 24;
 
-/// Sums of a block, vector after vector, each in rows of 16 filters.
+/// Sums of a block, vector after vector, each in rows of 16 filters. Products write them before they
+/// are read: to clear them would cost a small layer half of its time.
 #[repr(align(64))]
-struct Sums([i32; 4 * BLOCK * ROW]);
+struct Sums([MaybeUninit<i32>; 4 * BLOCK * ROW]);
 
 /// What products read: pixels of a band.
 struct Pixels<'a> {
@@ -63,7 +68,7 @@ pub(super) fn run(conv: &Conv2d, quads: &Quads, x: &[u8], mut out: Out, scratch:
 
     #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512vnni")]
     fn avx512(conv: &Conv2d, quads: &Quads, x: &[u8], out: &mut Out, scratch: &mut [u8]) {
-        let mut sums = Sums([0; _]);
+        let mut sums = Sums([MaybeUninit::uninit(); _]);
         let (Conv2d { out: [height, width, _], .. }, band) = (conv, &quads.band);
         let (flip, zero) = (Quads::flip(conv.input), Quads::zero_point(conv.input) as u8);
         for row in (0..*height).step_by(band.rows) {
@@ -121,15 +126,19 @@ fn of_panel(
     }
     let mut done = 0;
     for tile in 0..tiles {
-        let to = Results::Sums(sums.0[(from - done) * ROW..].as_mut_ptr());
+        let to = Results::Sums(sums.0[(from - done) * ROW..].as_mut_ptr().cast());
         // SAFETY: no tile has more pixels than `PIXELS` says, nor than are left in the block; the
         // assertions above.
         unsafe { tile_of(vectors, end(tile) - from, pixels, from, weights, bias, to) };
         from = end(tile);
         if from - done + PIXELS[vectors] > BLOCK || from == count {
             for v in 0..vectors {
-                let (sums, columns) = (&sums.0[v * BLOCK * ROW..], (panel.count - v * LANES).min(LANES));
-                finish(&conv.finish, filters, sums, from - done, pixel + done, filter + v * LANES, columns, out);
+                let rows = from - done;
+                let sums = &sums.0[v * BLOCK * ROW..][..rows * ROW];
+                // SAFETY: the block's tiles have written a row of each vector for each of their pixels.
+                let sums = unsafe { std::slice::from_raw_parts(sums.as_ptr().cast(), sums.len()) };
+                let columns = (panel.count - v * LANES).min(LANES);
+                finish(&conv.finish, filters, sums, rows, pixel + done, filter + v * LANES, columns, out);
             }
             done = from;
         }
@@ -213,23 +222,25 @@ unsafe fn tile<const P: usize, const V: usize>(
             base[p] = base[p].add(*pixels.starts.get_unchecked(from + p) as usize + pixels.channel);
         }
         let mut at = weights.as_ptr();
+        // Of a few sums one waits for the other: a second set of them takes every other four.
+        let (few, mut second) = (P * V < 4, [[_mm512_setzero_si512(); V]; P]);
         for &(offset, len) in pixels.runs {
             // Pointers and this index wrap where sums of `usize` would be checked.
             let mut i = offset;
             let end = offset.wrapping_add(len);
+            while few && i.wrapping_add(4) < end {
+                step(&mut acc, &base, i, at);
+                step(&mut second, &base, i.wrapping_add(4), at.add(VECTOR * V));
+                (at, i) = (at.add(2 * VECTOR * V), i.wrapping_add(8));
+            }
             while i < end {
-                let mut w = [_mm512_setzero_si512(); V];
-                for v in 0..V {
-                    w[v] = _mm512_load_si512(at.add(VECTOR * v).cast());
-                }
-                for p in 0..P {
-                    let four = _mm512_set1_epi32(base[p].add(i).cast::<i32>().read_unaligned());
-                    for v in 0..V {
-                        acc[p][v] = _mm512_dpbusd_epi32(acc[p][v], four, w[v]);
-                    }
-                }
-                at = at.add(VECTOR * V);
-                i = i.wrapping_add(4);
+                step(&mut acc, &base, i, at);
+                (at, i) = (at.add(VECTOR * V), i.wrapping_add(4));
+            }
+        }
+        for p in 0..if few { P } else { 0 } {
+            for v in 0..V {
+                acc[p][v] = _mm512_add_epi32(acc[p][v], second[p][v]);
             }
         }
         match to {
@@ -259,6 +270,33 @@ unsafe fn tile<const P: usize, const V: usize>(
                         codes = codes.wrapping_add(rounding.filters);
                     }
                 }
+            }
+        }
+    }
+}
+
+/// Adds the products of four bytes of P pixels with the weights of V vectors.
+///
+/// # Safety
+/// They can be read from `i` on from each base, and from `at` on.
+#[target_feature(enable = "avx512f,avx512vnni")]
+#[inline]
+unsafe fn step<const P: usize, const V: usize>(
+    acc: &mut [[__m512i; V]; P],
+    base: &[*const u8; P],
+    i: usize,
+    at: *const i8,
+) {
+    // SAFETY: the caller's promises; weights are vectors on cache lines.
+    unsafe {
+        let mut w = [_mm512_setzero_si512(); V];
+        for v in 0..V {
+            w[v] = _mm512_load_si512(at.add(VECTOR * v).cast());
+        }
+        for p in 0..P {
+            let four = _mm512_set1_epi32(base[p].add(i).cast::<i32>().read_unaligned());
+            for v in 0..V {
+                acc[p][v] = _mm512_dpbusd_epi32(acc[p][v], four, w[v]);
             }
         }
     }

@@ -59,6 +59,11 @@ fn kinds() -> impl Strategy<Value = Kind> {
     ]
 }
 
+/// Of weights: often such that they fit a byte without their zero point.
+fn weights() -> impl Strategy<Value = Kind> {
+    prop_oneof![kinds(), Just(Kind { signed: true, zero_point: 0 }), Just(Kind { signed: false, zero_point: 128 }),]
+}
+
 prop_compose! {
     fn shapes()(
         depthwise in prop::bool::weighted(0.3),
@@ -107,7 +112,7 @@ proptest! {
     /// Sums, floats and codes, with and without an addition, on every instruction set.
     #[test]
     fn convolutions_equal_the_definition(
-        shape in shapes(), input in kinds(), weight in kinds(), seed in any::<u64>(), which in 0..3usize,
+        shape in shapes(), input in kinds(), weight in weights(), seed in any::<u64>(), which in 0..3usize,
     ) {
         let [oh, ow, filters] = shape.output().unwrap();
         let count = oh * ow * filters;
@@ -261,6 +266,38 @@ fn every_instruction_set_ran() {
 
 fn plain(input: [usize; 3], filters: usize, kernel: usize) -> Shape {
     Shape { input, filters, kernel: [kernel; 2], stride: [1; 2], dilation: [1; 2], padding: [[0; 2]; 2], groups: 1 }
+}
+
+#[test]
+fn bytes_hold_the_largest_products() {
+    let shapes = [
+        Shape { padding: [[1; 2]; 2], ..plain([5, 6, 100], 70, 3) },
+        Shape { stride: [2, 1], padding: [[0, 1], [1, 0]], ..plain([7, 6, 3], 20, 2) },
+        Shape { dilation: [1, 2], groups: 2, ..plain([4, 9, 10], 34, 2) },
+        plain([5, 9, 40], 33, 1),
+        Shape { stride: [2, 3], ..plain([5, 9, 64], 5, 1) },
+        plain([1, 1, 2048], 130, 1),
+    ];
+    let inputs = [(255, false, 0), (0, false, 255), (0, false, 0), (0x7f, true, -128), (0x80, true, 127)];
+    for (shape, (byte, signed, zero_point)) in shapes.iter().flat_map(|shape| inputs.map(|input| (shape, input))) {
+        let (x, input) = (vec![byte; shape.input.iter().product()], Kind { signed, zero_point });
+        let count = shape.filters * shape.kernel[0] * shape.kernel[1] * shape.depth();
+        let bias: Vec<i32> = (0..shape.filters as i32).collect();
+        for (code, signed, zero_point) in [(0x80, true, 0), (0x7f, true, 0), (0, false, 128), (255, false, 127)] {
+            let (codes, kind) = (vec![code; count], Kind { signed, zero_point });
+            let expected = by_the_book(shape, &x, input, &codes, kind, &bias);
+            for &isa in Isa::available() {
+                let finish = Finish { bias: bias.clone(), to: To::Sums };
+                let conv = Conv2d::new(shape.clone(), Weight { codes: &codes, kind }, input, finish, isa).unwrap();
+                // Weights of 128 do not fit.
+                let fits = isa.has_avx512() && zero_point != 127;
+                assert_eq!(matches!(*conv.filter, Filter::Quads(_)), fits, "{shape:?}, {}", isa.name());
+                let mut sums = vec![0; expected.len()];
+                conv.sums(1, &x, &mut sums, &Ctl::new(1)).unwrap();
+                assert_eq!(sums, expected, "{shape:?}, {input:?}, {kind:?}, {}", isa.name());
+            }
+        }
+    }
 }
 
 #[test]

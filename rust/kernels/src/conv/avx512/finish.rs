@@ -1,0 +1,219 @@
+//! Sums to codes, the 16 filters of a vector at a time.
+
+use std::arch::x86_64::*;
+
+use super::super::finish::{AddCodes, Finish, Requantize, Rule};
+use super::super::{Out, To, avx2};
+use super::{LANES, ROW};
+
+/// Finishes rows of sums: `count` filters from `filter` on, of `rows` pixels from `pixel` on.
+#[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl")]
+pub(super) fn finish(
+    how: &Finish,
+    filters: usize,
+    sums: &[i32],
+    rows: usize,
+    pixel: usize,
+    filter: usize,
+    count: usize,
+    out: &mut Out,
+) {
+    let (To::Codes(requantize), Out::Codes(codes, other)) = (&how.to, &mut *out) else {
+        return avx2::finish(how, filters, sums, rows, pixel, filter, count, out);
+    };
+    let first = pixel * filters + filter;
+    let end = first + (rows - 1) * filters + count;
+    assert!(rows * ROW <= sums.len() && (1..=LANES).contains(&count));
+    assert!(end <= codes.len() && other.is_none_or(|other| end <= other.len()));
+    let tile = Tile { sums, rows, first, filters, count, other: *other, requantize };
+    // What is one for each filter is padded by more than a vector.
+    match &requantize.rule {
+        Rule::Float32(multiplier) => codes_of::<Float32>(&tile, &multiplier[filter..], codes),
+        Rule::FixedPoint(all) => codes_of::<FixedPoint>(&tile, &all[filter..], codes),
+        Rule::PowerOfTwo(shift) => codes_of::<PowerOfTwo>(&tile, &shift[filter..], codes),
+    }
+}
+
+/// Sums that become codes.
+struct Tile<'a> {
+    sums: &'a [i32],
+    rows: usize,
+    /// Where the first pixel's first code is; `filters` from pixel to pixel.
+    first: usize,
+    filters: usize,
+    count: usize,
+    other: Option<&'a [u8]>,
+    requantize: &'a Requantize,
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn codes_of<R: Round>(tile: &Tile, rule: &[R::Of], codes: &mut [u8]) {
+    let Requantize { zero_point, qmin, qmax, ref add, .. } = *tile.requantize;
+    let (low, high) = (_mm512_set1_epi32(qmin - zero_point), _mm512_set1_epi32(qmax - zero_point));
+    let zero_point = _mm512_set1_epi32(zero_point);
+    let round = R::new(rule.first_chunk().unwrap_or(&R::NONE));
+    let there = u16::MAX >> (LANES - tile.count);
+    let mut sums = tile.sums.as_ptr();
+    let mut to = codes[tile.first..].as_mut_ptr();
+    let mut other = tile.other.map_or(std::ptr::null(), |other| other[tile.first..].as_ptr());
+    for _ in 0..tile.rows {
+        // SAFETY: a row of sums; of the codes and what is added to them those that are there: `finish` has
+        // checked that the last row's lie within. Pointers to no further row are not followed.
+        unsafe {
+            let rounded = round.of(_mm512_loadu_si512(sums.cast()), high);
+            let mut code = _mm512_add_epi32(_mm512_max_epi32(rounded, low), zero_point);
+            if let (Some(add), false) = (add, other.is_null()) {
+                let others = _mm_maskz_loadu_epi8(there, other.cast());
+                let wide = if add.signed { _mm512_cvtepi8_epi32(others) } else { _mm512_cvtepu8_epi32(others) };
+                code = added(add, code, wide);
+                other = other.wrapping_add(tile.filters);
+            }
+            let bytes = _mm512_cvtepi32_epi8(code);
+            if there == u16::MAX {
+                _mm_storeu_si128(to.cast(), bytes);
+            } else {
+                _mm_mask_storeu_epi8(to.cast(), there, bytes);
+            }
+        }
+        sums = sums.wrapping_add(ROW);
+        to = to.wrapping_add(tile.filters);
+    }
+}
+
+/// A rounding rule for 16 filters: the integer of each sum, at most `high`.
+trait Round: Copy {
+    type Of: Copy;
+    const NONE: [Self::Of; LANES];
+    fn new(of: &[Self::Of; LANES]) -> Self;
+    fn of(self, sums: __m512i, high: __m512i) -> __m512i;
+}
+
+#[derive(Clone, Copy)]
+struct Float32(__m512);
+
+impl Round for Float32 {
+    type Of = f32;
+    const NONE: [f32; LANES] = [0.0; LANES];
+
+    #[inline(always)]
+    fn new(multiplier: &[f32; LANES]) -> Self {
+        // SAFETY: 16 numbers; its callers have AVX-512.
+        Float32(unsafe { _mm512_loadu_ps(multiplier.as_ptr()) })
+    }
+
+    #[inline(always)]
+    fn of(self, sums: __m512i, high: __m512i) -> __m512i {
+        // SAFETY: its callers have AVX-512.
+        unsafe {
+            let scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(sums), self.0);
+            // A number too small converts to the least integer; one too large would too.
+            _mm512_cvtps_epi32(_mm512_min_ps(scaled, _mm512_cvtepi32_ps(high)))
+        }
+    }
+}
+
+/// See [`Rule::FixedPoint`].
+#[derive(Clone, Copy)]
+struct FixedPoint {
+    /// Of even filters, and of odd ones in their place.
+    multiplier: [__m512i; 2],
+    left: __m512i,
+    right: __m512i,
+    /// Whether any sum is shifted left, which is seldom.
+    any_left: bool,
+}
+
+impl Round for FixedPoint {
+    type Of = (i32, i32);
+    const NONE: [(i32, i32); LANES] = [(0, 0); LANES];
+
+    #[inline(always)]
+    fn new(of: &[(i32, i32); LANES]) -> Self {
+        let (multiplier, shift) = (of.map(|of| of.0), of.map(|of| of.1));
+        // SAFETY: 16 numbers each; its callers have AVX-512.
+        unsafe {
+            let even = _mm512_loadu_si512(multiplier.as_ptr().cast());
+            let shift = _mm512_loadu_si512(shift.as_ptr().cast());
+            let zero = _mm512_setzero_si512();
+            FixedPoint {
+                multiplier: [even, _mm512_srli_epi64(even, 32)],
+                left: _mm512_max_epi32(shift, zero),
+                right: _mm512_max_epi32(_mm512_sub_epi32(zero, shift), zero),
+                any_left: _mm512_cmpgt_epi32_mask(shift, zero) != 0,
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn of(self, sums: __m512i, high: __m512i) -> __m512i {
+        // SAFETY: its callers have AVX-512.
+        unsafe {
+            let sums = if self.any_left { shifted(sums, self.left) } else { sums };
+            let half = _mm512_set1_epi64(1 << 30);
+            // Bits 31 to 62 of the products, of even and of odd lanes.
+            let even = _mm512_mul_epi32(sums, self.multiplier[0]);
+            let even = _mm512_srli_epi64(_mm512_add_epi64(even, half), 31);
+            let odd = _mm512_mul_epi32(_mm512_srli_epi64(sums, 32), self.multiplier[1]);
+            let odd = _mm512_slli_epi64(_mm512_add_epi64(odd, half), 1);
+            let product = _mm512_mask_blend_epi32(0xaaaa, even, odd);
+            let one = _mm512_set1_epi32(1);
+            let mask = _mm512_sub_epi32(_mm512_sllv_epi32(one, self.right), one);
+            let below = _mm512_srli_epi32(product, 31);
+            let threshold = _mm512_add_epi32(_mm512_srli_epi32(mask, 1), below);
+            let up = _mm512_cmpgt_epi32_mask(_mm512_and_si512(product, mask), threshold);
+            let down = _mm512_srav_epi32(product, self.right);
+            _mm512_min_epi32(_mm512_mask_add_epi32(down, up, down, one), high)
+        }
+    }
+}
+
+/// See [`Rule::PowerOfTwo`].
+#[derive(Clone, Copy)]
+struct PowerOfTwo(__m512i);
+
+impl Round for PowerOfTwo {
+    type Of = i32;
+    const NONE: [i32; LANES] = [0; LANES];
+
+    #[inline(always)]
+    fn new(shift: &[i32; LANES]) -> Self {
+        // SAFETY: 16 numbers; its callers have AVX-512.
+        PowerOfTwo(unsafe { _mm512_loadu_si512(shift.as_ptr().cast()) })
+    }
+
+    #[inline(always)]
+    fn of(self, sums: __m512i, high: __m512i) -> __m512i {
+        // SAFETY: its callers have AVX-512.
+        unsafe {
+            let (zero, one) = (_mm512_setzero_si512(), _mm512_set1_epi32(1));
+            let right = _mm512_sub_epi32(zero, self.0);
+            // One more bit than is kept, and that one rounds.
+            let kept = _mm512_srav_epi32(sums, _mm512_sub_epi32(right, one));
+            let down = _mm512_add_epi32(_mm512_srai_epi32(kept, 1), _mm512_and_si512(kept, one));
+            let is_right = _mm512_cmpgt_epi32_mask(right, zero);
+            _mm512_min_epi32(_mm512_mask_blend_epi32(is_right, shifted(sums, self.0), down), high)
+        }
+    }
+}
+
+/// Shifted left, saturated.
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn shifted(sums: __m512i, left: __m512i) -> __m512i {
+    let up = _mm512_sllv_epi32(sums, left);
+    let back = _mm512_cmpeq_epi32_mask(_mm512_srav_epi32(up, left), sums);
+    let far = _mm512_xor_si512(_mm512_srai_epi32(sums, 31), _mm512_set1_epi32(i32::MAX));
+    _mm512_mask_blend_epi32(back, far, up)
+}
+
+/// [`AddCodes::of`].
+#[target_feature(enable = "avx512f")]
+#[inline]
+fn added(add: &AddCodes, a: __m512i, b: __m512i) -> __m512i {
+    let a = _mm512_mullo_epi32(a, _mm512_set1_epi32(add.a_multiplier));
+    let b = _mm512_mullo_epi32(b, _mm512_set1_epi32(add.b_multiplier));
+    let sum = _mm512_add_epi32(_mm512_add_epi32(a, b), _mm512_set1_epi32(add.bias));
+    let code = _mm512_sra_epi32(sum, _mm_cvtsi32_si128(add.shift as i32));
+    let code = _mm512_add_epi32(code, _mm512_set1_epi32(add.zero_point));
+    _mm512_max_epi32(_mm512_min_epi32(code, _mm512_set1_epi32(add.qmax)), _mm512_set1_epi32(add.qmin))
+}
