@@ -43,13 +43,15 @@ struct Pixels<'a> {
 /// The common rule, `f32(sum) * multiplier` with nothing added, for the filters of a panel.
 struct Rounding<'a> {
     multiplier: &'a [f32],
+    /// The least and the largest code, less the zero point.
     low: f32,
     high: f32,
     zero_point: i32,
+    qmin: i32,
     /// Codes from one pixel to the next.
     filters: usize,
-    /// Which of the last vector's filters there are.
-    last: __mmask16,
+    /// Which of the panel's filters there are.
+    there: __mmask64,
 }
 
 /// Where a tile's results go.
@@ -76,9 +78,7 @@ pub(super) fn run(conv: &Conv2d, quads: &Quads, x: &[u8], mut out: Out, scratch:
             let bytes = if quads.in_image {
                 &x[band.offset(row)..]
             } else {
-                band.fill(&conv.shape, row, rows, x, scratch, zero, |x, to| {
-                    to.iter_mut().zip(x).for_each(|(to, &x)| *to = x ^ flip);
-                });
+                band.fill(&conv.shape, row, rows, x, scratch, zero, |x, to| flipped(x, flip, to));
                 &*scratch
             };
             for panel in &quads.panels {
@@ -89,6 +89,23 @@ pub(super) fn run(conv: &Conv2d, quads: &Quads, x: &[u8], mut out: Out, scratch:
             }
         }
     }
+}
+
+/// Codes with some of their bits flipped.
+#[target_feature(enable = "avx512f,avx512bw")]
+#[inline]
+fn flipped(x: &[u8], flip: u8, to: &mut [u8]) {
+    let bits = _mm512_set1_epi8(flip as i8);
+    let (x64, rest) = x.as_chunks::<64>();
+    let (to64, to_rest) = to.as_chunks_mut::<64>();
+    for (x, to) in x64.iter().zip(to64) {
+        // SAFETY: both are 64 bytes.
+        unsafe {
+            let x = _mm512_loadu_si512(x.as_ptr().cast());
+            _mm512_storeu_si512(to.as_mut_ptr().cast(), _mm512_xor_si512(x, bits));
+        }
+    }
+    to_rest.iter_mut().zip(rest).for_each(|(to, &x)| *to = x ^ flip);
 }
 
 /// What becomes of a band's pixels, of which the first is `pixel`, with one panel. Their starts ascend.
@@ -157,9 +174,32 @@ impl Rounding<'_> {
             low: (qmin - zero_point) as f32,
             high: (qmax - zero_point) as f32,
             zero_point: *zero_point,
+            qmin: *qmin,
             filters,
-            last: u16::MAX >> (lanes - panel.count),
+            there: u64::MAX >> (64 - panel.count),
         })
+    }
+
+    /// The codes of four vectors of sums, by fewer instructions than of one at a time.
+    #[target_feature(enable = "avx512f,avx512bw")]
+    #[inline]
+    fn of_four(&self, sums: [__m512i; 4], multiplier: [__m512; 4]) -> __m512i {
+        let mut four = [_mm512_setzero_si512(); 4];
+        for v in 0..4 {
+            let scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[v]), multiplier[v]);
+            // A number too small converts to the least integer; one too large would too.
+            four[v] = _mm512_cvtps_epi32(_mm512_min_ps(scaled, _mm512_set1_ps(self.high)));
+        }
+        let (zero_point, qmin) = (_mm512_set1_epi16(self.zero_point as i16), _mm512_set1_epi16(self.qmin as i16));
+        let words = |a, b| {
+            // A number far below all codes becomes the least word, and then the least code.
+            let words = _mm512_max_epi16(_mm512_adds_epi16(_mm512_packs_epi32(a, b), zero_point), qmin);
+            _mm512_and_si512(words, _mm512_set1_epi16(0xff))
+        };
+        let bytes = _mm512_packus_epi16(words(four[0], four[1]), words(four[2], four[3]));
+        // Packing took four of each vector in turn.
+        let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+        _mm512_permutexvar_epi32(order, bytes)
     }
 }
 
@@ -252,22 +292,37 @@ unsafe fn tile<const P: usize, const V: usize>(
                 }
             }
             Results::Codes(codes, rounding) => {
+                let multiplier = |v: usize| _mm512_loadu_ps(rounding.multiplier.as_ptr().add(LANES * v));
+                if V == 4 {
+                    let mut to = codes;
+                    let multiplier = std::array::from_fn(|v| multiplier(v % V));
+                    for p in 0..P {
+                        let bytes = rounding.of_four(std::array::from_fn(|v| acc[p][v % V]), multiplier);
+                        if rounding.there == u64::MAX {
+                            _mm512_storeu_si512(to.cast(), bytes);
+                        } else {
+                            _mm512_mask_storeu_epi8(to.cast(), rounding.there, bytes);
+                        }
+                        to = to.wrapping_add(rounding.filters);
+                    }
+                    return;
+                }
                 let (low, high) = (_mm512_set1_ps(rounding.low), _mm512_set1_ps(rounding.high));
                 let zero_point = _mm512_set1_epi32(rounding.zero_point);
+                let last = (rounding.there >> (LANES * (V - 1))) as __mmask16;
                 for v in 0..V {
-                    let multiplier = _mm512_loadu_ps(rounding.multiplier.as_ptr().add(LANES * v));
-                    let mut codes = codes.add(LANES * v);
+                    let (mut to, multiplier) = (codes.add(LANES * v), multiplier(v));
                     for p in 0..P {
                         let scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(acc[p][v]), multiplier);
                         let inside = _mm512_min_ps(_mm512_max_ps(scaled, low), high);
                         let code = _mm512_add_epi32(_mm512_cvtps_epi32(inside), zero_point);
-                        let code = _mm512_cvtepi32_epi8(code);
-                        if v + 1 < V || rounding.last == u16::MAX {
-                            _mm_storeu_si128(codes.cast(), code);
+                        let bytes = _mm512_cvtepi32_epi8(code);
+                        if v + 1 < V || last == u16::MAX {
+                            _mm_storeu_si128(to.cast(), bytes);
                         } else {
-                            _mm_mask_storeu_epi8(codes.cast(), rounding.last, code);
+                            _mm_mask_storeu_epi8(to.cast(), last, bytes);
                         }
-                        codes = codes.wrapping_add(rounding.filters);
+                        to = to.wrapping_add(rounding.filters);
                     }
                 }
             }
