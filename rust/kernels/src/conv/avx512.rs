@@ -342,11 +342,11 @@ unsafe fn step<const P: usize, const V: usize>(
     i: usize,
     at: *const i8,
 ) {
-    // SAFETY: the caller's promises; weights are vectors on cache lines.
+    // SAFETY: the caller's promises.
     unsafe {
         let mut w = [_mm512_setzero_si512(); V];
         for v in 0..V {
-            w[v] = _mm512_load_si512(at.add(VECTOR * v).cast());
+            w[v] = _mm512_loadu_si512(at.add(VECTOR * v).cast());
         }
         for p in 0..P {
             let four = _mm512_set1_epi32(base[p].add(i).cast::<i32>().read_unaligned());

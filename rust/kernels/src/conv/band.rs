@@ -3,7 +3,7 @@
 
 use super::{Kind, Shape};
 use crate::Result;
-use crate::error::try_zeroed;
+use crate::error::{bail, try_zeroed};
 
 /// Fewer pixels than this do not repay reading the weights.
 const PIXELS: usize = 24;
@@ -75,6 +75,10 @@ impl Band {
     ) -> Result<Band> {
         let Shape { input: [_, _, channels], kernel: [kh, kw], dilation, .. } = *shape;
         let height = |rows: usize| (rows - 1) * stride[0] + (kh - 1) * dilation[0] + 1;
+        // Starts are 32-bit, and ascend.
+        if u32::try_from((rows - 1) * stride[0] * pitch + (out[1] - 1) * stride[1] * channels).is_err() {
+            bail!("input: expected rows of fewer than 2^32 codes at a time, got {shape:?}");
+        }
         let mut starts = try_zeroed(rows * out[1])?;
         for (pixel, start) in starts.iter_mut().enumerate() {
             let (row, column) = (pixel / out[1], pixel % out[1]);

@@ -107,7 +107,7 @@ impl Filter {
         }
         let band = Band::new(shape, out, 2, BAND)?;
         let depth = shape.depth();
-        let (panels, len) = panels(shape, band.steps);
+        let (panels, len) = panels(shape, band.steps, 16, 8, 16);
         let mut weights = Aligned::new(len)?;
         for panel in &panels {
             let mut to = panel.at;
@@ -154,17 +154,18 @@ impl Filter {
     }
 }
 
-/// Panels of all filters, each of `pairs` pairs of weights a filter, and the elements of all.
-pub(super) fn panels(shape: &Shape, pairs: usize) -> (Vec<Panel>, usize) {
+/// Panels of at most so many filters, in vectors of `lanes`, and the elements of all: a vector of weights
+/// has `elements`, and there are `steps` of them.
+pub(super) fn panels(shape: &Shape, steps: usize, most: usize, lanes: usize, elements: usize) -> (Vec<Panel>, usize) {
     let (per_group, depth) = (shape.filters / shape.groups, shape.depth());
     let mut panels = Vec::new();
     let mut len = 0;
     for group in 0..shape.groups {
-        for first in (0..per_group).step_by(16) {
-            let count = (per_group - first).min(16);
-            let (vectors, filter) = (count.div_ceil(8), group * per_group + first);
+        for first in (0..per_group).step_by(most) {
+            let count = (per_group - first).min(most);
+            let (vectors, filter) = (count.div_ceil(lanes), group * per_group + first);
             panels.push(Panel { filter, count, vectors, at: len, channel: group * depth });
-            len += pairs * vectors * 16;
+            len += steps * vectors * elements;
         }
     }
     (panels, len)

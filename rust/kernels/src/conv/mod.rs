@@ -4,7 +4,8 @@
 //! Images are channels-last and come one at a time; a code is a byte, and
 //! [`Kind`] says whether it is signed and which code stands for 0. Zero points
 //! are taken off before anything is multiplied, so a padded border is 0 and no
-//! sum is corrected afterwards.
+//! sum is corrected afterwards; or codes are multiplied as they are, a border is the
+//! code of 0, and what the zero point adds to a filter's sums is taken off its bias.
 //!
 //! A convolution is an implicit GEMM. Some rows of the image are widened to
 //! 16 bits, between their borders of zeros, into a *band* that stays in cache;

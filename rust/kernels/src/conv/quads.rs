@@ -7,13 +7,13 @@
 //! own band: windows are read where they lie.
 
 use super::band::Band;
-use super::filter::{Aligned, Panel};
+use super::filter::{Aligned, Panel, panels};
 use super::{Kind, Shape, Weight};
 use crate::Result;
 
-/// Filters of a vector, and vectors of a panel, at most.
+/// Filters of a vector, and of a panel, at most.
 pub(super) const LANES: usize = 16;
-const MOST: usize = 4;
+const MOST: usize = 4 * LANES;
 /// Bytes of the weights for one vector and four elements of a window.
 pub(super) const VECTOR: usize = 4 * LANES;
 /// Bytes that a band should take where the weights stay in L2, and where they do not: each band
@@ -45,7 +45,7 @@ impl Quads {
         let run = if shape.dilation[1] == 1 && shape.groups == 1 { shape.kernel[1] * depth } else { depth };
         let in_image = !input.signed && shape.padding == [[0; 2]; 2] && run % 4 == 0;
         let band = if in_image { Band::in_image(shape, out, 4, most) } else { Band::new(shape, out, 4, most) }?;
-        let (panels, len) = panels(shape, band.steps);
+        let (panels, len) = panels(shape, band.steps, MOST, LANES, VECTOR);
         let mut weights = Aligned::new(len)?;
         let taps = weight.codes.len() / shape.filters;
         for panel in &panels {
@@ -86,22 +86,4 @@ impl Quads {
     pub(super) fn zero_point(input: Kind) -> i32 {
         i32::from(input.zero_point as u8 ^ Quads::flip(input))
     }
-}
-
-/// Panels of all filters, as even as they can be, each of `steps` vectors of weights or more, and the
-/// bytes of all.
-fn panels(shape: &Shape, steps: usize) -> (Vec<Panel>, usize) {
-    let (per_group, depth) = (shape.filters / shape.groups, shape.depth());
-    let vectors = per_group.div_ceil(LANES);
-    let count = vectors.div_ceil(MOST);
-    let mut panels = Vec::new();
-    let mut len = 0;
-    for (group, panel) in (0..shape.groups).flat_map(|group| (0..count).map(move |panel| (group, panel))) {
-        let [first, end] = [panel, panel + 1].map(|panel| panel * vectors / count);
-        let filter = group * per_group + first * LANES;
-        let filters = (per_group - first * LANES).min((end - first) * LANES);
-        panels.push(Panel { filter, count: filters, vectors: end - first, at: len, channel: group * depth });
-        len += steps * (end - first) * VECTOR;
-    }
-    (panels, len)
 }

@@ -62,7 +62,7 @@ impl Winograd {
         let band = Band::of_rows(shape, even, 2 * block[0], 2)?;
         // Panels of 16 filters all: those that there are not have weights of 0.
         let pairs = channels.div_ceil(2);
-        let (mut panels, _) = panels(shape, 0);
+        let (mut panels, _) = panels(shape, 0, 16, 8, 16);
         for (at, panel) in panels.iter_mut().enumerate() {
             (panel.vectors, panel.at) = (2, at * POINTS * pairs * 32);
         }
