@@ -70,11 +70,6 @@ impl Isa {
         self.0 >= Level::Avx512Vbmi
     }
 
-    /// This one, or AVX2 where it is wider: for kernels whose AVX-512 form no test has run yet.
-    pub(crate) fn at_most_avx2(self) -> Isa {
-        Isa(self.0.min(Level::Avx2))
-    }
-
     /// The name by which users choose it.
     pub fn name(self) -> &'static str {
         ALL[self.0 as usize].1

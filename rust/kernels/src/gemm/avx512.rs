@@ -9,6 +9,7 @@ use super::Block;
 use super::vnni::vnni;
 #[cfg(test)]
 use super::vnni::vnni_256;
+use crate::lanes::prefetch;
 
 /// Rows of a tile.
 const MR: usize = 6;
@@ -73,6 +74,10 @@ unsafe fn tile<const R: usize, const NV: usize, const FLIP: bool>(
         for row in &mut acc {
             row[v] = start;
         }
+    }
+    // Lines of the output arrive while the sums are made.
+    for out in out.iter() {
+        prefetch(&out[col..col + 16 * NV]);
     }
     // Pointers and not indices: nothing but loads and products in the loop.
     let mut step = |rows: &[*const u8; R], at: usize, w: *const u8| {
