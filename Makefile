@@ -94,7 +94,7 @@ neon: | rust ## the kernels' clippy and tests for AArch64, on emulated CPUs with
 	  $(ARM_CARGO) test --package lowbit-kernels --lib --target $(ARM) -- --show-output || exit 1; \
 	done
 
-EMULATE ?= groups_that_just_fit wider_products
+EMULATE ?= groups_that_just_fit wider_products bytes_hold rules_hold
 
 emulate: | rust ## the kernels' tests of these names (EMULATE=) on an emulated CPU with AVX-512 VNNI
 	CARGO_TARGET_$(shell echo $(TARGET) | tr a-z- A-Z_)_RUNNER="$(CURDIR)/tests/emulate.sh" \

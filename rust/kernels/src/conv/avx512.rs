@@ -36,8 +36,6 @@ struct Pixels<'a> {
     /// The first of the channels.
     channel: usize,
     runs: &'a [(usize, usize)],
-    /// Elements that a window reaches over.
-    reach: usize,
 }
 
 /// The common rule, `f32(sum) * multiplier` with nothing added, for the filters of a panel.
@@ -83,7 +81,7 @@ pub(super) fn run(conv: &Conv2d, quads: &Quads, x: &[u8], mut out: Out, scratch:
             };
             for panel in &quads.panels {
                 let (starts, runs) = (&band.starts[..rows * width], &band.runs[..]);
-                let pixels = Pixels { bytes, starts, channel: panel.channel, runs, reach: band.reach };
+                let pixels = Pixels { bytes, starts, channel: panel.channel, runs };
                 let weights = quads.weights.at(panel.at, band.steps * panel.vectors * VECTOR);
                 of_panel(conv, panel, &pixels, weights, row * width, &mut sums, out);
             }
@@ -108,7 +106,8 @@ fn flipped(x: &[u8], flip: u8, to: &mut [u8]) {
     to_rest.iter_mut().zip(rest).for_each(|(to, &x)| *to = x ^ flip);
 }
 
-/// What becomes of a band's pixels, of which the first is `pixel`, with one panel. Their starts ascend.
+/// What becomes of a band's pixels, of which the first is `pixel`, with one panel. Their starts ascend, as
+/// `Band::of_pitch` makes them.
 #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512vnni")]
 fn of_panel(
     conv: &Conv2d,
@@ -123,7 +122,8 @@ fn of_panel(
     // What is one for each filter is padded by more than a vector.
     let bias = &conv.finish.bias[filter..][..vectors * LANES];
     let furthest = pixels.starts.last().map_or(0, |&start| start as usize);
-    assert!(furthest + pixels.channel + pixels.reach <= pixels.bytes.len());
+    let reach = pixels.runs.iter().map(|&(at, len)| at + len.next_multiple_of(4)).max().unwrap_or(0);
+    assert!(furthest + pixels.channel + reach <= pixels.bytes.len());
     let steps = pixels.runs.iter().map(|&(_, len)| len.div_ceil(4)).sum::<usize>();
     assert!(steps * vectors * VECTOR <= weights.len() && (1..=4).contains(&vectors));
     let count = pixels.starts.len();
@@ -239,7 +239,8 @@ unsafe fn tile_of(
 /// # Safety
 /// `pixels` has P of them from `from` on; each run, from each pixel's start and the channel on, lies in the
 /// bytes, to a multiple of four; `weights` has V vectors for each four of them; `bias` V vectors. There is
-/// room for P rows of sums, V times, or for the codes that P pixels have of these filters.
+/// room for P rows of sums, V times, each a block on from the one before, or for the codes that P pixels have
+/// of these filters, and `rounding` has V vectors of multipliers.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 unsafe fn tile<const P: usize, const V: usize>(
     pixels: &Pixels,

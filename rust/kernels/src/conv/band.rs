@@ -23,7 +23,7 @@ pub(super) struct Band {
     /// Where in a window each piece begins, and how many elements it has: a
     /// kernel row, or a tap where taps do not lie side by side.
     pub runs: Vec<(usize, usize)>,
-    /// Elements that a window reaches over, and how often some of them are multiplied together.
+    /// Elements that a window reaches over, in whole steps, and how often some are multiplied together.
     pub reach: usize,
     pub steps: usize,
     /// As in [`Shape`], but a 1×1 kernel's band has only the pixels it sees.
@@ -60,7 +60,9 @@ impl Band {
     fn fitting(&self, out: [usize; 3], most: usize) -> usize {
         let size = |rows: usize| (self.input_rows + (rows - 1) * self.stride[0]) * self.pitch;
         let fitting = (1..=out[0]).take_while(|&rows| size(rows) <= most).last().unwrap_or(1);
-        let rows = fitting.max(PIXELS.div_ceil(out[1])).min(out[0]);
+        // Starts are 32-bit: those of one row are, by `Shape::output`.
+        let most = ((u32::MAX as usize / self.pitch).saturating_sub(1) / self.stride[0]).max(1);
+        let rows = fitting.max(PIXELS.div_ceil(out[1])).min(out[0]).min(most);
         out[0].div_ceil(out[0].div_ceil(rows))
     }
 
@@ -75,7 +77,7 @@ impl Band {
     ) -> Result<Band> {
         let Shape { input: [_, _, channels], kernel: [kh, kw], dilation, .. } = *shape;
         let height = |rows: usize| (rows - 1) * stride[0] + (kh - 1) * dilation[0] + 1;
-        // Starts are 32-bit, and ascend.
+        // They ascend then.
         if u32::try_from((rows - 1) * stride[0] * pitch + (out[1] - 1) * stride[1] * channels).is_err() {
             bail!("input: expected rows of fewer than 2^32 codes at a time, got {shape:?}");
         }

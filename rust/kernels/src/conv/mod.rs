@@ -14,8 +14,8 @@
 //! AVX-512 bands hold bytes, or are the image itself (quads.rs). Three forms are
 //! done otherwise: 3×3 windows side by side by Winograd's transform
 //! (winograd.rs), exactly; one filter a channel (depthwise.rs); and one window of
-//! the whole image, a matrix times a vector (vector.rs); with AVX-512 the first and
-//! the last are products of bytes as all others.
+//! the whole image, a matrix times a vector (vector.rs); with AVX-512, where weights
+//! fit a byte, the first and the last are products of bytes as all others.
 //!
 //! ```
 //! use lowbit_kernels::conv::{Conv2d, Finish, Kind, Shape, To, Weight};
@@ -108,6 +108,9 @@ impl Shape {
         // Offsets within a band, and all that is computed from sizes, stay within these: no form's
         // scratch memory takes more than 16 elements for each of the image's, by whole vectors of channels.
         checked_product("input", &[self.padded(0), self.padded(1), channels.saturating_add(15), 64])?;
+        if self.padded(1) * channels > u32::MAX as usize {
+            bail!("input: expected fewer than 2^32 elements in a padded row, got {} by {channels}", self.padded(1));
+        }
         checked_product("output", &[out[0], out[1], out[2], 4])?;
         checked_product("weight", &[self.filters.next_multiple_of(16), self.kernel[0], self.kernel[1], channels, 4])?;
         Ok(out)

@@ -3,8 +3,8 @@
 //!
 //! A band holds codes as bytes; signed codes are raised by 128. What the zero
 //! point, so raised, adds to a filter's sum is taken off its bias, and borders are
-//! of the zero point's byte. An image of unsigned codes that needs no border is its
-//! own band: windows are read where they lie.
+//! of the zero point's byte. An image of unsigned codes that needs no border, and
+//! whose runs are whole fours, is its own band: windows are read where they lie.
 
 use super::band::Band;
 use super::filter::{Aligned, Panel, panels};

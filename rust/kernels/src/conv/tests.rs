@@ -156,10 +156,13 @@ proptest! {
 
     /// The rounding rules at the ends of what sums can be, where a convolution seldom gets.
     #[test]
-    fn rules_hold_for_any_sum(sums in prop::collection::vec(any::<i32>(), 1..40), seed in any::<u64>(), which in 0..3usize) {
+    fn rules_hold_for_any_sum(
+        sums in prop::collection::vec(any::<i32>(), 1..100), seed in any::<u64>(), which in 0..3usize, signed in any::<bool>(),
+    ) {
         let filters = sums.len();
         let rule = rules(filters, seed)[which].clone();
-        let requantize = Requantize { rule, zero_point: 5, qmin: 0, qmax: 255, add: None };
+        let (zero_point, qmin, qmax) = if signed { (-101, -128, 127) } else { (5, 0, 255) };
+        let requantize = Requantize { rule, zero_point, qmin, qmax, add: None };
         let half = i32::MAX / 2;
         let bias: Vec<i32> = sums.iter().map(|&s| s.clamp(-half, half)).collect();
         let shape = Shape {
@@ -266,6 +269,30 @@ fn every_instruction_set_ran() {
 
 fn plain(input: [usize; 3], filters: usize, kernel: usize) -> Shape {
     Shape { input, filters, kernel: [kernel; 2], stride: [1; 2], dilation: [1; 2], padding: [[0; 2]; 2], groups: 1 }
+}
+
+/// Images and weights of many bands, also where a band is of the image itself.
+#[test]
+fn many_bands_are_the_book() {
+    let shapes = [
+        plain([40, 40, 32], 20, 3),
+        Shape { stride: [2, 3], ..plain([60, 50, 16], 70, 1) },
+        Shape { padding: [[1; 2]; 2], ..plain([40, 30, 32], 33, 3) },
+        plain([11, 11, 512], 150, 3),
+    ];
+    for (shape, signed) in shapes.iter().flat_map(|shape| [(shape, false), (shape, true)]) {
+        let (x, input) = (bytes(shape.input.iter().product(), 1), Kind { signed, zero_point: 3 });
+        let codes = bytes(shape.filters * shape.kernel[0] * shape.kernel[1] * shape.depth(), 2);
+        let (kind, bias) = (Kind { signed: true, zero_point: 0 }, vec![7; shape.filters]);
+        let expected = by_the_book(shape, &x, input, &codes, kind, &bias);
+        for &isa in &Isa::available()[1..] {
+            let finish = Finish { bias: bias.clone(), to: To::Sums };
+            let conv = Conv2d::new(shape.clone(), Weight { codes: &codes, kind }, input, finish, isa).unwrap();
+            let mut sums = vec![0; expected.len()];
+            conv.sums(1, &x, &mut sums, &Ctl::new(1)).unwrap();
+            assert!(sums == expected, "{shape:?}, {input:?}, {}", isa.name());
+        }
+    }
 }
 
 #[test]

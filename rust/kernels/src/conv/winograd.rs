@@ -59,6 +59,10 @@ impl Winograd {
         let most = (BYTES / (POINTS * pitch * size_of::<i16>())).clamp(LEAST, MOST);
         let block = if tiles[1] <= most { [(most / tiles[1]).min(tiles[0]), tiles[1]] } else { [1, most] };
         let even = [2 * tiles[0], 2 * tiles[1], filters];
+        // A band's starts are 32-bit.
+        if 2 * (block[0] + 1) * shape.padded(1) * channels > u32::MAX as usize {
+            return Ok(None);
+        }
         let band = Band::of_rows(shape, even, 2 * block[0], 2)?;
         // Panels of 16 filters all: those that there are not have weights of 0.
         let pairs = channels.div_ceil(2);

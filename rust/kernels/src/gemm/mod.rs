@@ -215,7 +215,7 @@ struct Rows<'a> {
     a: &'a [u8],
     k: usize,
     flip: u8,
-    /// AVX2's forms of the rows and of some columns, and NEON's for weights in groups.
+    /// AVX2's forms of the rows and of some columns, and all paths' for weights in groups.
     scratch: &'a mut [i32],
     #[cfg(target_arch = "x86_64")]
     made: avx2::Made,
@@ -256,7 +256,7 @@ impl<'a> Rows<'a> {
     fn groups_scratch_len(isa: Isa, rows: usize, (k, pass): (usize, usize), groups: Groups) -> usize {
         #[cfg(target_arch = "x86_64")]
         if isa.has_avx512() || isa.is_avxvnni() {
-            return vnni::groups_scratch_len(rows, k, groups);
+            return vnni::groups_scratch_len(rows, (k, pass), groups);
         }
         #[cfg(target_arch = "x86_64")]
         if isa.has_avx2() {
@@ -313,8 +313,7 @@ impl<'a> Rows<'a> {
         assert!(out.iter().all(|row| row.len() >= col + panel.width));
         let block = Block { a: self.a, k: self.k, flip: self.flip, panel, start, excess, fits };
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: the Isa is this CPU's; the asserts above are the callees' conditions,
-        // and `new` checked the scratch.
+        // SAFETY: the Isa is this CPU's; the asserts above are the callees' conditions.
         unsafe {
             if isa.has_avx512() {
                 return avx512::panel(&block, out, col);

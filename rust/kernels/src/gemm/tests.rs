@@ -268,7 +268,7 @@ fn each<const N: usize>(f: impl FnMut(usize) -> i32) -> [i32; N] {
 
 impl<const N: usize> Vnni for Plain<N> {
     const N: usize = N;
-    const ROWS: usize = if N == 16 { 6 } else { 3 };
+    const ROWS: usize = if N == 16 { 4 } else { 3 };
     type V = [i32; N];
 
     fn run<J: Job>(self, job: J) {
@@ -351,7 +351,8 @@ fn groups_are_right(a: &[u8], weight: &Grouping, (n, k): (usize, usize), len: us
 
 /// As [`groups_are_right`], of `vnni.rs`.
 fn vnni_is_right<W: Vnni>(w: W, a: &[u8], weight: &Grouping, (n, k): (usize, usize)) -> usize {
-    let len = vnni::groups_scratch_len(a.len() / k, k, weight.groups);
+    let pass = Grouped::from_bytes(&weight.bytes, k, n, None).unwrap().pass();
+    let len = vnni::groups_scratch_len(a.len() / k, (k, pass), weight.groups);
     groups_are_right(a, weight, (n, k), len, &|block, scratch, made, out| vnni::groups(w, block, scratch, made, out, 0))
 }
 
@@ -374,14 +375,15 @@ fn wider_products_in_groups_equal_the_definition() {
         prop_oneof![Just(32usize), Just(64), Just(128), (1usize..20).prop_map(|g| 8 * g)],
     );
     let deep = prop_oneof![1usize..140, (1usize..5, 0usize..3).prop_map(|(i, d)| 512 * i + d - 1)];
-    let rows = prop_oneof![1usize..5, 1usize..20];
+    let rows = prop_oneof![6 => 1usize..5, 6 => 1usize..20, 1 => 30usize..40];
     let counts = std::cell::RefCell::new(std::collections::BTreeMap::new());
     let count = |name, blocks| *counts.borrow_mut().entry(name).or_insert(0) += blocks;
-    let mut runner = TestRunner::new(Config { failure_persistence: None, ..Config::with_cases(300) });
-    runner
-        .run(&(forms, any::<bool>(), rows, 1usize..140, deep, any::<u64>()), |case| {
-            let ((nbits, group_size), symmetric, m, n, k, seed) = case;
-            let weight = Grouping::random(Groups::new(nbits, group_size, symmetric).unwrap(), n, k, seed);
+    runner(300)
+        .run(&(forms, any::<(bool, bool)>(), rows, 1usize..140, deep, any::<u64>()), |case| {
+            let ((nbits, group_size), (symmetric, spans), m, n, k, seed) = case;
+            let inputs = if spans { Inputs::Spans } else { Inputs::Rows };
+            let groups = Groups::new(nbits, group_size, symmetric).unwrap().with(inputs);
+            let weight = Grouping::random(groups, n, k, seed);
             let a = bytes(m * k, !seed);
             count("16 dwords", vnni_is_right(Plain::<16>, &a, &weight, (n, k)));
             count("8 dwords", vnni_is_right(Plain::<8>, &a, &weight, (n, k)));
@@ -399,6 +401,28 @@ fn wider_products_in_groups_equal_the_definition() {
         .unwrap();
     for (name, blocks) in counts.take() {
         println!("gemm: {blocks} panels in groups on {name}");
+    }
+}
+
+/// Rows of more than one block, of which the last is of few or of some rows, each as alone.
+#[test]
+fn blocks_of_rows_in_groups_are_their_rows() {
+    let (n, k) = (70, 1100);
+    for (m, nbits, symmetric) in [(258, 4, false), (300, 8, false), (289, 3, true)] {
+        let weight = Grouping::random(Groups::new(nbits, 32, symmetric).unwrap(), n, k, 5);
+        let tiled = Weight::from_bytes(&weight.bytes, k, n, None).unwrap();
+        let layer = Layer { weight: &tiled, bias: None, activation: Activation::Identity };
+        let (x, scales) = (bytes(m * k, 9), vec![RowScale { scale: 0.5, zero_point: 100 }; m]);
+        let run = |isa, from: usize, rows: usize| {
+            let mut out = vec![0f32; rows * n];
+            let x = Input::Codes(&x[from * k..][..rows * k], &scales[..rows]);
+            linear(x, rows, &layer, After::default(), Output::F32(&mut out), isa, &Ctl::new(1)).unwrap();
+            bits(&out)
+        };
+        let expected: Vec<u32> = (0..m).flat_map(|row| run(Isa::Scalar, row, 1)).collect();
+        for &isa in &Isa::available()[1..] {
+            assert!(run(isa, 0, m) == expected, "{m} rows of {nbits} bits on {}", isa.name());
+        }
     }
 }
 

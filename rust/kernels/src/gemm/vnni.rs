@@ -121,7 +121,7 @@ macro_rules! vnni {
             $(
                 #[inline(always)]
                 fn $name(self, $($arg: $ty),*) -> $v {
-                    // SAFETY: the token proves the instruction set.
+                    // SAFETY: the token proves the instruction set; `pick` loads all of its 16 codes.
                     unsafe { $body }
                 }
             )*
@@ -136,7 +136,7 @@ macro_rules! vnni {
     };
 }
 
-/// A token of 8 dwords: AVX2's intrinsics and two more.
+/// A token of 8 dwords: AVX2's intrinsics and one more.
 #[cfg(target_arch = "x86_64")]
 macro_rules! vnni_256 {
     ($(#[$meta:meta])* $token:ident, $needs:literal, $features:literal, $dpbusd:ident) => {
@@ -200,9 +200,10 @@ fn segments(depth: Range<usize>, group_size: usize) -> impl Iterator<Item = Rang
     })
 }
 
-/// Depth that is unpacked at a time for so many rows.
-fn chunk_of(rows: usize) -> usize {
-    if rows <= SOME { CHUNK / 2 } else { CHUNK }
+/// Depth that is unpacked at a time for so many rows; passes are whole chunks.
+fn chunk_of(rows: usize, pass: usize) -> usize {
+    let most = if rows <= SOME { CHUNK / 2 } else { CHUNK };
+    most.min(pass.next_multiple_of(SUPER))
 }
 
 /// Segments of a chunk, at most.
@@ -210,21 +211,21 @@ fn slots(groups: Groups, chunk: usize) -> usize {
     chunk.div_ceil(groups.group_size()) + 1
 }
 
-/// Dwords of scratch of [`groups`] with up to `rows` rows: rows that have to be copied, their
+/// Dwords of scratch of [`groups`] with up to `rows` rows and passes of this depth: rows that have to be copied, their
 /// sums, and of a panel's chunk the columns, what is missing from them, and the segments' quads.
-pub(super) fn groups_scratch_len(rows: usize, k: usize, groups: Groups) -> usize {
+pub(super) fn groups_scratch_len(rows: usize, (k, pass): (usize, usize), groups: Groups) -> usize {
     let row = k.next_multiple_of(SUPER) / 4;
     let copied = if k.is_multiple_of(SUPER) { 0 } else { rows * row };
     let columns = LINE + PANEL * CHUNK / 4;
     let sums = |rows: usize| {
-        let (chunk, wide) = (chunk_of(rows), is_wide(groups));
+        let (chunk, wide) = (chunk_of(rows, pass), is_wide(groups));
         slots(groups, chunk) * (1 + if wide { k.div_ceil(chunk) * rows + PANEL } else { 0 })
     };
     let many = copied + columns + sums(rows).max(sums(rows.min(SOME)));
     many.max(rows.min(FEW) * (row + k.div_ceil(SUPER)))
 }
 
-/// The sum of up to 512 bytes.
+/// The sum of up to 2^22 bytes.
 #[inline(always)]
 fn sum_of(a: &[u8]) -> i32 {
     const LOW: u64 = 0x00ff_00ff_00ff_00ff;
@@ -265,8 +266,8 @@ impl Job for Prepare<'_> {
 
 /// `scalar::groups`.
 ///
-/// `scratch` holds [`groups_scratch_len`] dwords, and `made` tells whether what is said of the
-/// rows is in it; `out` has as many rows as `block`, each of at least `col + block.panel.width`
+/// `scratch` holds [`groups_scratch_len`] dwords, and `made` tells whether the
+/// rows' forms are in it; `out` has as many rows as `block`, each of at least `col + block.panel.width`
 /// columns; the depth is one pass.
 pub(super) fn groups<W: Vnni>(
     w: W,
@@ -295,9 +296,9 @@ pub(super) fn groups<W: Vnni>(
             _ => (),
         };
     }
-    assert!(depth.start.is_multiple_of(CHUNK) && depth.end <= k);
-    assert!(depth.end == k || depth.end.is_multiple_of(CHUNK));
-    let (padded, chunk, wide) = (k.next_multiple_of(SUPER), chunk_of(m), is_wide(groups));
+    let (padded, chunk, wide) = (k.next_multiple_of(SUPER), chunk_of(m, panel.pass), is_wide(groups));
+    assert!(depth.start.is_multiple_of(chunk) && depth.end <= k);
+    assert!(depth.end == k || depth.end.is_multiple_of(chunk));
     let slots = slots(groups, chunk);
     let (copied, rest) = scratch.split_at_mut(if padded == k { 0 } else { m * padded / 4 });
     let (sums, rest) = rest.split_at_mut(if wide { k.div_ceil(chunk) * slots * m } else { 0 });
@@ -362,9 +363,7 @@ pub(super) fn groups<W: Vnni>(
                     1 => part.tile::<W, 1>(w, first_row, out, col),
                     2 => part.tile::<W, 2>(w, first_row, out, col),
                     3 => part.tile::<W, 3>(w, first_row, out, col),
-                    4 => part.tile::<W, 4>(w, first_row, out, col),
-                    5 => part.tile::<W, 5>(w, first_row, out, col),
-                    _ => part.tile::<W, 6>(w, first_row, out, col),
+                    _ => part.tile::<W, 4>(w, first_row, out, col),
                 }
             }
         }
@@ -507,7 +506,7 @@ fn points_of<W: Vnni>(w: W, panel: &GroupPanel, group: usize, first: usize) -> W
     }
     let nbits = panel.groups.nbits();
     // The codes follow: there are sixteen bytes.
-    let bytes = panel.zeros[(group * panel.width + first) * nbits as usize / 8..].first_chunk().unwrap_or(&[0; 16]);
+    let bytes = panel.zeros[(group * panel.width + first) * nbits as usize / 8..].first_chunk().expect("the codes");
     Spread::new(w, nbits).of(w, bytes)
 }
 
@@ -565,12 +564,14 @@ struct Part<'a> {
 }
 
 impl Part<'_> {
-    /// Adds the products of `R` rows from `first` on to what is in `out` from `col` on.
+    /// Adds the products of `R` rows from `first` on to what is in `out` from `col` on, or puts
+    /// them there.
     #[inline]
     fn tile<W: Vnni, const R: usize>(&self, w: W, first: usize, out: &mut [&mut [i32]], col: usize) {
         let mut out = out.iter_mut().map(|out| out[col..][..self.width].as_mut_ptr());
         let out: [*mut i32; R] = std::array::from_fn(|_| out.next().expect("R rows"));
         let (quads, segments) = (self.all, self.quads.len());
+        debug_assert_eq!(quads, self.quads.iter().map(|&quads| quads as usize).sum());
         assert!(R <= W::ROWS && first + R <= self.rows && self.width.is_multiple_of(W::N));
         assert!(self.bytes.len() >= (first + R - 1) * self.stride + 4 * quads);
         assert!(self.columns.len() >= quads * self.width);
@@ -589,6 +590,7 @@ impl Part<'_> {
     #[inline]
     fn form<W: Vnni, const R: usize, const V: usize>(&self, w: W, first: usize, out: [*mut i32; R]) {
         let part = self;
+        assert!(self.width == V * W::N);
         match (self.even, self.points.is_empty()) {
             (true, true) => w.run(Tile::<R, V, QUADS, false> { part, first, out }),
             (true, false) => w.run(Tile::<R, V, QUADS, true> { part, first, out }),
@@ -620,8 +622,8 @@ impl<const R: usize, const V: usize, const Q: usize, const WIDE: bool> Job for T
         // Memory has the time of all tiles to bring what is unpacked next: each asks for some of it.
         let tile = part.first / (2 * W::N) + part.panel.div_ceil(2 * W::N) * (self.first / W::ROWS);
         let mut ahead = part.ahead.wrapping_add(tile * (128 * part.depth / SUPER));
-        // SAFETY: each of `out` has V vectors, and `Part::tile` has checked that there are, for
-        // each segment, V vectors of multipliers, and of points and the rows' sums if `WIDE`, and as
+        // SAFETY: each of `out` has V vectors; `Part::tile` has checked, by `all`, which `groups` made
+        // of whole steps, that there are, for each segment, V vectors of multipliers, and of points and the rows' sums if `WIDE`, and as
         // many quads of rows and columns as it has steps.
         unsafe {
             let mut totals = [[w.splat(0); V]; R];

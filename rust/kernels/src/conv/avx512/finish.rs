@@ -51,7 +51,7 @@ fn codes_of<R: Round>(tile: &Tile, rule: &[R::Of], codes: &mut [u8]) {
     let Requantize { zero_point, qmin, qmax, ref add, .. } = *tile.requantize;
     let (low, high) = (_mm512_set1_epi32(qmin - zero_point), _mm512_set1_epi32(qmax - zero_point));
     let zero_point = _mm512_set1_epi32(zero_point);
-    let round = R::new(rule.first_chunk().unwrap_or(&R::NONE));
+    let round = R::new(rule.first_chunk().expect("padded rules"));
     let there = u16::MAX >> (LANES - tile.count);
     let mut sums = tile.sums.as_ptr();
     let mut to = codes[tile.first..].as_mut_ptr();
@@ -83,7 +83,6 @@ fn codes_of<R: Round>(tile: &Tile, rule: &[R::Of], codes: &mut [u8]) {
 /// A rounding rule for 16 filters: the integer of each sum, at most `high`.
 trait Round: Copy {
     type Of: Copy;
-    const NONE: [Self::Of; LANES];
     fn new(of: &[Self::Of; LANES]) -> Self;
     fn of(self, sums: __m512i, high: __m512i) -> __m512i;
 }
@@ -93,17 +92,15 @@ struct Float32(__m512);
 
 impl Round for Float32 {
     type Of = f32;
-    const NONE: [f32; LANES] = [0.0; LANES];
-
     #[inline(always)]
     fn new(multiplier: &[f32; LANES]) -> Self {
-        // SAFETY: 16 numbers; its callers have AVX-512.
+        // SAFETY: 16 numbers; `codes_of`, the only caller, enables AVX-512.
         Float32(unsafe { _mm512_loadu_ps(multiplier.as_ptr()) })
     }
 
     #[inline(always)]
     fn of(self, sums: __m512i, high: __m512i) -> __m512i {
-        // SAFETY: its callers have AVX-512.
+        // SAFETY: `codes_of`, the only caller, enables AVX-512.
         unsafe {
             let scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(sums), self.0);
             // A number too small converts to the least integer; one too large would too.
@@ -125,12 +122,10 @@ struct FixedPoint {
 
 impl Round for FixedPoint {
     type Of = (i32, i32);
-    const NONE: [(i32, i32); LANES] = [(0, 0); LANES];
-
     #[inline(always)]
     fn new(of: &[(i32, i32); LANES]) -> Self {
         let (multiplier, shift) = (of.map(|of| of.0), of.map(|of| of.1));
-        // SAFETY: 16 numbers each; its callers have AVX-512.
+        // SAFETY: 16 numbers each; `codes_of`, the only caller, enables AVX-512.
         unsafe {
             let even = _mm512_loadu_si512(multiplier.as_ptr().cast());
             let shift = _mm512_loadu_si512(shift.as_ptr().cast());
@@ -146,7 +141,7 @@ impl Round for FixedPoint {
 
     #[inline(always)]
     fn of(self, sums: __m512i, high: __m512i) -> __m512i {
-        // SAFETY: its callers have AVX-512.
+        // SAFETY: `codes_of`, the only caller, enables AVX-512.
         unsafe {
             let sums = if self.any_left { shifted(sums, self.left) } else { sums };
             let half = _mm512_set1_epi64(1 << 30);
@@ -173,17 +168,15 @@ struct PowerOfTwo(__m512i);
 
 impl Round for PowerOfTwo {
     type Of = i32;
-    const NONE: [i32; LANES] = [0; LANES];
-
     #[inline(always)]
     fn new(shift: &[i32; LANES]) -> Self {
-        // SAFETY: 16 numbers; its callers have AVX-512.
+        // SAFETY: 16 numbers; `codes_of`, the only caller, enables AVX-512.
         PowerOfTwo(unsafe { _mm512_loadu_si512(shift.as_ptr().cast()) })
     }
 
     #[inline(always)]
     fn of(self, sums: __m512i, high: __m512i) -> __m512i {
-        // SAFETY: its callers have AVX-512.
+        // SAFETY: `codes_of`, the only caller, enables AVX-512.
         unsafe {
             let (zero, one) = (_mm512_setzero_si512(), _mm512_set1_epi32(1));
             let right = _mm512_sub_epi32(zero, self.0);
