@@ -1,6 +1,5 @@
 //! Bytes that are mostly 0.
 
-use crate::Isa;
 use crate::lanes::{Lanes, on_isa};
 
 /// Runs a block for the place and the value of each byte that is not 0, in order. A macro, since a
@@ -90,6 +89,7 @@ fn greatest_in<L: Lanes>(_: L, bytes: &[u8]) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Isa;
 
     #[test]
     fn any_number_of_bytes_is_counted() {
