@@ -35,6 +35,14 @@ pub(crate) trait Lanes: Copy {
     fn centred(self, x: &[i32], y: &[i32], z: i32) -> Self::F;
     /// 4N integral values in 0..=255, NaN as anything.
     fn store_u8(self, x: [Self::F; 4], out: &mut [u8]);
+    /// 4N values within ±2^15: each rounded to nearest even, and the zero point added, within 0..=255.
+    #[inline(always)]
+    fn store_codes(self, x: [Self::F; 4], zero_point: u8, out: &mut [u8]) {
+        let zero_point = f32::from(zero_point);
+        let (least, most) = (self.splat(-zero_point), self.splat(255.0 - zero_point));
+        let within = x.map(|x| self.min(self.max(self.rint(x), least), most));
+        self.store_u8(within.map(|x| self.add(x, self.splat(zero_point))), out);
+    }
     /// N integers.
     fn load_u8(self, x: &[u8]) -> Self::F;
     /// Bit i: whether byte i is not 0.
@@ -495,6 +503,15 @@ mod x86 {
                 let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
                 _mm256_storeu_si256(out.as_mut_ptr().cast(), _mm256_permutevar8x32_epi32(bytes, order));
             }
+            store_codes(x: [__m256; 4], zero_point: u8, out: &mut [u8]) {
+                assert!(out.len() == 32);
+                let i = x.map(|x| _mm256_cvtps_epi32(x));
+                let zero = _mm256_set1_epi16(zero_point.into());
+                let (low, high) = (_mm256_packs_epi32(i[0], i[1]), _mm256_packs_epi32(i[2], i[3]));
+                let bytes = _mm256_packus_epi16(_mm256_adds_epi16(low, zero), _mm256_adds_epi16(high, zero));
+                let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+                _mm256_storeu_si256(out.as_mut_ptr().cast(), _mm256_permutevar8x32_epi32(bytes, order));
+            }
             some_of(x: &[u8; 64]) -> u64 {
                 let none = |at: *const u8| {
                     let none = _mm256_cmpeq_epi8(_mm256_loadu_si256(at.cast()), _mm256_setzero_si256());
@@ -685,6 +702,15 @@ mod x86 {
                 let i = x.map(|x| _mm512_cvtps_epi32(x));
                 let words = (_mm512_packs_epi32(i[0], i[1]), _mm512_packs_epi32(i[2], i[3]));
                 let bytes = _mm512_packus_epi16(words.0, words.1);
+                let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+                _mm512_storeu_si512(out.as_mut_ptr().cast(), _mm512_permutexvar_epi32(order, bytes));
+            }
+            store_codes(x: [__m512; 4], zero_point: u8, out: &mut [u8]) {
+                assert!(out.len() == 64);
+                let i = x.map(|x| _mm512_cvtps_epi32(x));
+                let zero = _mm512_set1_epi16(zero_point.into());
+                let (low, high) = (_mm512_packs_epi32(i[0], i[1]), _mm512_packs_epi32(i[2], i[3]));
+                let bytes = _mm512_packus_epi16(_mm512_adds_epi16(low, zero), _mm512_adds_epi16(high, zero));
                 let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
                 _mm512_storeu_si512(out.as_mut_ptr().cast(), _mm512_permutexvar_epi32(order, bytes));
             }

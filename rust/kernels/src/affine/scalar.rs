@@ -481,11 +481,18 @@ fn row<L: Lanes, T: Element>(l: L, x: &[T], levels: &Levels, out: &mut [u8]) -> 
     let (scale, zero_point) = fit(low, high, levels);
     let code = Code::new(l, scale, zero_point, levels.bounds());
     let (out, out_rest) = out.split_at_mut(whole.len());
-    for (x, out) in whole.chunks_exact(step).zip(out.chunks_exact_mut(step)) {
-        code.step(l, x, out);
-    }
     let mut last = [0; 64];
-    code.step(l, tail, &mut last[..step]);
+    if levels.bounds() == (0.0, 255.0) {
+        for (x, out) in whole.chunks_exact(step).zip(out.chunks_exact_mut(step)) {
+            l.store_codes(code.steps(l, x), zero_point, out);
+        }
+        l.store_codes(code.steps(l, tail), zero_point, &mut last[..step]);
+    } else {
+        for (x, out) in whole.chunks_exact(step).zip(out.chunks_exact_mut(step)) {
+            code.step(l, x, out);
+        }
+        code.step(l, tail, &mut last[..step]);
+    }
     out_rest.copy_from_slice(&last[..out_rest.len()]);
     RowScale { scale, zero_point }
 }
@@ -494,14 +501,14 @@ fn row<L: Lanes, T: Element>(l: L, x: &[T], levels: &Levels, out: &mut [u8]) -> 
 struct Seen<L: Lanes> {
     low: [L::F; 2],
     high: [L::F; 2],
-    /// A sum of x * 0: 0 for every finite x and NaN for the rest.
-    bad: L::F,
+    /// Sums: NaN where a value is. Infinities are extremes.
+    bad: [L::F; 2],
 }
 
 impl<L: Lanes> Seen<L> {
     #[inline(always)]
     fn new(l: L) -> Self {
-        Seen { low: [l.splat(f32::INFINITY); 2], high: [l.splat(f32::NEG_INFINITY); 2], bad: l.splat(0.0) }
+        Seen { low: [l.splat(f32::INFINITY); 2], high: [l.splat(f32::NEG_INFINITY); 2], bad: [l.splat(0.0); 2] }
     }
 
     #[inline(always)]
@@ -520,17 +527,20 @@ impl<L: Lanes> Seen<L> {
             let v = T::load(l, &x[i * L::N..(i + 1) * L::N]);
             self.low[i % 2] = l.min(v, self.low[i % 2]);
             self.high[i % 2] = l.max(v, self.high[i % 2]);
-            self.bad = l.add(self.bad, l.mul(v, l.splat(0.0)));
+            self.bad[i % 2] = l.add(self.bad[i % 2], v);
         }
     }
 
     #[inline(always)]
     fn range(self, l: L) -> Option<(f32, f32)> {
-        let mut bad = [0.0; 16];
-        l.store(self.bad, &mut bad[..L::N]);
+        let mut bad = [[0.0; 16]; 2];
+        for (bad, sums) in bad.iter_mut().zip(self.bad) {
+            l.store(sums, &mut bad[..L::N]);
+        }
         let low = -l.reduce_max(l.sub(l.splat(-0.0), l.min(self.low[0], self.low[1])));
         let high = l.reduce_max(l.max(self.high[0], self.high[1]));
-        bad[..L::N].iter().all(|b| !b.is_nan()).then_some((low, high))
+        let finite = low > f32::NEG_INFINITY && high < f32::INFINITY;
+        (finite && !bad.as_flattened().iter().any(|b| b.is_nan())).then_some((low, high))
     }
 }
 
@@ -554,13 +564,21 @@ impl<L: Lanes> Code<L> {
         }
     }
 
+    /// 4N values in steps of the scale: within ±256, for the scale is of the row's extremes.
+    #[inline(always)]
+    fn steps<T: Element>(&self, l: L, x: &[T]) -> [L::F; 4] {
+        let mut steps = [l.splat(0.0); 4];
+        for (i, steps) in steps.iter_mut().enumerate() {
+            *steps = l.mul(T::load(l, &x[i * L::N..(i + 1) * L::N]), self.inv_scale);
+        }
+        steps
+    }
+
     #[inline(always)]
     fn step<T: Element>(&self, l: L, x: &[T], out: &mut [u8]) {
-        let mut codes = [l.splat(0.0); 4];
-        for (i, code) in codes.iter_mut().enumerate() {
-            let x = T::load(l, &x[i * L::N..(i + 1) * L::N]);
-            let steps = l.rint(l.mul(x, self.inv_scale));
-            *code = l.add(l.min(l.max(steps, self.least), self.most), self.zero_point);
+        let mut codes = self.steps(l, x);
+        for code in &mut codes {
+            *code = l.add(l.min(l.max(l.rint(*code), self.least), self.most), self.zero_point);
         }
         l.store_u8(codes, out);
     }

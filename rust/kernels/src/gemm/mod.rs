@@ -136,6 +136,9 @@ pub(crate) struct GroupBlock<'a> {
     panel: &'a GroupPanel<'a>,
     /// One pass of the panel.
     depth: Range<usize>,
+    /// Where each row's results go in the end, of which a path may ask for before: or none.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code))]
+    soon: &'a [*const u8],
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -225,6 +228,8 @@ struct Rows<'a> {
     /// all of it alike.
     floats: &'a [f32],
     spans: &'a [RowScale],
+    /// Where each row's results with the next panel go.
+    soon: Vec<*const u8>,
 }
 
 impl<'a> Rows<'a> {
@@ -249,6 +254,7 @@ impl<'a> Rows<'a> {
             grouped: false,
             floats: &[],
             spans: &[],
+            soon: Vec::new(),
         }
     }
 
@@ -275,7 +281,7 @@ impl<'a> Rows<'a> {
     fn times_groups(&mut self, isa: Isa, panel: &GroupPanel, depth: Range<usize>, out: &mut [&mut [i32]]) {
         assert!(self.flip == 0 && self.k == panel.k && out.len() * self.k == self.a.len());
         assert!(out.iter().all(|row| row.len() >= panel.width));
-        let block = GroupBlock { a: self.a, panel, depth };
+        let block = GroupBlock { a: self.a, panel, depth, soon: &self.soon };
         assert!(self.scratch.len() >= Rows::groups_scratch_len(isa, out.len(), (self.k, panel.pass), panel.groups));
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the Isa is this CPU's; the asserts are the callees' conditions.
@@ -1154,6 +1160,9 @@ impl Layer<'_> {
                 }
                 LayerColumns::Groups(grouped) => {
                     let panel = grouped.panel(p);
+                    let col = (p - panels.start) * PANEL;
+                    rows.soon.clear();
+                    rows.soon.extend(out.iter().map(|out| out[col..].as_ptr().cast::<u8>()));
                     let header = tiled::header(panel.col_sum, panel.scale);
                     let rounded = match panel.groups.inputs() {
                         Inputs::Rows => group_sums(isa, rows, &panel, &header.0, scales, parts, totals),

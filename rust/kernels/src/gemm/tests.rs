@@ -338,7 +338,7 @@ fn groups_are_right(a: &[u8], weight: &Grouping, (n, k): (usize, usize), len: us
     for p in 0..grouped.panels() {
         let panel = grouped.panel(p);
         for from in (0..k).step_by(panel.pass) {
-            let block = GroupBlock { a, panel: &panel, depth: from..k.min(from + panel.pass) };
+            let block = GroupBlock { a, panel: &panel, depth: from..k.min(from + panel.pass), soon: &[] };
             let [mut expected, mut got] = [0, 1].map(|_| vec![1i32; m * PANEL]);
             scalar::groups(&block, &mut expected.chunks_exact_mut(PANEL).collect::<Vec<_>>(), 0);
             kernel(&block, &mut scratch, &mut made, &mut got.chunks_exact_mut(PANEL).collect::<Vec<_>>());

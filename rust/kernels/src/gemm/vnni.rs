@@ -355,6 +355,7 @@ pub(super) fn groups<W: Vnni>(
                 points: if wide { &points[first * slots..] } else { &[] },
                 sums: if wide { &sums[from / chunk * slots * m..] } else { &[] },
                 fresh: from == block.depth.start,
+                soon: if from + chunk >= k { block.soon } else { &[] },
                 even: is_even(groups),
             };
             for (i, out) in out.chunks_mut(W::ROWS).enumerate() {
@@ -560,6 +561,8 @@ struct Part<'a> {
     sums: &'a [i32],
     /// Whether these are the first that are summed.
     fresh: bool,
+    /// Where the rows' results go after these.
+    soon: &'a [*const u8],
     even: bool,
 }
 
@@ -622,6 +625,11 @@ impl<const R: usize, const V: usize, const Q: usize, const WIDE: bool> Job for T
         // Memory has the time of all tiles to bring what is unpacked next: each asks for some of it.
         let tile = part.first / (2 * W::N) + part.panel.div_ceil(2 * W::N) * (self.first / W::ROWS);
         let mut ahead = part.ahead.wrapping_add(tile * (128 * part.depth / SUPER));
+        for soon in part.soon.iter().skip(self.first).take(R) {
+            for line in (0..4 * V * W::N).step_by(64) {
+                prefetch_line(soon.wrapping_add(4 * part.first + line));
+            }
+        }
         // SAFETY: each of `out` has V vectors; `Part::tile` has checked, by `all`, which `groups` made
         // of whole steps, that there are, for each segment, V vectors of multipliers, and of points and the rows' sums if `WIDE`, and as
         // many quads of rows and columns as it has steps.
