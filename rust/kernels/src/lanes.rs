@@ -495,14 +495,7 @@ mod x86 {
                 let (x, y) = (_mm256_loadu_si256(x.as_ptr().cast()), _mm256_loadu_si256(y.as_ptr().cast()));
                 _mm256_cvtepi32_ps(_mm256_sub_epi32(x, _mm256_mullo_epi32(y, _mm256_set1_epi32(z))))
             }
-            store_u8(x: [__m256; 4], out: &mut [u8]) {
-                assert!(out.len() == 32);
-                let i = x.map(|x| _mm256_cvtps_epi32(x));
-                let words = (_mm256_packs_epi32(i[0], i[1]), _mm256_packs_epi32(i[2], i[3]));
-                let bytes = _mm256_packus_epi16(words.0, words.1);
-                let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-                _mm256_storeu_si256(out.as_mut_ptr().cast(), _mm256_permutevar8x32_epi32(bytes, order));
-            }
+            store_u8(x: [__m256; 4], out: &mut [u8]) { Avx2::new().store_codes(x, 0, out) }
             store_codes(x: [__m256; 4], zero_point: u8, out: &mut [u8]) {
                 assert!(out.len() == 32);
                 let i = x.map(|x| _mm256_cvtps_epi32(x));
@@ -697,14 +690,7 @@ mod x86 {
                 let (x, y) = (_mm512_loadu_si512(x.as_ptr().cast()), _mm512_loadu_si512(y.as_ptr().cast()));
                 _mm512_cvtepi32_ps(_mm512_sub_epi32(x, _mm512_mullo_epi32(y, _mm512_set1_epi32(z))))
             }
-            store_u8(x: [__m512; 4], out: &mut [u8]) {
-                assert!(out.len() == 64);
-                let i = x.map(|x| _mm512_cvtps_epi32(x));
-                let words = (_mm512_packs_epi32(i[0], i[1]), _mm512_packs_epi32(i[2], i[3]));
-                let bytes = _mm512_packus_epi16(words.0, words.1);
-                let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-                _mm512_storeu_si512(out.as_mut_ptr().cast(), _mm512_permutexvar_epi32(order, bytes));
-            }
+            store_u8(x: [__m512; 4], out: &mut [u8]) { Avx512::new().store_codes(x, 0, out) }
             store_codes(x: [__m512; 4], zero_point: u8, out: &mut [u8]) {
                 assert!(out.len() == 64);
                 let i = x.map(|x| _mm512_cvtps_epi32(x));
