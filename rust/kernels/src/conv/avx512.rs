@@ -7,6 +7,7 @@
 //! before they leave the registers; for others they are stored, and finished block
 //! by block.
 
+mod depthwise;
 mod finish;
 
 use std::arch::x86_64::*;
@@ -14,10 +15,11 @@ use std::mem::MaybeUninit;
 
 use super::avx2::ROW;
 use super::filter::Panel;
-use super::finish::{Finish, Requantize, Rule};
 use super::quads::{LANES, Quads, VECTOR};
-use super::{Conv2d, Out, To};
-use finish::finish;
+use super::{Conv2d, Out};
+use finish::{Common, finish};
+
+pub(super) use depthwise::run as run_depthwise;
 
 /// Pixels of a tile, at most, by its vectors of filters.
 const PIXELS: [usize; 5] = [0, 12, 12, 8, 6];
@@ -38,18 +40,13 @@ struct Pixels<'a> {
     runs: &'a [(usize, usize)],
 }
 
-/// The common rule, `f32(sum) * multiplier` with nothing added, for the filters of a panel.
+/// How the sums of a panel become codes by the common rule.
 struct Rounding<'a> {
-    multiplier: &'a [f32],
-    /// The least and the largest code, less the zero point.
-    low: f32,
-    high: f32,
-    zero_point: i32,
-    qmin: i32,
+    common: Common<'a>,
     /// Codes from one pixel to the next.
     filters: usize,
-    /// Which of the panel's filters there are.
-    there: __mmask64,
+    /// Which of the last vector's filters there are.
+    last: __mmask16,
 }
 
 /// Where a tile's results go.
@@ -130,7 +127,8 @@ fn of_panel(
     let tiles = count.div_ceil(PIXELS[vectors]);
     let end = |tile: usize| (tile + 1) * count / tiles;
     let mut from = 0;
-    if let (Some(rounding), Out::Codes(codes, _)) = (Rounding::of(&conv.finish, panel, filters), &mut *out) {
+    if let (Some(common), Out::Codes(codes, _)) = (Common::of(&conv.finish, filter, vectors * LANES), &mut *out) {
+        let rounding = Rounding { common, filters, last: u16::MAX >> (vectors * LANES - panel.count) };
         let first = pixel * filters + filter;
         assert!(first + (count - 1) * filters + panel.count <= codes.len());
         for tile in 0..tiles {
@@ -163,43 +161,56 @@ fn of_panel(
 }
 
 impl Rounding<'_> {
-    fn of<'a>(finish: &'a Finish, panel: &Panel, filters: usize) -> Option<Rounding<'a>> {
-        let To::Codes(Requantize { rule: Rule::Float32(multiplier), zero_point, qmin, qmax, add: None }) = &finish.to
-        else {
-            return None;
-        };
-        let lanes = panel.vectors * LANES;
-        Some(Rounding {
-            multiplier: &multiplier[panel.filter..][..lanes],
-            low: (qmin - zero_point) as f32,
-            high: (qmax - zero_point) as f32,
-            zero_point: *zero_point,
-            qmin: *qmin,
-            filters,
-            there: u64::MAX >> (64 - panel.count),
-        })
-    }
-
-    /// The codes of four vectors of sums, by fewer instructions than of one at a time.
-    #[target_feature(enable = "avx512f,avx512bw")]
-    #[inline]
-    fn of_four(&self, sums: [__m512i; 4], multiplier: [__m512; 4]) -> __m512i {
-        let mut four = [_mm512_setzero_si512(); 4];
-        for v in 0..4 {
-            let scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[v]), multiplier[v]);
-            // A number too small converts to the least integer; one too large would too.
-            four[v] = _mm512_cvtps_epi32(_mm512_min_ps(scaled, _mm512_set1_ps(self.high)));
+    /// The codes of P pixels of V vectors.
+    ///
+    /// # Safety
+    /// There is room for them from `codes` on; there are V vectors of multipliers; AVX-512.
+    #[inline(always)]
+    unsafe fn store<const P: usize, const V: usize>(&self, sums: &[[__m512i; V]; P], codes: *mut u8) {
+        // SAFETY: the caller's promises.
+        unsafe {
+            let mut multiplier = [_mm512_setzero_ps(); V];
+            for v in 0..V {
+                multiplier[v] = _mm512_loadu_ps(self.common.multiplier.as_ptr().add(LANES * v));
+            }
+            // Four of each vector come in turn.
+            let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+            let mask = |at: usize| if at % V + 1 < V { u16::MAX } else { self.last };
+            let in_one = V == 4 || (self.filters == V * LANES && self.last == u16::MAX);
+            // Four vectors, of one pixel or of several, take fewer instructions than each of them. One four after
+            // the other is written here: compilers leave a loop of them, and then sums go through memory.
+            macro_rules! fours {
+                ($($first:literal)*) => { $(if $first < P * V { four!($first) })* };
+            }
+            macro_rules! four {
+                ($first:expr) => {{
+                    let first = $first;
+                    let (mut four, mut by) = ([_mm512_setzero_si512(); 4], [_mm512_setzero_ps(); 4]);
+                    for i in 0..4 {
+                        let at = if first + i < P * V { first + i } else { first };
+                        (four[i], by[i]) = (sums[at / V][at % V], multiplier[at % V]);
+                    }
+                    let bytes = _mm512_permutexvar_epi32(order, self.common.codes(four, by));
+                    let to = |at: usize| codes.wrapping_add(at / V * self.filters + at % V * LANES).cast();
+                    if in_one && first + 4 <= P * V {
+                        let last = u64::from(mask(first + 3)) << 48;
+                        _mm512_mask_storeu_epi8(to(first), last | (u64::MAX >> 16), bytes);
+                    } else {
+                        _mm_mask_storeu_epi8(to(first), mask(first), _mm512_castsi512_si128(bytes));
+                        if first + 1 < P * V {
+                            _mm_mask_storeu_epi8(to(first + 1), mask(first + 1), _mm512_extracti32x4_epi32(bytes, 1));
+                        }
+                        if first + 2 < P * V {
+                            _mm_mask_storeu_epi8(to(first + 2), mask(first + 2), _mm512_extracti32x4_epi32(bytes, 2));
+                        }
+                        if first + 3 < P * V {
+                            _mm_mask_storeu_epi8(to(first + 3), mask(first + 3), _mm512_extracti32x4_epi32(bytes, 3));
+                        }
+                    }
+                }};
+            }
+            fours!(0 4 8 12 16 20);
         }
-        let (zero_point, qmin) = (_mm512_set1_epi16(self.zero_point as i16), _mm512_set1_epi16(self.qmin as i16));
-        let words = |a, b| {
-            // A number far below all codes becomes the least word, and then the least code.
-            let words = _mm512_max_epi16(_mm512_adds_epi16(_mm512_packs_epi32(a, b), zero_point), qmin);
-            _mm512_and_si512(words, _mm512_set1_epi16(0xff))
-        };
-        let bytes = _mm512_packus_epi16(words(four[0], four[1]), words(four[2], four[3]));
-        // Packing took four of each vector in turn.
-        let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-        _mm512_permutexvar_epi32(order, bytes)
     }
 }
 
@@ -292,41 +303,7 @@ unsafe fn tile<const P: usize, const V: usize>(
                     }
                 }
             }
-            Results::Codes(codes, rounding) => {
-                let multiplier = |v: usize| _mm512_loadu_ps(rounding.multiplier.as_ptr().add(LANES * v));
-                if V == 4 {
-                    let mut to = codes;
-                    let multiplier = std::array::from_fn(|v| multiplier(v % V));
-                    for p in 0..P {
-                        let bytes = rounding.of_four(std::array::from_fn(|v| acc[p][v % V]), multiplier);
-                        if rounding.there == u64::MAX {
-                            _mm512_storeu_si512(to.cast(), bytes);
-                        } else {
-                            _mm512_mask_storeu_epi8(to.cast(), rounding.there, bytes);
-                        }
-                        to = to.wrapping_add(rounding.filters);
-                    }
-                    return;
-                }
-                let (low, high) = (_mm512_set1_ps(rounding.low), _mm512_set1_ps(rounding.high));
-                let zero_point = _mm512_set1_epi32(rounding.zero_point);
-                let last = (rounding.there >> (LANES * (V - 1))) as __mmask16;
-                for v in 0..V {
-                    let (mut to, multiplier) = (codes.add(LANES * v), multiplier(v));
-                    for p in 0..P {
-                        let scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(acc[p][v]), multiplier);
-                        let inside = _mm512_min_ps(_mm512_max_ps(scaled, low), high);
-                        let code = _mm512_add_epi32(_mm512_cvtps_epi32(inside), zero_point);
-                        let bytes = _mm512_cvtepi32_epi8(code);
-                        if v + 1 < V || last == u16::MAX {
-                            _mm_storeu_si128(to.cast(), bytes);
-                        } else {
-                            _mm_mask_storeu_epi8(to.cast(), last, bytes);
-                        }
-                        to = to.wrapping_add(rounding.filters);
-                    }
-                }
-            }
+            Results::Codes(codes, rounding) => rounding.store(&acc, codes),
         }
     }
 }

@@ -22,7 +22,9 @@ pub(super) enum Filter {
     /// In panels of filters.
     Tiled(Tiled),
     /// In vectors of channels.
-    Depthwise(Depthwise),
+    Depthwise(Depthwise<i16>),
+    /// The same as bytes.
+    DepthwiseQuads(Depthwise<i8>),
     /// For the one window that there is.
     Vector(Vector),
     /// Transformed.
@@ -92,7 +94,16 @@ impl Filter {
             return Ok(Filter::Plain(plain));
         }
         if shape.is_depthwise() {
-            return Ok(Filter::Depthwise(Depthwise::new(shape, out, weight)?));
+            // Fewer channels leave more than half of a vector of bytes empty.
+            if isa.has_avx512()
+                && shape.filters > 8
+                && let Some(depthwise) = Depthwise::new(shape, out, weight, 1)?
+            {
+                return Ok(Filter::DepthwiseQuads(depthwise));
+            }
+            let fold = shape.fold(out, 16);
+            let depthwise = Depthwise::new(shape, out, weight, fold)?;
+            return Ok(Filter::Depthwise(depthwise.expect("16 bits hold all weights")));
         }
         if isa.has_avx512()
             && let Some(quads) = Quads::new(shape, out, weight, input)?
@@ -136,6 +147,7 @@ impl Filter {
             Filter::Plain(_) => 0,
             Filter::Tiled(tiled) => tiled.band.len(),
             Filter::Depthwise(depthwise) => depthwise.len(),
+            Filter::DepthwiseQuads(depthwise) => depthwise.len().div_ceil(2),
             Filter::Vector(vector) => vector.len(),
             Filter::Winograd(winograd) => winograd.scratch_len(),
             Filter::Quads(quads) => quads.scratch_len(),
@@ -147,6 +159,7 @@ impl Filter {
             Filter::Plain(plain) => size_of_val(&plain[..]),
             Filter::Tiled(tiled) => tiled.weights.size() + size_of_val(&tiled.panels[..]) + tiled.band.bytes(),
             Filter::Depthwise(depthwise) => depthwise.bytes(),
+            Filter::DepthwiseQuads(depthwise) => depthwise.bytes(),
             Filter::Vector(vector) => vector.weights.size(),
             Filter::Winograd(winograd) => winograd.bytes(),
             Filter::Quads(quads) => quads.bytes(),

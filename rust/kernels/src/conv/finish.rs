@@ -5,7 +5,7 @@ use crate::Result;
 use crate::error::bail;
 
 /// Values behind the last filter's that vectors may read.
-pub(super) const BEHIND: usize = 32;
+pub(super) const BEHIND: usize = 64;
 
 /// What becomes of a convolution's sums.
 #[derive(Debug, Clone, PartialEq)]

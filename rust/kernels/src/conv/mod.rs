@@ -281,7 +281,7 @@ impl Conv2d {
         let (zero_point, fold) = match &filter {
             Filter::Depthwise(depthwise) => (input.zero_point, depthwise.fold),
             Filter::Vector(_) => (Vector::zero_point(input), 1),
-            Filter::Quads(_) => (Quads::zero_point(input), 1),
+            Filter::Quads(_) | Filter::DepthwiseQuads(_) => (Quads::zero_point(input), 1),
             Filter::Plain(_) | Filter::Tiled(_) | Filter::Winograd(_) => (0, 1),
         };
         let sum = |codes: &[u8]| codes.iter().map(|&code| weight.kind.value(code)).sum();
@@ -354,6 +354,8 @@ impl Conv2d {
             Filter::Tiled(tiled) => avx2::run(self, tiled, x, out, scratch),
             #[cfg(target_arch = "x86_64")]
             Filter::Depthwise(depthwise) => avx2::run_depthwise(self, depthwise, x, out, scratch),
+            #[cfg(target_arch = "x86_64")]
+            Filter::DepthwiseQuads(depthwise) => avx512::run_depthwise(self, depthwise, x, out, scratch),
             #[cfg(target_arch = "x86_64")]
             Filter::Vector(vector) => avx2::run_vector(self, vector, x, out, scratch),
             #[cfg(target_arch = "x86_64")]

@@ -118,7 +118,7 @@ impl Conv2d {
         }
         let mut conv = self.clone();
         conv.input.zero_point = zero_point;
-        if matches!(*conv.filter, Filter::Depthwise(_) | Filter::Vector(_) | Filter::Quads(_)) {
+        if !matches!(*conv.filter, Filter::Plain(_) | Filter::Tiled(_) | Filter::Winograd(_)) {
             let filters = self.shape.filters;
             let folded = (conv.finish.bias.len() - super::finish::BEHIND) / filters * filters;
             for (at, bias) in conv.finish.bias[..folded].iter_mut().enumerate() {

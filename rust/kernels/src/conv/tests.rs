@@ -71,14 +71,17 @@ prop_compose! {
         depth in prop_oneof![3 => 1..9usize, 1 => 9..40usize],
         channels in 1..70usize,
         per_group in prop_oneof![3 => 1..20usize, 1 => 20..70usize],
-        kernel in prop::array::uniform2(1..5usize),
+        kernel in prop::array::uniform2(1..6usize),
         stride in prop::array::uniform2(1..4usize),
         dilation in prop::array::uniform2(prop_oneof![3 => Just(1usize), 1 => 2..4usize]),
         padding in prop::array::uniform2(prop::array::uniform2(0..4usize)),
         more in prop::array::uniform2(0..15usize),
         padded in prop::bool::ANY,
         square in prop::bool::weighted(0.25),
+        wide in prop::bool::weighted(0.3),
     ) -> Shape {
+        // Several vectors of channels, of which the last is full or not.
+        let channels = if depthwise && wide { channels + 60 } else { channels };
         let (groups, depth, per_group) = if depthwise { (channels, 1, 1) } else { (groups, depth, per_group) };
         let padding = if padded { padding } else { [[0; 2]; 2] };
         // Windows of 3×3, side by side, of enough channels to be transformed.
@@ -103,6 +106,8 @@ fn rules(filters: usize, seed: u64) -> Vec<Rule> {
         Rule::Float32(noise.iter().map(|&n| scale(n)).collect()),
         Rule::FixedPoint(noise.iter().map(|&n| ((1 << 30) + (i32::from(n) << 21), i32::from(n % 32) - 24)).collect()),
         Rule::PowerOfTwo(noise.iter().map(|&n| i32::from(n % 32) - 24).collect()),
+        // Products beyond int32.
+        Rule::Float32(noise.iter().map(|&n| (f32::from(n) - 100.0) / 16.0).collect()),
     ]
 }
 
@@ -112,7 +117,8 @@ proptest! {
     /// Sums, floats and codes, with and without an addition, on every instruction set.
     #[test]
     fn convolutions_equal_the_definition(
-        shape in shapes(), input in kinds(), weight in weights(), seed in any::<u64>(), which in 0..3usize,
+        shape in shapes(), input in kinds(), weight in weights(), seed in any::<u64>(), which in 0..4usize,
+        bounds in prop::sample::select(vec![(-3, -128, 101), (5, 0, 255), (-128, -128, 127), (20, 20, 90)]),
     ) {
         let [oh, ow, filters] = shape.output().unwrap();
         let count = oh * ow * filters;
@@ -142,8 +148,9 @@ proptest! {
             let expected: Vec<f32> = sums.iter().enumerate().map(|(i, &s)| s as f32 * multiplier[i % filters]).collect();
             prop_assert!(floats == expected, "{} floats {:?}", name, shape);
 
-            for add in [None, Some(add)] {
-                let requantize = Requantize { rule: rule.clone(), zero_point: -3, qmin: -128, qmax: 101, add };
+            for add in [None, Some(add).filter(|_| bounds.1 < 0)] {
+                let (zero_point, qmin, qmax) = bounds;
+                let requantize = Requantize { rule: rule.clone(), zero_point, qmin, qmax, add };
                 let mut codes = vec![0; count];
                 let others = add.map(|_| &other[..]);
                 made(To::Codes(requantize.clone())).run(&x, Out::Codes(&mut codes, others), &mut scratch).unwrap();
@@ -157,7 +164,7 @@ proptest! {
     /// The rounding rules at the ends of what sums can be, where a convolution seldom gets.
     #[test]
     fn rules_hold_for_any_sum(
-        sums in prop::collection::vec(any::<i32>(), 1..100), seed in any::<u64>(), which in 0..3usize, signed in any::<bool>(),
+        sums in prop::collection::vec(any::<i32>(), 1..100), seed in any::<u64>(), which in 0..4usize, signed in any::<bool>(),
     ) {
         let filters = sums.len();
         let rule = rules(filters, seed)[which].clone();

@@ -4,14 +4,18 @@
 
 use std::arch::x86_64::*;
 
-use super::super::depthwise::{Depthwise, ENTRY, LANES};
+use super::super::depthwise::{self, Element};
 use super::super::finish::{Finish, Requantize, Rule};
 use super::super::{Conv2d, Out, To};
 use super::finish::finish;
 use super::{BLOCK, MR, ROW};
 
+type Depthwise = depthwise::Depthwise<i16>;
+
+const LANES: usize = <i16 as Element>::LANES;
+const ENTRY: usize = <i16 as Element>::ENTRY;
 /// Rows of fewer vectors are taken one after the other, as if they were one.
-const NARROW: usize = 8;
+const NARROW: usize = <i16 as Element>::FEW;
 
 /// A depthwise convolution.
 pub(in super::super) fn run(conv: &Conv2d, depthwise: &Depthwise, x: &[u8], mut out: Out, scratch: &mut [i16]) {
@@ -35,12 +39,12 @@ pub(in super::super) fn run(conv: &Conv2d, depthwise: &Depthwise, x: &[u8], mut 
                 } else {
                     fill::<false>(conv, depthwise, row, rows, lane, x, scratch);
                 }
-                let windows = Windows::new(depthwise, scratch, lane, &conv.finish.bias);
+                let windows = |row| Windows::new(depthwise, scratch, lane, row, &conv.finish.bias);
                 let count = (lanes - lane).min(LANES);
                 if width < NARROW {
                     for first in (0..rows * width).step_by(BLOCK) {
                         let vectors = (rows * width - first).min(BLOCK);
-                        windows.apart(first, &mut sums[..vectors * ROW]);
+                        windows(0).apart(first, &mut sums[..vectors * ROW]);
                         finish(&conv.finish, lanes, &sums, vectors, row * width + first, lane, count, out);
                     }
                     continue;
@@ -50,7 +54,7 @@ pub(in super::super) fn run(conv: &Conv2d, depthwise: &Depthwise, x: &[u8], mut 
                 {
                     for i in 0..rows {
                         let at = (row + i) * width * lanes + lane;
-                        windows.rounded_row(depthwise.start(i, 0), &rounding, lanes, &mut codes[at..]);
+                        windows(i).rounded_row(depthwise.start(i, 0), &rounding, lanes, &mut codes[at..]);
                     }
                     continue;
                 }
@@ -58,7 +62,7 @@ pub(in super::super) fn run(conv: &Conv2d, depthwise: &Depthwise, x: &[u8], mut 
                     for column in (0..width).step_by(block_width) {
                         let (rows, columns) = (block_rows.min(rows - first), block_width.min(width - column));
                         for (i, sums) in sums.chunks_exact_mut(columns * ROW).take(rows).enumerate() {
-                            windows.of_row(depthwise.start(first + i, column), sums);
+                            windows(first + i).of_row(depthwise.start(first + i, column), sums);
                         }
                         let vector = (row + first) * width + column;
                         finish(&conv.finish, lanes, &sums, rows * columns, vector, lane, count, out);
@@ -91,16 +95,16 @@ fn fill<const SIGNED: bool>(
         _ => None,
     };
     // The columns of which both vectors' 16 bytes all lie in the image's rows.
-    let across = depthwise.pair[1];
+    let across = depthwise.apart[1];
     let inside = match length.checked_sub(lane + LANES) {
         Some(more) => left..(left + more / channels + 1).saturating_sub(across).min(columns),
         None => 0..0,
     };
     let inside = if inside.is_empty() { 0..0 } else { inside };
-    let count = (depthwise.height - (depthwise.rows - rows) * conv.shape.stride[0]).div_ceil(step);
+    let count = depthwise.entry_rows(rows);
     for (i, entries) in scratch.chunks_exact_mut(columns * ENTRY).take(count).enumerate() {
         let row = first * conv.shape.stride[0] + i * step;
-        let pair = [image_row(row), image_row(row + depthwise.pair[0])];
+        let pair = [image_row(row), image_row(row + depthwise.apart[0])];
         let (entries, _) = entries.as_chunks_mut::<ENTRY>();
         for column in (0..inside.start).chain(inside.end..columns) {
             let at = |column: usize| (column * channels + lane) as isize - (left * channels) as isize;
@@ -159,7 +163,7 @@ unsafe fn entry<const SIGNED: bool>(upper: *const u8, lower: *const u8, to: &mut
     }
 }
 
-/// The windows of a filled band, of 16 channels.
+/// Windows of a filled band, of 16 channels: those of one phase.
 struct Windows<'a> {
     depthwise: &'a Depthwise,
     band: &'a [i16],
@@ -168,10 +172,8 @@ struct Windows<'a> {
 }
 
 impl<'a> Windows<'a> {
-    fn new(depthwise: &'a Depthwise, band: &'a [i16], lane: usize, bias: &'a [i32]) -> Self {
-        let taps = depthwise.taps.len();
-        let weights = depthwise.weights.at(lane * 2 * taps, ENTRY * taps);
-        Windows { depthwise, band, weights, bias: &bias[lane..][..LANES] }
+    fn new(depthwise: &'a Depthwise, band: &'a [i16], lane: usize, row: usize, bias: &'a [i32]) -> Self {
+        Windows { depthwise, band, weights: depthwise.weights(lane, row), bias: &bias[lane..][..LANES] }
     }
 
     /// Panics unless the window that begins at `last` is within the band.

@@ -34,6 +34,64 @@ pub(super) fn finish(
     }
 }
 
+/// The common rule, `f32(sum) * multiplier` with nothing added, where no product is beyond int32.
+pub(super) struct Common<'a> {
+    /// Of the filters that it is for.
+    pub multiplier: &'a [f32],
+    zero_point: __m512i,
+    low: __m512i,
+    high: __m512i,
+    flip: __m512i,
+}
+
+impl Common<'_> {
+    /// None where another rule holds for so many filters, of whole vectors, from `filter` on.
+    #[target_feature(enable = "avx512f,avx512bw")]
+    pub(super) fn of(finish: &Finish, filter: usize, filters: usize) -> Option<Common<'_>> {
+        let To::Codes(Requantize { rule: Rule::Float32(multiplier), zero_point, qmin, qmax, add: None }) = &finish.to
+        else {
+            return None;
+        };
+        let multiplier = &multiplier[filter..][..filters];
+        // Codes below 0 are raised to bytes from 0 on, and brought back by a flip of their highest bit.
+        let raise = if *qmin < 0 { 128 } else { 0 };
+        let byte = |code: i32| _mm512_set1_epi8((code + raise) as i8);
+        let mut small = true;
+        for sixteen in multiplier.as_chunks::<LANES>().0 {
+            // SAFETY: 16 numbers.
+            let size = _mm512_abs_ps(unsafe { _mm512_loadu_ps(sixteen.as_ptr()) });
+            small &= _mm512_cmp_ps_mask::<_CMP_LT_OQ>(size, _mm512_set1_ps(1.0)) == u16::MAX;
+        }
+        small.then_some(Common {
+            multiplier,
+            zero_point: _mm512_set1_epi16((zero_point + raise) as i16),
+            low: byte(*qmin),
+            high: byte(*qmax),
+            flip: _mm512_set1_epi8(raise as u8 as i8),
+        })
+    }
+
+    /// The codes of four vectors of sums: four of each vector in turn.
+    ///
+    /// # Safety
+    /// AVX-512.
+    #[inline(always)]
+    pub(super) unsafe fn codes(&self, sums: [__m512i; 4], multiplier: [__m512; 4]) -> __m512i {
+        let mut four = sums;
+        // SAFETY: the caller's promise.
+        unsafe {
+            for v in 0..4 {
+                four[v] = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_cvtepi32_ps(sums[v]), multiplier[v]));
+            }
+            // Each step stops at the ends of its range, and so at those of the codes in the end.
+            let ab = _mm512_adds_epi16(_mm512_packs_epi32(four[0], four[1]), self.zero_point);
+            let cd = _mm512_adds_epi16(_mm512_packs_epi32(four[2], four[3]), self.zero_point);
+            let bytes = _mm512_packus_epi16(ab, cd);
+            _mm512_xor_si512(_mm512_min_epu8(_mm512_max_epu8(bytes, self.low), self.high), self.flip)
+        }
+    }
+}
+
 /// Sums that become codes.
 struct Tile<'a> {
     sums: &'a [i32],
