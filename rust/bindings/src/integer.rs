@@ -70,7 +70,8 @@ impl Network {
         let mut dims = IxDyn::zeros(1 + output.shape.len());
         dims[0] = n;
         dims.slice_mut()[1..].copy_from_slice(&output.shape);
-        let y = PyArrayDyn::<U>::zeros(py, dims, false);
+        // SAFETY: numpy's memory, of which every byte is written below, and any bytes are a `Pod`.
+        let y = unsafe { PyArrayDyn::<U>::new(py, dims, false) };
         {
             let mut y = y.readwrite();
             let y: &mut [u8] = bytemuck::cast_slice_mut(y.as_slice_mut()?);

@@ -257,7 +257,11 @@ impl Network {
         };
         for (at, step) in self.plan.steps.iter().enumerate() {
             let start = took.as_ref().map(|_| Instant::now());
-            self.step(step, block, &input)?;
+            let out = step.to.map(|i| {
+                let len = bytes(&self.plan.outputs[i].0);
+                &mut outputs[i][to * len..][..len]
+            });
+            self.step(step, block, &input, out)?;
             if let (Some(took), Some(start)) = (&mut took, start) {
                 took(at, start.elapsed());
             }
@@ -265,10 +269,13 @@ impl Network {
         let of = |source: &Source| match source {
             Source::Input(i) => input(*i),
             Source::Memory(place) => &block[place.clone()],
+            Source::Written => &[],
         };
         for ((tensor, source), y) in self.plan.outputs.iter().zip(outputs) {
-            let len = bytes(tensor);
-            y[to * len..][..len].copy_from_slice(of(source));
+            if *source != Source::Written {
+                let len = bytes(tensor);
+                y[to * len..][..len].copy_from_slice(of(source));
+            }
         }
         let mut first = 0;
         for (tensor, source) in &self.plan.states {
@@ -278,7 +285,14 @@ impl Network {
         Ok(())
     }
 
-    fn step<'a>(&self, step: &Step, block: &mut [u8], input: &dyn Fn(usize) -> &'a [u8]) -> Result<()> {
+    /// One step, whose result goes to `to` if the caller gets it.
+    fn step<'a>(
+        &self,
+        step: &Step,
+        block: &mut [u8],
+        input: &dyn Fn(usize) -> &'a [u8],
+        to: Option<&mut [u8]>,
+    ) -> Result<()> {
         let place = |source: Option<&Source>| match source {
             Some(Source::Memory(place)) => place.clone(),
             _ => 0..0,
@@ -291,6 +305,7 @@ impl Network {
         let Ok([a, b, out, scratch]) = block.get_disjoint_mut(places) else {
             bail!("a plan's tensors lie apart");
         };
+        let out = to.unwrap_or(out);
         let a: &[u8] = if let Source::Input(i) = step.a { input(i) } else { a };
         let b: &[u8] = match step.b {
             _ if twice => a,

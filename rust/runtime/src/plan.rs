@@ -20,6 +20,8 @@ pub(crate) enum Source {
     Input(usize),
     /// The block of memory.
     Memory(Range<usize>),
+    /// Nowhere: the step that makes an output has written it where the caller wants it.
+    Written,
 }
 
 /// One step of a plan.
@@ -32,6 +34,8 @@ pub(crate) struct Step {
     pub a: Source,
     pub b: Option<Source>,
     pub out: Range<usize>,
+    /// The output that it writes where the caller wants it.
+    pub to: Option<usize>,
     pub scratch: Range<usize>,
     /// Products of one sample.
     pub products: usize,
@@ -378,13 +382,29 @@ fn finish(graph: &Graph, names: &Names, drafts: Vec<Draft>, shown: &[usize]) -> 
             lives[value].last = at;
         }
     }
+    // Codes that one step writes and nothing reads go straight to the caller.
+    let read = |value: usize| drafts.iter().any(|draft| draft.a == value || draft.b == Some(value));
+    let written = |value: usize| drafts.iter().filter(|draft| draft.out == value).count();
+    let kept = |value: usize| outputs.iter().chain(&states).filter(|&&output| shown[output] == value).count();
+    let direct: Vec<_> = outputs
+        .iter()
+        .map(|&output| shown[output])
+        .map(|value| {
+            let alone = written(value) == 1 && !read(value) && kept(value) == 1;
+            (alone && graph.tensors[value].dtype.is_code()).then_some(value)
+        })
+        .collect();
     for &output in outputs.iter().chain(&states) {
         lives[shown[output]].last = drafts.len();
+    }
+    for &value in direct.iter().flatten() {
+        lives[value].bytes = 0;
     }
     lives.extend(drafts.iter().enumerate().map(|(at, d)| Life { bytes: d.scratch, first: at, last: at }));
     let (places, memory) = places(&lives);
     let source = |value: usize| match inputs.iter().position(|&input| input == value) {
         Some(input) => Source::Input(input),
+        None if direct.contains(&Some(value)) => Source::Written,
         None => Source::Memory(places[value].clone()),
     };
     let kept = |kept: &[usize]| kept.iter().map(|&at| (graph.tensors[at].clone(), source(shown[at]))).collect();
@@ -402,6 +422,7 @@ fn finish(graph: &Graph, names: &Names, drafts: Vec<Draft>, shown: &[usize]) -> 
             a: source(draft.a),
             b: draft.b.map(source),
             out: places[draft.out].clone(),
+            to: direct.iter().position(|&value| value == Some(draft.out)),
             scratch: places[scratch + at].clone(),
             work: draft.work,
             products: draft.products,

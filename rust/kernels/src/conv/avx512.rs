@@ -127,7 +127,7 @@ fn of_panel(
     let tiles = count.div_ceil(PIXELS[vectors]);
     let end = |tile: usize| (tile + 1) * count / tiles;
     let mut from = 0;
-    if let (Some(common), Out::Codes(codes, _)) = (Common::of(&conv.finish, filter, vectors * LANES), &mut *out) {
+    if let (Some(common), Out::Codes(codes, _)) = (Common::of(conv, filter, vectors * LANES), &mut *out) {
         let rounding = Rounding { common, filters, last: u16::MAX >> (vectors * LANES - panel.count) };
         let first = pixel * filters + filter;
         assert!(first + (count - 1) * filters + panel.count <= codes.len());

@@ -211,6 +211,14 @@ impl Finish {
         add.as_ref().map_or(Ok(()), AddCodes::check)
     }
 
+    /// Whether no sum is scaled to a float beyond int32.
+    pub(super) fn is_small(&self) -> bool {
+        match &self.to {
+            To::Codes(Requantize { rule: Rule::Float32(multiplier), .. }) => multiplier.iter().all(|m| m.abs() < 1.0),
+            _ => false,
+        }
+    }
+
     /// Repeats what is one for each filter for `fold` pixels, with zeros behind it: vectors read so far.
     pub(super) fn pad(&mut self, fold: usize) {
         fn padded<T: Copy>(of: &mut Vec<T>, fold: usize, zero: T) {

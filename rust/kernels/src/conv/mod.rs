@@ -229,6 +229,8 @@ pub struct Conv2d {
     filter: Arc<Filter>,
     /// What each filter's weights sum to.
     weight_sums: Vec<i32>,
+    /// Whether no sum is scaled to a float beyond int32.
+    small: bool,
     isa: Isa,
 }
 
@@ -287,8 +289,9 @@ impl Conv2d {
         let sum = |codes: &[u8]| codes.iter().map(|&code| weight.kind.value(code)).sum();
         let weight_sums: Vec<i32> = weight.codes.chunks_exact(taps).map(sum).collect();
         finish.bias.iter_mut().zip(&weight_sums).for_each(|(bias, sum)| *bias -= zero_point * sum);
+        let small = finish.is_small();
         finish.pad(fold);
-        Ok(Conv2d { shape, out, input, finish, filter: Arc::new(filter), weight_sums, isa })
+        Ok(Conv2d { shape, out, input, finish, filter: Arc::new(filter), weight_sums, small, isa })
     }
 
     /// Products of one image.

@@ -63,7 +63,7 @@ pub(in super::super) fn run(conv: &Conv2d, depthwise: &Depthwise<i8>, x: &[u8], 
         for lane in (0..channels).step_by(LANES) {
             let piece = &Piece::new(lane, width, channels);
             let bias = for_lanes(piece, &conv.finish.bias);
-            let common = Common::of(&conv.finish, lane, LANES);
+            let common = Common::of(conv, lane, LANES);
             let rounding = common.as_ref().map(|common| Rounding::of(common, conv, piece));
             let mut to = match (&rounding, &mut *out) {
                 (Some(rounding), Out::Codes(codes, _)) => To::Codes(codes, rounding),

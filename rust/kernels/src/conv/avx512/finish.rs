@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::super::finish::{AddCodes, Finish, Requantize, Rule};
-use super::super::{Out, To, avx2};
+use super::super::{Conv2d, Out, To, avx2};
 use super::{LANES, ROW};
 
 /// Finishes rows of sums: `count` filters from `filter` on, of `rows` pixels from `pixel` on.
@@ -45,25 +45,19 @@ pub(super) struct Common<'a> {
 }
 
 impl Common<'_> {
-    /// None where another rule holds for so many filters, of whole vectors, from `filter` on.
+    /// None where another rule holds. Of so many filters from `filter` on.
     #[target_feature(enable = "avx512f,avx512bw")]
-    pub(super) fn of(finish: &Finish, filter: usize, filters: usize) -> Option<Common<'_>> {
-        let To::Codes(Requantize { rule: Rule::Float32(multiplier), zero_point, qmin, qmax, add: None }) = &finish.to
+    pub(super) fn of(conv: &Conv2d, filter: usize, filters: usize) -> Option<Common<'_>> {
+        let To::Codes(Requantize { rule: Rule::Float32(multiplier), zero_point, qmin, qmax, add: None }) =
+            &conv.finish.to
         else {
             return None;
         };
-        let multiplier = &multiplier[filter..][..filters];
         // Codes below 0 are raised to bytes from 0 on, and brought back by a flip of their highest bit.
         let raise = if *qmin < 0 { 128 } else { 0 };
         let byte = |code: i32| _mm512_set1_epi8((code + raise) as i8);
-        let mut small = true;
-        for sixteen in multiplier.as_chunks::<LANES>().0 {
-            // SAFETY: 16 numbers.
-            let size = _mm512_abs_ps(unsafe { _mm512_loadu_ps(sixteen.as_ptr()) });
-            small &= _mm512_cmp_ps_mask::<_CMP_LT_OQ>(size, _mm512_set1_ps(1.0)) == u16::MAX;
-        }
-        small.then_some(Common {
-            multiplier,
+        conv.small.then(|| Common {
+            multiplier: &multiplier[filter..][..filters],
             zero_point: _mm512_set1_epi16((zero_point + raise) as i16),
             low: byte(*qmin),
             high: byte(*qmax),
