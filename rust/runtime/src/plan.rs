@@ -313,8 +313,15 @@ fn work(names: &Names, operation: &Operation, constants: &[&[u8]], add: Option<A
             Work::Pad(Pad { zero, input: in_bytes(input), output: in_bytes(out), before })
         }
         Operation::Slice { begin, step, .. } => {
-            let (element, begin, step) = (input.dtype.size(), begin.clone(), step.clone());
-            Work::Slice(Slice { element, input: input.shape.clone(), output: out.shape.clone(), begin, step })
+            let (mut shape, mut out, mut begin, mut step) =
+                (input.shape.clone(), out.shape.clone(), begin.clone(), step.clone());
+            // Axes that are kept whole are elements of the axis before them.
+            let mut element = input.dtype.size();
+            while shape.len() > 1 && shape.last() == out.last() && step.last() == Some(&1) {
+                element *= shape.pop().unwrap_or(1);
+                (out.pop(), begin.pop(), step.pop());
+            }
+            Work::Slice(Slice { element, input: shape, output: out, begin, step })
         }
         Operation::Quantize { .. } => Work::Quantize(out.scale.unwrap_or(1.0), out.kind()),
         Operation::Dequantize { .. } => Work::Dequantize(input.scale.unwrap_or(1.0), input.kind()),

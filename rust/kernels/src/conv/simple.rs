@@ -94,6 +94,7 @@ pub fn quantize(x: &[f32], scale: f32, kind: Kind, out: &mut [u8], isa: Isa) -> 
     if x.len() != out.len() {
         bail!("out: expected {} codes, got {}", x.len(), out.len());
     }
+    kind.check("out")?;
     #[cfg(target_arch = "x86_64")]
     let finite = if isa.has_avx2() {
         super::avx2::quantize(isa, x, scale, kind, out)
@@ -118,7 +119,9 @@ pub(super) fn quantize_all(x: &[f32], scale: f32, kind: Kind, out: &mut [u8]) ->
     let mut finite = true;
     for (out, &x) in out.iter_mut().zip(x) {
         let code = (x * inv_scale).max(low).min(high).round_ties_even();
-        *out = (code as i32).wrapping_add(zero_point) as u8;
+        // SAFETY: within ±255, whatever the number was: `quantize` checks the zero point.
+        let code = unsafe { code.to_int_unchecked::<i32>() };
+        *out = code.wrapping_add(zero_point) as u8;
         finite &= x.abs() < f32::INFINITY;
     }
     finite
