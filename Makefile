@@ -71,7 +71,7 @@ asan: | rust ## the kernels' tests under AddressSanitizer, on every instruction 
 	$(UNSTABLE) RUSTFLAGS=-Zsanitizer=address $(CARGO) test --package lowbit-kernels --lib --target $(TARGET) -- --show-output
 
 valgrind: | rust ## the kernels' tests under valgrind, which has no AVX-512
-	CARGO_TARGET_$(shell echo $(TARGET) | tr a-z- A-Z_)_RUNNER="valgrind --quiet --error-exitcode=97 --leak-check=full --show-leak-kinds=definite --errors-for-leak-kinds=definite" \
+	LOWBIT_CASES=$${LOWBIT_CASES:-40} CARGO_TARGET_$(shell echo $(TARGET) | tr a-z- A-Z_)_RUNNER="valgrind --quiet --error-exitcode=97 --leak-check=full --show-leak-kinds=definite --errors-for-leak-kinds=definite" \
 	  $(CARGO) test --package lowbit-kernels --lib --target $(TARGET) -- --show-output --test-threads=1
 
 # AArch64's standard library is the compiler's in use (rustup), or that of Debian's rustc-web.
