@@ -240,6 +240,44 @@ def outs(net: Network | Stream, x: np.ndarray) -> tuple:
     return got if isinstance(got, tuple) else (got,)
 
 
+@pytest.mark.parametrize(
+    "outputs",
+    [("b",), ("a", "b"), ("b", "b"), ("b", "r"), ("r",), ("x", "b"), ("whole", "b"), ("f", "b"), ("flat",), ("s", "b")],
+)
+def test_outputs_are_written_whatever_else_they_are(outputs):
+    """Read by a step, there twice, reshaped, an input, of one part, floats: and whose memory is another's."""
+    x = Tensor("x", (2, 3, 4), "int8", 0.5, 0)
+    a, b = (replace(x, name=name, dtype="uint8", zero_point=7) for name in "ab")
+    tensors = [
+        x,
+        a,
+        b,
+        replace(b, name="r", shape=(24,)),
+        replace(b, name="whole"),
+        replace(x, name="flat", shape=(24,)),
+    ]
+    tensors += [Tensor("f", x.shape, "float32"), replace(b, name="s", shape=(1, 3, 2))]
+    table = np.random.default_rng(1).permutation(256).astype(np.uint8)
+    constants = {"t": Constant("t", table), "u": Constant("u", table[::-1].copy())}
+    steps = (
+        Table("x", "t", "a"),
+        Table("a", "u", "b"),
+        Reshape("b", "r"),
+        Concatenate(("b",), "whole", 0),
+        Dequantize("b", "f"),
+        Reshape("x", "flat"),
+        Slice("b", "s", (1, 0, 1), (1, 1, 2)),
+    )
+    needed = {"b", *outputs}
+    steps = tuple(step for step in steps if step.output in needed or step.output == "a")
+    graph = Graph({t.name: t for t in tensors}, constants, steps, ("x",), outputs)
+    codes = np.random.default_rng(2).integers(-128, 128, (5, *x.shape), dtype=np.int8)
+    net, expected = graph.plan(), run(graph, codes)
+    for threads in (1, 2):
+        assert same(net(codes, threads=threads), expected)
+    assert same(graph.plan().stream()(codes), expected)
+
+
 def test_no_samples():
     network = Random(3)
     got = outs(network.graph.plan(), network.samples(2)[:0])

@@ -16,8 +16,9 @@ use pyo3::types::PyTuple;
 
 use crate::call::{self, Threads};
 
-/// Elements of an output that numpy allocates in a call from Python, where failing is an exception.
-const LARGE: usize = 1 << 24;
+/// Elements of an output that numpy allocates in a call from Python, where it need not be cleared and where
+/// failing is an exception.
+const LARGE: usize = 1 << 14;
 
 /// Products that one elementary operation stands for: what `call::SMALL` counts is slower work.
 const PRODUCTS_PER_OP: usize = 16;
@@ -70,8 +71,7 @@ impl Network {
         let mut dims = IxDyn::zeros(1 + output.shape.len());
         dims[0] = n;
         dims.slice_mut()[1..].copy_from_slice(&output.shape);
-        // SAFETY: numpy's memory, of which every byte is written below, and any bytes are a `Pod`.
-        let y = unsafe { PyArrayDyn::<U>::new(py, dims, false) };
+        let y = PyArrayDyn::<U>::zeros(py, dims, false);
         {
             let mut y = y.readwrite();
             let y: &mut [u8] = bytemuck::cast_slice_mut(y.as_slice_mut()?);

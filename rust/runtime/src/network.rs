@@ -81,7 +81,8 @@ impl Network {
     }
 
     /// Runs `n` samples: the bytes of each input and output, one sample after the other. Samples are
-    /// shared out to threads; on one thread, no call but the first allocates.
+    /// shared out to threads; on one thread, no call but the first allocates. After an error outputs may
+    /// have been written in part.
     ///
     /// # Errors
     /// [`Error::Value`] where a length does not fit, [`Error::Memory`], [`Error::Interrupted`].
@@ -285,13 +286,13 @@ impl Network {
         Ok(())
     }
 
-    /// One step, whose result goes to `to` if the caller gets it.
+    /// One step, whose result goes to `given` if the caller gets it.
     fn step<'a>(
         &self,
         step: &Step,
         block: &mut [u8],
         input: &dyn Fn(usize) -> &'a [u8],
-        to: Option<&mut [u8]>,
+        given: Option<&mut [u8]>,
     ) -> Result<()> {
         let place = |source: Option<&Source>| match source {
             Some(Source::Memory(place)) => place.clone(),
@@ -305,7 +306,7 @@ impl Network {
         let Ok([a, b, out, scratch]) = block.get_disjoint_mut(places) else {
             bail!("a plan's tensors lie apart");
         };
-        let out = to.unwrap_or(out);
+        let out = given.unwrap_or(out);
         let a: &[u8] = if let Source::Input(i) = step.a { input(i) } else { a };
         let b: &[u8] = match step.b {
             _ if twice => a,

@@ -1,5 +1,5 @@
 //! From a graph to steps: layers made ready, additions fused into the layers
-//! before them, a place for every tensor.
+//! before them, a place for every tensor that is not written for the caller.
 
 use std::ops::Range;
 
@@ -80,6 +80,7 @@ pub(crate) struct Pad {
 
 #[derive(Debug)]
 pub(crate) struct Slice {
+    /// Bytes of an element of the last axis: of the axes behind it too, which are kept whole.
     pub element: usize,
     pub input: Vec<usize>,
     pub output: Vec<usize>,
@@ -319,7 +320,9 @@ fn work(names: &Names, operation: &Operation, constants: &[&[u8]], add: Option<A
             let mut element = input.dtype.size();
             while shape.len() > 1 && shape.last() == out.last() && step.last() == Some(&1) {
                 element *= shape.pop().unwrap_or(1);
-                (out.pop(), begin.pop(), step.pop());
+                for axes in [&mut out, &mut begin, &mut step] {
+                    axes.pop();
+                }
             }
             Work::Slice(Slice { element, input: shape, output: out, begin, step })
         }
@@ -390,14 +393,14 @@ fn finish(graph: &Graph, names: &Names, drafts: Vec<Draft>, shown: &[usize]) -> 
         }
     }
     // Codes that one step writes and nothing reads go straight to the caller.
-    let read = |value: usize| drafts.iter().any(|draft| draft.a == value || draft.b == Some(value));
+    let is_read = |value: usize| drafts.iter().any(|draft| draft.a == value || draft.b == Some(value));
     let written = |value: usize| drafts.iter().filter(|draft| draft.out == value).count();
-    let kept = |value: usize| outputs.iter().chain(&states).filter(|&&output| shown[output] == value).count();
+    let times_kept = |value: usize| outputs.iter().chain(&states).filter(|&&output| shown[output] == value).count();
     let direct: Vec<_> = outputs
         .iter()
         .map(|&output| shown[output])
         .map(|value| {
-            let alone = written(value) == 1 && !read(value) && kept(value) == 1;
+            let alone = written(value) == 1 && !is_read(value) && times_kept(value) == 1;
             (alone && graph.tensors[value].dtype.is_code()).then_some(value)
         })
         .collect();

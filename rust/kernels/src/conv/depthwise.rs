@@ -1,12 +1,13 @@
 //! Depthwise convolutions: a vector is 16 channels of a pixel, or of pixels
-//! side by side where there are fewer channels; of bytes it is 64 channels.
+//! side by side where there are fewer channels; of bytes it is 64 channels, or 32
+//! or 16 of two or four pixels far apart.
 //!
 //! A band holds *entries*: a vector beside those that the next taps down see (or the next taps right, where
 //! the kernel has one row), two of 16-bit elements or four of bytes, so that one instruction multiplies them
-//! all. Entries are made once and read by every window that sees them. Where windows are one row apart, two
-//! rows of them see the same entries, each with weights of its own *phase*: an entry's rows then begin at every
-//! other one. Entries hold codes as they are, the code of 0 where there is no image; what the zero point adds to
-//! all sums is in the bias.
+//! all. Entries are made once and read by every window that sees them. Where windows are one row apart and an
+//! entry has a tap to spare, two rows of them see the same entries, each with weights of its own *phase*: an
+//! entry's rows then begin at every other one. Entries hold codes with their zero point (as bytes, signed ones
+//! raised by 128), the code of 0 where there is no image; what the zero point adds to all sums is in the bias.
 
 use super::filter::Aligned;
 use super::quads::VECTOR;
@@ -128,7 +129,7 @@ impl<W: Element> Depthwise<W> {
         let (tap_rows, kernel_width) = if along { (1, kw.div_ceil(W::TAPS)) } else { (kh.div_ceil(W::TAPS), kw) };
         let small = (2..=3).contains(&kh) && kw == 3 && dilation[1] == 1 && stride[1] <= 2;
         let direct = W::DIRECT && small;
-        let shared = !direct && !along && stride[0] == 1 && dilation[0] == 1 && width >= W::FEW;
+        let shared = !direct && !along && stride[0] == 1 && dilation[0] == 1 && width >= W::FEW && out[0] > 1;
         let phases = if shared && (kh + 1).div_ceil(W::TAPS) == tap_rows { 2 } else { 1 };
         let tap_step = if along { W::TAPS * dilation[1] } else { dilation[1] };
         let (between, reach) = (phases * stride[0], (tap_rows - 1) * W::TAPS * dilation[0]);
@@ -213,11 +214,11 @@ impl Shape {
         self.groups > 1 && self.groups == self.input[2] && self.filters == self.groups
     }
 
-    /// Pixels that a vector of so many lanes holds: as many as whole pixels fill it, where the windows of such
+    /// Pixels that a vector of 16 lanes holds: as many as whole pixels fill it, where the windows of such
     /// neighbours are neighbours too.
-    pub(super) fn fold(&self, out: [usize; 3], lanes: usize) -> usize {
-        let fold = lanes / self.input[2].min(lanes);
-        let fills = fold * self.input[2] == lanes;
+    pub(super) fn fold(&self, out: [usize; 3]) -> usize {
+        let fold = 16 / self.input[2].min(16);
+        let fills = fold * self.input[2] == 16;
         if fills && self.stride[1] == 1 && out[1].is_multiple_of(fold) { fold } else { 1 }
     }
 }

@@ -94,15 +94,14 @@ impl Filter {
             return Ok(Filter::Plain(plain));
         }
         if shape.is_depthwise() {
-            // Fewer channels leave more than half of a vector of bytes empty.
+            // Fewer channels leave half of a vector of bytes empty, or more.
             if isa.has_avx512()
                 && shape.filters > 8
                 && let Some(depthwise) = Depthwise::new(shape, out, weight, 1)?
             {
                 return Ok(Filter::DepthwiseQuads(depthwise));
             }
-            let fold = shape.fold(out, 16);
-            let depthwise = Depthwise::new(shape, out, weight, fold)?;
+            let depthwise = Depthwise::new(shape, out, weight, shape.fold(out))?;
             return Ok(Filter::Depthwise(depthwise.expect("16 bits hold all weights")));
         }
         if isa.has_avx512()

@@ -211,8 +211,8 @@ impl Finish {
         add.as_ref().map_or(Ok(()), AddCodes::check)
     }
 
-    /// Whether no sum is scaled to a float beyond int32.
-    pub(super) fn is_small(&self) -> bool {
+    /// Whether codes are sums times floats of less than 1.
+    pub(super) fn is_below_one(&self) -> bool {
         match &self.to {
             To::Codes(Requantize { rule: Rule::Float32(multiplier), .. }) => multiplier.iter().all(|m| m.abs() < 1.0),
             _ => false,

@@ -11,11 +11,11 @@
 //! 16 bits, between their borders of zeros, into a *band* that stays in cache;
 //! the products read it where it lies, one kernel row at a time, since a kernel
 //! row of one pixel is one piece of memory. Nothing is copied per tap. With
-//! AVX-512 bands hold bytes, or are the image itself (quads.rs). Three forms are
-//! done otherwise: 3×3 windows side by side by Winograd's transform
-//! (winograd.rs), exactly; one filter a channel (depthwise.rs); and one window of
-//! the whole image, a matrix times a vector (vector.rs); with AVX-512, where weights
-//! fit a byte, the first and the last are products of bytes as all others.
+//! AVX-512 bands hold bytes, or are the image itself (quads.rs), where weights fit a
+//! byte. Three forms are done otherwise: one filter a channel (depthwise.rs); and, of
+//! 16-bit products alone, 3×3 windows side by side by Winograd's transform
+//! (winograd.rs), exactly, and one window of the whole image, a matrix times a vector
+//! (vector.rs).
 //!
 //! ```
 //! use lowbit_kernels::conv::{Conv2d, Finish, Kind, Shape, To, Weight};
@@ -229,8 +229,8 @@ pub struct Conv2d {
     filter: Arc<Filter>,
     /// What each filter's weights sum to.
     weight_sums: Vec<i32>,
-    /// Whether no sum is scaled to a float beyond int32.
-    small: bool,
+    /// Whether codes are sums times floats of less than 1: no product is beyond int32.
+    below_one: bool,
     isa: Isa,
 }
 
@@ -289,9 +289,9 @@ impl Conv2d {
         let sum = |codes: &[u8]| codes.iter().map(|&code| weight.kind.value(code)).sum();
         let weight_sums: Vec<i32> = weight.codes.chunks_exact(taps).map(sum).collect();
         finish.bias.iter_mut().zip(&weight_sums).for_each(|(bias, sum)| *bias -= zero_point * sum);
-        let small = finish.is_small();
+        let below_one = finish.is_below_one();
         finish.pad(fold);
-        Ok(Conv2d { shape, out, input, finish, filter: Arc::new(filter), weight_sums, small, isa })
+        Ok(Conv2d { shape, out, input, finish, filter: Arc::new(filter), weight_sums, below_one, isa })
     }
 
     /// Products of one image.

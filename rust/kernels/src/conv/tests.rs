@@ -302,9 +302,46 @@ fn many_bands_are_the_book() {
     }
 }
 
+/// Depthwise rows of many tiles and blocks, of channels that fill a vector and that do not.
+#[test]
+fn wide_depthwise_rows_are_the_book() {
+    let forms = [([3, 3], 1), ([3, 3], 2), ([2, 3], 1), ([5, 5], 1), ([5, 5], 2), ([1, 5], 1), ([4, 1], 1)];
+    for (i, width) in [1, 3, 5, 24, 29, 47, 53, 97].into_iter().enumerate() {
+        for (j, channels) in [9, 16, 17, 33, 64, 65, 100, 144].into_iter().enumerate() {
+            let (kernel, stride) = forms[(i + j) % forms.len()];
+            let input = [6, width, channels];
+            let padding = [[1, 2], [kernel[1] / 2, kernel[1] / 2]];
+            let shape = Shape { groups: channels, kernel, stride: [stride; 2], padding, ..plain(input, channels, 1) };
+            let (x, w) = (bytes(input.iter().product(), 1), bytes(channels * kernel[0] * kernel[1], 2));
+            let kind = Kind { signed: i % 2 == 0, zero_point: 3 };
+            let (weight, bias) = (Kind { signed: true, zero_point: 0 }, vec![7; channels]);
+            let sums = by_the_book(&shape, &x, kind, &w, weight, &bias);
+            let other = bytes(sums.len(), 4);
+            let add = AddCodes::new([0.25, 0.75, 0.5], [3, -5, 7], (-128, 120), true).unwrap();
+            for (rule, add) in rules(channels, 5).into_iter().flat_map(|rule| [(rule.clone(), None), (rule, Some(add))])
+            {
+                let requantize = Requantize { rule, zero_point: -3, qmin: -128, qmax: 101, add };
+                let others = add.map(|_| &other[..]);
+                let each = sums.iter().enumerate();
+                let expected: Vec<u8> =
+                    each.map(|(i, &s)| requantize.code(s, i % channels, others.map(|o| o[i]))).collect();
+                for &isa in Isa::available() {
+                    let finish = Finish { bias: bias.clone(), to: To::Codes(requantize.clone()) };
+                    let weight = Weight { codes: &w, kind: weight };
+                    let conv = Conv2d::new(shape.clone(), weight, kind, finish, isa).unwrap();
+                    let (mut scratch, mut codes) = (vec![0; conv.scratch_len()], vec![0; sums.len()]);
+                    conv.run(&x, Out::Codes(&mut codes, others), &mut scratch).unwrap();
+                    assert!(codes == expected, "{shape:?}, {requantize:?}, {}", isa.name());
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn bytes_hold_the_largest_products() {
     let shapes = [
+        Shape { padding: [[1; 2]; 2], groups: 70, ..plain([5, 6, 70], 70, 3) },
         Shape { padding: [[1; 2]; 2], ..plain([5, 6, 100], 70, 3) },
         Shape { stride: [2, 1], padding: [[0, 1], [1, 0]], ..plain([7, 6, 3], 20, 2) },
         Shape { dilation: [1, 2], groups: 2, ..plain([4, 9, 10], 34, 2) },
@@ -325,7 +362,8 @@ fn bytes_hold_the_largest_products() {
                 let conv = Conv2d::new(shape.clone(), Weight { codes: &codes, kind }, input, finish, isa).unwrap();
                 // Weights of 128 do not fit.
                 let fits = isa.has_avx512() && zero_point != 127;
-                assert_eq!(matches!(*conv.filter, Filter::Quads(_)), fits, "{shape:?}, {}", isa.name());
+                let of_bytes = matches!(*conv.filter, Filter::Quads(_) | Filter::DepthwiseQuads(_));
+                assert_eq!(of_bytes, fits, "{shape:?}, {}", isa.name());
                 let mut sums = vec![0; expected.len()];
                 conv.sums(1, &x, &mut sums, &Ctl::new(1)).unwrap();
                 assert_eq!(sums, expected, "{shape:?}, {input:?}, {kind:?}, {}", isa.name());

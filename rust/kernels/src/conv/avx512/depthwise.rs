@@ -2,9 +2,9 @@
 //!
 //! A vector of the image's bytes is 64 channels of a pixel, or fewer of pixels far apart: one of each *segment*
 //! of the output's row. Four vectors, of four taps, are unpacked into four entries; packing the sums of four
-//! entries to bytes brings the channels back into their order. Where a kernel is three taps wide, as most are,
-//! entries stay in registers: a column goes to all windows that see it, and those that have seen their last are
-//! done. Else they go to a band.
+//! entries to bytes brings the channels back into their order. Where a kernel is three taps wide and two or three
+//! high, and windows are one or two columns apart, as most are, entries stay in registers: a column goes to all
+//! windows that see it, and those that have seen their last are done. Else they go to a band.
 
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
@@ -66,13 +66,13 @@ pub(in super::super) fn run(conv: &Conv2d, depthwise: &Depthwise<i8>, x: &[u8], 
             let common = Common::of(conv, lane, LANES);
             let rounding = common.as_ref().map(|common| Rounding::of(common, conv, piece));
             let mut to = match (&rounding, &mut *out) {
-                (Some(rounding), Out::Codes(codes, _)) => To::Codes(codes, rounding),
-                (_, out) => To::Others(&mut sums, out),
+                (Some(rounding), Out::Codes(codes, _)) => Results::Codes(codes, rounding),
+                (_, out) => Results::Others(&mut sums, out),
             };
             let windows = Windows { conv, depthwise, piece, bias };
             if !depthwise.direct {
                 windows.banded(x, scratch, &mut to);
-            } else if matches!(to, To::Codes(..)) {
+            } else if matches!(to, Results::Codes(..)) {
                 windows.directly::<true>(x, &mut to);
             } else {
                 windows.directly::<false>(x, &mut to);
@@ -128,7 +128,7 @@ impl<'a> Columns<'a> {
         Columns { x, image, left, piece, between, first, sources, inside: left..end, mask, border, zero, flip }
     }
 
-    /// To what the entries of row `row` see, counted with the padding.
+    /// Results what the entries of row `row` see, counted with the padding.
     fn go_to(&mut self, conv: &Conv2d, depthwise: &Depthwise<i8>, row: usize) {
         let [height, width, channels] = self.image;
         for tap in 0..4 {
@@ -263,7 +263,7 @@ fn for_lanes<T: bytemuck::NoUninit>(piece: &Piece, of: &[T]) -> [__m512i; 4] {
     const { assert!(size_of::<T>() == 4) };
     let mut rows = [_mm512_setzero_si512(); 4];
     for (q, row) in rows.iter_mut().enumerate() {
-        let sixteen = &of[piece.lane + 16 * q % piece.room()..][..16];
+        let sixteen = &of[piece.lane + (16 * q) % piece.room()..][..16];
         // SAFETY: 16 elements of four bytes.
         *row = unsafe { _mm512_loadu_si512(sixteen.as_ptr().cast()) };
     }
@@ -271,7 +271,7 @@ fn for_lanes<T: bytemuck::NoUninit>(piece: &Piece, of: &[T]) -> [__m512i; 4] {
 }
 
 /// Where the windows' results go.
-enum To<'a, 'b> {
+enum Results<'a, 'b> {
     /// Codes by the common rule.
     Codes(&'a mut [u8], &'a Rounding<'a>),
     /// Sums, and what becomes of them otherwise.
@@ -311,7 +311,7 @@ struct Windows<'a> {
 
 impl Windows<'_> {
     #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512vnni")]
-    fn directly<const CODES: bool>(&self, x: &[u8], to: &mut To) {
+    fn directly<const CODES: bool>(&self, x: &[u8], to: &mut Results) {
         match (self.piece.segments, self.depthwise.entry_step) {
             (1, 1) => self.direct::<1, 1, CODES>(x, to),
             (1, _) => self.direct::<1, 2, CODES>(x, to),
@@ -325,10 +325,10 @@ impl Windows<'_> {
     /// Three taps side by side, windows STEP columns apart, S segments. Whether the results are codes is known
     /// beforehand: a call among the windows would send all registers to memory.
     #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512vnni")]
-    fn direct<const S: usize, const STEP: usize, const CODES: bool>(&self, x: &[u8], to: &mut To) {
+    fn direct<const S: usize, const STEP: usize, const CODES: bool>(&self, x: &[u8], to: &mut Results) {
         let border = [self.conv.input.zero_point as u8; LANES];
         let weights = self.depthwise.weights(self.piece.lane, 0);
-        assert!(weights.len() == 3 * ENTRY && S == self.piece.segments && CODES == matches!(to, To::Codes(..)));
+        assert!(weights.len() == 3 * ENTRY && S == self.piece.segments && CODES == matches!(to, Results::Codes(..)));
         let mut taps = [[_mm512_setzero_si512(); 4]; 3];
         for tap in 0..3 {
             for v in 0..4 {
@@ -365,21 +365,26 @@ impl Windows<'_> {
 impl Windows<'_> {
     /// Any kernel: entries go to a band, and tiles of windows read it.
     #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512vnni")]
-    fn banded(&self, x: &[u8], scratch: &mut [u8], to: &mut To) {
+    fn banded(&self, x: &[u8], scratch: &mut [u8], to: &mut Results) {
         let Depthwise { kernel_width, entry_step, tap_step, rows, .. } = *self.depthwise;
         let height = self.conv.out[0];
         for row in (0..height).step_by(rows) {
             let rows = rows.min(height - row);
             self.fill(row, rows, x, scratch);
-            let furthest = self.depthwise.taps.last().map_or(0, |&tap| tap);
+            let taps = &self.depthwise.taps;
+            let furthest = taps.last().map_or(0, |&tap| tap);
             assert!(self.depthwise.start(rows - 1, self.piece.segment - 1) + furthest + ENTRY <= scratch.len());
             for i in 0..rows {
                 let band = scratch[self.depthwise.start(i, 0)..].as_ptr();
                 let weights = self.depthwise.weights(self.piece.lane, i);
-                match (kernel_width, entry_step, tap_step) {
-                    (5, 1, 1) => self.tiles::<5, 1>(band, weights, row + i, to),
-                    (5, 2, 1) => self.tiles::<5, 2>(band, weights, row + i, to),
-                    _ => self.tiles::<0, 0>(band, weights, row + i, to),
+                assert!(weights.len() == taps.len() * ENTRY);
+                // SAFETY: the last window's last tap is in the band, and there are weights for each.
+                unsafe {
+                    match (kernel_width, entry_step, tap_step) {
+                        (5, 1, 1) => self.tiles::<5, 1>(band, weights, row + i, to),
+                        (5, 2, 1) => self.tiles::<5, 2>(band, weights, row + i, to),
+                        _ => self.tiles::<0, 0>(band, weights, row + i, to),
+                    }
                 }
             }
         }
@@ -413,15 +418,24 @@ impl Windows<'_> {
         }
     }
 
-    /// A row of windows with KW taps side by side, S entries apart; 0 where neither is known. All are in the band.
+    /// A row of windows with KW taps side by side, S entries apart; 0 where neither is known.
+    ///
+    /// # Safety
+    /// All are in the band; there is an entry of weights for each tap.
     #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512vnni")]
-    fn tiles<const KW: usize, const S: usize>(&self, band: *const u8, weights: &[i8], row: usize, to: &mut To) {
+    unsafe fn tiles<const KW: usize, const S: usize>(
+        &self,
+        band: *const u8,
+        weights: &[i8],
+        row: usize,
+        to: &mut Results,
+    ) {
         let step = self.depthwise.entry_step * ENTRY;
         let segment = self.piece.segment;
         for from in (0..segment).step_by(PIXELS) {
             // Windows that are done again have the same sums.
             let from = from.min(segment.saturating_sub(PIXELS));
-            // SAFETY: the windows are in the band.
+            // SAFETY: the caller's promise.
             unsafe {
                 let base = band.add(from * step);
                 if segment < PIXELS {
@@ -496,11 +510,11 @@ impl Windows<'_> {
         sums: [__m512i; 4],
         row: usize,
         window: usize,
-        to: &mut To,
+        to: &mut Results,
     ) {
         let piece = self.piece;
         match to {
-            To::Codes(codes, rounding) if CODES => {
+            Results::Codes(codes, rounding) if CODES => {
                 // SAFETY: the caller's promise; where the mask has bits there are codes.
                 unsafe {
                     let bytes = rounding.common.codes(sums, rounding.multiplier);
@@ -518,14 +532,14 @@ impl Windows<'_> {
                 }
             }
             // SAFETY: the caller's promise.
-            To::Others(block, out) if !CODES => unsafe { self.finished(sums, row, window, block, out) },
+            Results::Others(block, out) if !CODES => unsafe { self.finished(sums, row, window, block, out) },
             _ => unreachable!("codes or not"),
         }
     }
 
     #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512vnni")]
-    fn put_any(&self, sums: [__m512i; 4], row: usize, window: usize, to: &mut To) {
-        let codes = matches!(to, To::Codes(..));
+    fn put_any(&self, sums: [__m512i; 4], row: usize, window: usize, to: &mut Results) {
+        let codes = matches!(to, Results::Codes(..));
         // SAFETY: the segments are the piece's.
         unsafe {
             match (codes, self.piece.segments) {

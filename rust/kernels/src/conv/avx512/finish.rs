@@ -45,7 +45,7 @@ pub(super) struct Common<'a> {
 }
 
 impl Common<'_> {
-    /// None where another rule holds. Of so many filters from `filter` on.
+    /// None where another rule holds or a multiplier is 1 or more. Of so many filters from `filter` on.
     #[target_feature(enable = "avx512f,avx512bw")]
     pub(super) fn of(conv: &Conv2d, filter: usize, filters: usize) -> Option<Common<'_>> {
         let To::Codes(Requantize { rule: Rule::Float32(multiplier), zero_point, qmin, qmax, add: None }) =
@@ -56,7 +56,7 @@ impl Common<'_> {
         // Codes below 0 are raised to bytes from 0 on, and brought back by a flip of their highest bit.
         let raise = if *qmin < 0 { 128 } else { 0 };
         let byte = |code: i32| _mm512_set1_epi8((code + raise) as i8);
-        conv.small.then(|| Common {
+        conv.below_one.then(|| Common {
             multiplier: &multiplier[filter..][..filters],
             zero_point: _mm512_set1_epi16((zero_point + raise) as i16),
             low: byte(*qmin),
