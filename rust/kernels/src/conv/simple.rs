@@ -115,14 +115,15 @@ pub(super) fn quantize_all(x: &[f32], scale: f32, kind: Kind, out: &mut [u8]) ->
     let (low, high) = kind.range();
     let (low, high) = ((low - kind.zero_point) as f32, (high - kind.zero_point) as f32);
     let (inv_scale, zero_point) = (1.0 / scale, kind.zero_point);
-    let mut finite = true;
+    // Bits of the largest magnitude.
+    let mut largest = 0;
     for (out, &x) in out.iter_mut().zip(x) {
         // A sum of 1.5 * 2^23 has the nearest integer, of two the even one, in its lowest bits.
         let code = ((x * inv_scale).max(low).min(high) + 12_582_912.0).to_bits() as i32;
         *out = code.wrapping_add(zero_point) as u8;
-        finite &= x.abs() < f32::INFINITY;
+        largest = largest.max(x.abs().to_bits());
     }
-    finite
+    largest < f32::INFINITY.to_bits()
 }
 
 /// `f32(code - zero_point) * scale`.
