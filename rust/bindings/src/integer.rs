@@ -12,13 +12,16 @@ use numpy::{
 };
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
 use pyo3::types::PyTuple;
 
 use crate::call::{self, Threads};
 
-/// Elements of an output that numpy allocates in a call from Python, where it need not be cleared and where
-/// failing is an exception.
-const LARGE: usize = 1 << 14;
+/// Elements of an output that numpy allocates in a call from Python, where failing is an exception.
+const LARGE: usize = 1 << 24;
+
+/// Elements of an output that are cleared sooner than `numpy.empty` is called.
+const SOON_CLEARED: usize = 1 << 15;
 
 /// Products that one elementary operation stands for: what `call::SMALL` counts is slower work.
 const PRODUCTS_PER_OP: usize = 16;
@@ -71,7 +74,14 @@ impl Network {
         let mut dims = IxDyn::zeros(1 + output.shape.len());
         dims[0] = n;
         dims.slice_mut()[1..].copy_from_slice(&output.shape);
-        let y = PyArrayDyn::<U>::zeros(py, dims, false);
+        let y = if dims.size() <= SOON_CLEARED {
+            PyArrayDyn::<U>::zeros(py, dims, false)
+        } else {
+            static EMPTY: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+            let shape = PyTuple::new(py, dims.slice())?;
+            let y = EMPTY.import(py, "numpy", "empty")?.call1((shape, U::get_dtype(py)))?;
+            y.cast_into::<PyArrayDyn<U>>()?
+        };
         {
             let mut y = y.readwrite();
             let y: &mut [u8] = bytemuck::cast_slice_mut(y.as_slice_mut()?);
