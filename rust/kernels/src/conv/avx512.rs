@@ -31,6 +31,18 @@ const BLOCK: usize = 24;
 #[repr(align(64))]
 struct Sums([MaybeUninit<i32>; 4 * BLOCK * ROW]);
 
+impl Sums {
+    /// The first rows of a vector.
+    ///
+    /// # Safety
+    /// They have been written.
+    unsafe fn written(&self, vector: usize, rows: usize) -> &[i32] {
+        let sums = &self.0[vector * BLOCK * ROW..][..rows * ROW];
+        // SAFETY: the caller's promise.
+        unsafe { std::slice::from_raw_parts(sums.as_ptr().cast(), sums.len()) }
+    }
+}
+
 /// What products read: pixels of a band.
 struct Pixels<'a> {
     bytes: &'a [u8],
@@ -149,9 +161,8 @@ fn of_panel(
         if from - done + PIXELS[vectors] > BLOCK || from == count {
             for v in 0..vectors {
                 let rows = from - done;
-                let sums = &sums.0[v * BLOCK * ROW..][..rows * ROW];
                 // SAFETY: the block's tiles have written a row of each vector for each of their pixels.
-                let sums = unsafe { std::slice::from_raw_parts(sums.as_ptr().cast(), sums.len()) };
+                let sums = unsafe { sums.written(v, rows) };
                 let columns = (panel.count - v * LANES).min(LANES);
                 finish(&conv.finish, filters, sums, rows, pixel + done, filter + v * LANES, columns, out);
             }

@@ -39,6 +39,11 @@ impl Piece {
         Piece { lane, count: (channels - lane).min(LANES), segments, segment: width.div_ceil(segments), width }
     }
 
+    /// The channels of a segment's pixel that there are.
+    fn mask(&self) -> u64 {
+        u64::MAX >> (LANES - self.count)
+    }
+
     /// Bytes of a segment's pixel in a vector.
     fn room(&self) -> usize {
         LANES / self.segments
@@ -124,11 +129,11 @@ impl<'a> Columns<'a> {
         let end = more.map_or(0, |more| (left + more / channels + 1).saturating_sub(across));
         let (zero, flip) = (_mm512_set1_epi8(border[0] as i8), _mm512_set1_epi8(Quads::flip(conv.input) as i8));
         let (first, sources) = ([0; 4], [Source { from: border.as_ptr(), column: 0, segment: 0 }; 4]);
-        let mask = u64::MAX >> (LANES - piece.count);
+        let mask = piece.mask();
         Columns { x, image, left, piece, between, first, sources, inside: left..end, mask, border, zero, flip }
     }
 
-    /// Results what the entries of row `row` see, counted with the padding.
+    /// To what the entries of row `row` see, counted with the padding.
     fn go_to(&mut self, conv: &Conv2d, depthwise: &Depthwise<i8>, row: usize) {
         let [height, width, channels] = self.image;
         for tap in 0..4 {
@@ -297,7 +302,7 @@ impl Rounding<'_> {
         for v in 0..4 {
             multiplier[v] = _mm512_castsi512_ps(of_lanes[v]);
         }
-        Rounding { common, multiplier, mask: u64::MAX >> (LANES - piece.count), channels: conv.out[2] }
+        Rounding { common, multiplier, mask: piece.mask(), channels: conv.out[2] }
     }
 }
 
@@ -360,9 +365,7 @@ impl Windows<'_> {
             }
         }
     }
-}
 
-impl Windows<'_> {
     /// Any kernel: entries go to a band, and tiles of windows read it.
     #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512vnni")]
     fn banded(&self, x: &[u8], scratch: &mut [u8], to: &mut Results) {
@@ -566,15 +569,14 @@ impl Windows<'_> {
             return;
         }
         for q in 0..4 {
-            let (segment, lane) = (16 * q / piece.room(), 16 * q % piece.room());
+            let (segment, lane) = ((16 * q) / piece.room(), (16 * q) % piece.room());
             let rows = piece.there(segment, window - i, i + 1);
             let columns = piece.count.saturating_sub(lane).min(16);
             if rows == 0 || columns == 0 {
                 continue;
             }
-            let sums = &block.0[q * BLOCK * ROW..][..rows * ROW];
             // SAFETY: each window's sums have been written.
-            let sums = unsafe { std::slice::from_raw_parts(sums.as_ptr().cast(), sums.len()) };
+            let sums = unsafe { block.written(q, rows) };
             let pixel = row * piece.width + segment * piece.segment + window - i;
             finish(&conv.finish, conv.out[2], sums, rows, pixel, piece.lane + lane, columns, out);
         }
