@@ -9,7 +9,7 @@ use super::Block;
 use super::vnni::vnni;
 #[cfg(test)]
 use super::vnni::vnni_256;
-use crate::lanes::prefetch;
+use crate::lanes::prefetch_line;
 
 /// Rows of a tile.
 const MR: usize = 6;
@@ -75,12 +75,15 @@ unsafe fn tile<const R: usize, const NV: usize, const FLIP: bool>(
             row[v] = start;
         }
     }
-    // Lines of the output arrive while the sums are made.
-    for out in out.iter() {
-        prefetch(&out[col..col + 16 * NV]);
-    }
+    // Lines of the output arrive while the sums are made, and stay in L1 beside the panel:
+    // one is asked for at each step.
+    let out = &mut out[..R];
+    let lines: [*const u8; 8] = std::array::from_fn(|r| out[r % R].as_ptr().wrapping_add(col).cast());
     // Pointers and not indices: nothing but loads and products in the loop.
     let mut step = |rows: &[*const u8; R], at: usize, w: *const u8| {
+        if R > 2 {
+            prefetch_line(lines[at / 4 % 8].wrapping_add(at / 32 % 4 * 64));
+        }
         let mut wide = [flip; NV];
         for (v, wide) in wide.iter_mut().enumerate() {
             // SAFETY: `w` is one of the panel's ceil(K / 4) steps of NV vectors; a
