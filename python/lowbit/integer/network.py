@@ -11,6 +11,8 @@ from lowbit import _core
 from lowbit._check import as_array
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from numpy.typing import ArrayLike, NDArray
 
     from lowbit.integer.graph import Graph
@@ -39,17 +41,17 @@ class Stream:
 
     def reset(self) -> None:
         """The next sample is the first: states are 0."""
-        self._core = self.network._core.stream()
+        self._core = self.network._stream()
 
     def __call__(self, *inputs: ArrayLike) -> Any:
-        """Runs the next n samples: arrays of shape (n, *shape), in order. See `Network.__call__`."""
+        """Runs the next n samples: arrays of shape (n, *shape), in order. See `Network`."""
         arrays = self.network._arrays(inputs)
         outputs = self.network._empty(len(arrays[0]))
         self._core.run(arrays, outputs)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
 
-class Network:
+class Network(_core.Network):
     """An integer network that runs: weights in the order that an instruction set reads, a place for every tensor.
 
     Made by :meth:`Graph.plan`. It is never saved; the graph is. Additions are
@@ -60,6 +62,14 @@ class Network:
     graph : Graph
     isa : str, optional
         The instruction set to run on, one of `lowbit.available_isas`.
+
+    Notes
+    -----
+    ``network(*inputs, threads=None)`` runs a batch: an array of shape (n, *shape) for each of the graph's
+    inputs, of its dtype. The samples are shared out among at most ``threads`` threads, `lowbit.get_num_threads`
+    by default. It returns the graph's output, of shape (n, *shape), or a tuple of its outputs: the same
+    bits on every instruction set and any number of threads. Another dtype or another number of inputs is a
+    TypeError, another shape a ValueError.
 
     Examples
     --------
@@ -75,42 +85,19 @@ class Network:
            [ 3]], dtype=int8)
     """
 
+    def __new__(cls, graph: Graph, *, isa: str | None = None) -> Self:
+        return super().__new__(cls, graph.to_json(), [np.ascontiguousarray(array) for array in graph.arrays()], isa)
+
     def __init__(self, graph: Graph, *, isa: str | None = None) -> None:
         self.graph = graph
-        constants = [np.ascontiguousarray(array) for array in graph.arrays()]
-        self._core = _core.Network(graph.to_json(), constants, isa)
         self._inputs = [(name, np.dtype(graph.tensors[name].dtype)) for name in graph.inputs]
         self._outputs = [(np.dtype(graph.tensors[name].dtype), graph.tensors[name].shape) for name in graph.outputs]
 
-    def __call__(self, *inputs: ArrayLike, threads: int | None = None) -> Any:
-        """Runs a batch.
-
-        Parameters
-        ----------
-        *inputs : array_like, shape (n, *shape)
-            One for each of the graph's inputs, of its dtype.
-        threads : int, optional
-            At most so many, among which the samples are shared out;
-            `lowbit.get_num_threads` by default.
-
-        Returns
-        -------
-        ndarray of shape (n, *shape), or a tuple of them
-            The graph's output or outputs. The same bits on every instruction
-            set and any number of threads.
-
-        Raises
-        ------
-        TypeError
-            Another dtype or another number of inputs.
-        ValueError
-            Another shape.
-        """
-        if (output := self._core.call(inputs, threads)) is not None:
-            return output
+    def _run_any(self, inputs: tuple[ArrayLike, ...], threads: int | None) -> Any:
+        """A call, of anything that can be made arrays of."""
         arrays = self._arrays(inputs)
         outputs = self._empty(len(arrays[0]))
-        self._core.run(arrays, outputs, threads)
+        self._run(arrays, outputs, threads)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     def stream(self) -> Stream:
@@ -147,17 +134,7 @@ class Network:
     def profile(self, *inputs: ArrayLike, rounds: int = 20) -> list[Timed]:
         """The time of each step for the first sample of a batch: the least of ``rounds``."""
         first = [x[:1] for x in self._arrays(inputs)]
-        return [Timed(kind, output, n, ns * 1e-9) for kind, output, n, ns in self._core.profile(first, rounds)]
-
-    @property
-    def memory(self) -> tuple[int, int]:
-        """Bytes of tensors and scratch memory for each thread that works at a time, and of weights."""
-        return self._core.memory
-
-    @property
-    def isa(self) -> str:
-        """The instruction set that it was made for."""
-        return self._core.isa
+        return [Timed(kind, output, n, ns * 1e-9) for kind, output, n, ns in self._profile(first, rounds)]
 
     def __repr__(self) -> str:
         """What it takes."""

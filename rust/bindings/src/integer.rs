@@ -53,6 +53,28 @@ impl Network {
         call::run(py, work, threads, |ctl| run(n, &bytes, &mut slices, ctl))
     }
 
+    /// The output of a network of one input and one output, of an array that is ready to be read; None for all else.
+    fn call<'py>(
+        &self,
+        py: Python<'py>,
+        inputs: &Bound<'py, PyTuple>,
+        threads: Option<usize>,
+    ) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let ([input], Some(output), 1) = (self.network.inputs(), self.network.outputs().next(), inputs.len()) else {
+            return Ok(None);
+        };
+        if self.network.outputs().count() != 1 {
+            return Ok(None);
+        }
+        let x = inputs.get_item(0)?;
+        match (input.dtype, output.dtype) {
+            (Dtype::Int8, Dtype::Int8) => self.single::<i8, i8>(py, &x, input, output, threads),
+            (Dtype::Uint8, Dtype::Uint8) => self.single::<u8, u8>(py, &x, input, output, threads),
+            (Dtype::Float32, Dtype::Float32) => self.single::<f32, f32>(py, &x, input, output, threads),
+            _ => Ok(None),
+        }
+    }
+
     fn single<'py, T: Element + NoUninit, U: Element + Pod>(
         &self,
         py: Python<'py>,
@@ -66,8 +88,6 @@ impl Network {
         if shape != &input.shape[..] || !x.is_c_contiguous() {
             return Ok(None);
         }
-        let Ok(x) = x.try_readonly() else { return Ok(None) };
-        let bytes = x.as_slice()?;
         if output.len().checked_mul(n).is_none_or(|len| len > LARGE) {
             return Ok(None);
         }
@@ -82,14 +102,18 @@ impl Network {
             let y = EMPTY.import(py, "numpy", "empty")?.call1((shape, U::get_dtype(py)))?;
             y.cast_into::<PyArrayDyn<U>>()?
         };
-        {
-            let mut y = y.readwrite();
-            let y: &mut [u8] = bytemuck::cast_slice_mut(y.as_slice_mut()?);
-            let work = n.saturating_mul(self.products / PRODUCTS_PER_OP);
-            let threads = Threads { threads, openmp: false };
-            let x: &[u8] = bytemuck::cast_slice(bytes);
-            call::run(py, work, threads, |ctl| self.network.run(n, &[x], &mut [y], ctl))?;
+        let work = n.saturating_mul(self.products / PRODUCTS_PER_OP);
+        // Who else borrows an array is asked where the interpreter is released, so that one who writes could
+        // come by: it takes a tenth of a microsecond.
+        let borrowed = if work <= call::SMALL { None } else { Some(x.try_readonly()) };
+        if let Some(Err(_)) = borrowed {
+            return Ok(None);
         }
+        // SAFETY: nobody writes `x`, as just said; nothing but this call has `y` yet.
+        let (x, y_slice) = unsafe { (x.as_slice()?, y.as_slice_mut()?) };
+        let (x, y_slice): (&[u8], &mut [u8]) = (bytemuck::cast_slice(x), bytemuck::cast_slice_mut(y_slice));
+        let threads = Threads { threads, openmp: false };
+        call::run(py, work, threads, |ctl| self.network.run(n, &[x], &mut [y_slice], ctl))?;
         Ok(Some(y.into_any()))
     }
 }
@@ -156,8 +180,8 @@ impl<'py> Array<'py> {
     }
 }
 
-/// A network planned for one instruction set.
-#[pyclass(frozen, module = "lowbit._core")]
+/// A network planned for one instruction set; `lowbit.integer.Network` is made of it.
+#[pyclass(frozen, subclass, module = "lowbit._core")]
 struct Network {
     network: lowbit_runtime::Network,
     products: usize,
@@ -184,31 +208,22 @@ impl Network {
         Ok(Network { network, products })
     }
 
-    /// The output of a network of one input and one output, a C-contiguous array of the right dtype
-    /// and shape; None for all else. Small networks take microseconds, and so would checks in Python.
-    fn call<'py>(
-        &self,
-        py: Python<'py>,
+    /// Runs a batch. Small networks take microseconds, and so would this in Python: what takes more than one
+    /// C-contiguous array of the right dtype and shape, and gives more, is left to `_run_any`.
+    #[pyo3(signature = (*inputs, threads=None))]
+    fn __call__<'py>(
+        slf: &Bound<'py, Self>,
         inputs: &Bound<'py, PyTuple>,
         threads: Option<usize>,
-    ) -> PyResult<Option<Bound<'py, PyAny>>> {
-        let ([input], Some(output), 1) = (self.network.inputs(), self.network.outputs().next(), inputs.len()) else {
-            return Ok(None);
-        };
-        if self.network.outputs().count() != 1 {
-            return Ok(None);
-        }
-        let x = inputs.get_item(0)?;
-        match (input.dtype, output.dtype) {
-            (Dtype::Int8, Dtype::Int8) => self.single::<i8, i8>(py, &x, input, output, threads),
-            (Dtype::Uint8, Dtype::Uint8) => self.single::<u8, u8>(py, &x, input, output, threads),
-            (Dtype::Float32, Dtype::Float32) => self.single::<f32, f32>(py, &x, input, output, threads),
-            _ => Ok(None),
+    ) -> PyResult<Bound<'py, PyAny>> {
+        match slf.get().call(slf.py(), inputs, threads)? {
+            Some(output) => Ok(output),
+            None => slf.call_method1("_run_any", (inputs, threads)),
         }
     }
 
     /// Runs a batch: arrays of shape (n, *shape), of which `outputs` are written.
-    #[pyo3(signature = (inputs, outputs, threads=None))]
+    #[pyo3(name = "_run", signature = (inputs, outputs, threads=None))]
     fn run(
         &self,
         py: Python<'_>,
@@ -220,12 +235,14 @@ impl Network {
     }
 
     /// A stream: its states are 0.
+    #[pyo3(name = "_stream")]
     fn stream(slf: &Bound<'_, Self>) -> PyResult<Stream> {
         let stream = slf.get().network.stream().map_err(call::to_py)?;
         Ok(Stream { network: slf.clone().unbind(), stream: Mutex::new(stream) })
     }
 
     /// For each step: kind, output, products, and the least nanoseconds of one sample.
+    #[pyo3(name = "_profile")]
     fn profile(
         &self,
         py: Python<'_>,

@@ -22,14 +22,14 @@ use finish::{Common, finish};
 pub(super) use depthwise::run as run_depthwise;
 
 /// Pixels of a tile, at most, by its vectors of filters.
-const PIXELS: [usize; 5] = [0, 12, 12, 8, 6];
+const PIXELS: [usize; 9] = [0, 12, 12, 8, 6, 0, 0, 0, 1];
 /// Pixels that are finished at a time: whole tiles.
 const BLOCK: usize = 24;
 
 /// Sums of a block, vector after vector, each in rows of 16 filters. Products write them before they
 /// are read: to clear them would cost a small layer half of its time.
 #[repr(align(64))]
-struct Sums([MaybeUninit<i32>; 4 * BLOCK * ROW]);
+struct Sums([MaybeUninit<i32>; 8 * BLOCK * ROW]);
 
 impl Sums {
     /// The first rows of a vector.
@@ -50,11 +50,15 @@ struct Pixels<'a> {
     /// The first of the channels.
     channel: usize,
     runs: &'a [(usize, usize)],
+    /// What is left to do to the bits of a pixel that is alone.
+    flip: u8,
 }
 
 /// How the sums of a panel become codes by the common rule.
 struct Rounding<'a> {
-    common: Common<'a>,
+    common: &'a Common,
+    /// Of the panel's filters.
+    multiplier: &'a [f32],
     /// Codes from one pixel to the next.
     filters: usize,
     /// Which of the last vector's filters there are.
@@ -80,7 +84,12 @@ pub(super) fn run(conv: &Conv2d, quads: &Quads, x: &[u8], mut out: Out, scratch:
         let mut sums = Sums([MaybeUninit::uninit(); _]);
         let (Conv2d { out: [height, width, _], .. }, band) = (conv, &quads.band);
         let (flip, zero) = (Quads::flip(conv.input), Quads::zero_point(conv.input) as u8);
-        for row in (0..*height).step_by(band.rows) {
+        let common = Common::of(conv);
+        if let (true, Some((common, multiplier)), Out::Codes(codes, _)) = (quads.is_vector(), &common, &mut *out) {
+            return of_one(conv, quads, x, common, multiplier, codes);
+        }
+        let mut row = 0;
+        while row < *height {
             let rows = band.rows.min(height - row);
             let bytes = if quads.in_image {
                 &x[band.offset(row)..]
@@ -90,11 +99,34 @@ pub(super) fn run(conv: &Conv2d, quads: &Quads, x: &[u8], mut out: Out, scratch:
             };
             for panel in &quads.panels {
                 let (starts, runs) = (&band.starts[..rows * width], &band.runs[..]);
-                let pixels = Pixels { bytes, starts, channel: panel.channel, runs };
+                let flip = if quads.in_image { flip } else { 0 };
+                let pixels = Pixels { bytes, starts, channel: panel.channel, runs, flip };
                 let weights = quads.weights.at(panel.at, band.steps * panel.vectors * VECTOR);
-                of_panel(conv, panel, &pixels, weights, row * width, &mut sums, out);
+                of_panel(conv, panel, &pixels, weights, row * width, common.as_ref(), &mut sums, out);
             }
+            row += rows;
         }
+    }
+}
+
+/// The codes of one pixel, whose window is the image: a matrix times a vector. What is done besides reading
+/// the matrix takes a good part of the time, so no more is done than has to be.
+#[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512vnni")]
+fn of_one(conv: &Conv2d, quads: &Quads, x: &[u8], common: &Common, multiplier: &[f32], codes: &mut [u8]) {
+    let (band, filters) = (&quads.band, conv.out[2]);
+    let (steps, flip) = (band.steps, Quads::flip(conv.input));
+    assert!(codes.len() == filters && band.starts[..] == [0]);
+    for &Panel { filter, count, vectors, at, channel } in &quads.panels {
+        let weights = quads.weights.at(at, steps * vectors * VECTOR);
+        assert!(channel + band.reach <= x.len() && filter + count <= filters && count <= vectors * LANES);
+        // What is one for each filter is padded by more than a vector.
+        let (bias, multiplier) = (&conv.finish.bias[filter..][..vectors * LANES], &multiplier[filter..]);
+        let last = u16::MAX >> (vectors * LANES - count);
+        let rounding = Rounding { common, multiplier: &multiplier[..vectors * LANES], filters, last };
+        let pixels = Pixels { bytes: x, starts: &band.starts, channel, runs: &band.runs, flip };
+        let to = Results::Codes(codes[filter..].as_mut_ptr(), &rounding);
+        // SAFETY: the assertions above; `Band` has summed up its runs as `reach` and `steps`.
+        unsafe { tile_of(vectors, 1, &pixels, 0, weights, bias, to) };
     }
 }
 
@@ -124,6 +156,7 @@ fn of_panel(
     pixels: &Pixels,
     weights: &[i8],
     pixel: usize,
+    common: Option<&(Common, &[f32])>,
     sums: &mut Sums,
     out: &mut Out,
 ) {
@@ -134,13 +167,16 @@ fn of_panel(
     let reach = pixels.runs.iter().map(|&(at, len)| at + len.next_multiple_of(4)).max().unwrap_or(0);
     assert!(furthest + pixels.channel + reach <= pixels.bytes.len());
     let steps = pixels.runs.iter().map(|&(_, len)| len.div_ceil(4)).sum::<usize>();
-    assert!(steps * vectors * VECTOR <= weights.len() && (1..=4).contains(&vectors));
+    assert!(steps * vectors * VECTOR <= weights.len() && PIXELS[vectors] > 0);
     let count = pixels.starts.len();
-    let tiles = count.div_ceil(PIXELS[vectors]);
-    let end = |tile: usize| (tile + 1) * count / tiles;
+    // A layer of one pixel is done before it could divide.
+    let tiles = if count <= PIXELS[vectors] { 1 } else { count.div_ceil(PIXELS[vectors]) };
+    let end = |tile: usize| if tile + 1 == tiles { count } else { (tile + 1) * count / tiles };
     let mut from = 0;
-    if let (Some(common), Out::Codes(codes, _)) = (Common::of(conv, filter, vectors * LANES), &mut *out) {
-        let rounding = Rounding { common, filters, last: u16::MAX >> (vectors * LANES - panel.count) };
+    if let (Some((common, multiplier)), Out::Codes(codes, _)) = (common, &mut *out) {
+        let multiplier = &multiplier[filter..][..vectors * LANES];
+        let last = u16::MAX >> (vectors * LANES - panel.count);
+        let rounding = Rounding { common, multiplier, filters, last };
         let first = pixel * filters + filter;
         assert!(first + (count - 1) * filters + panel.count <= codes.len());
         for tile in 0..tiles {
@@ -182,12 +218,12 @@ impl Rounding<'_> {
         unsafe {
             let mut multiplier = [_mm512_setzero_ps(); V];
             for v in 0..V {
-                multiplier[v] = _mm512_loadu_ps(self.common.multiplier.as_ptr().add(LANES * v));
+                multiplier[v] = _mm512_loadu_ps(self.multiplier.as_ptr().add(LANES * v));
             }
             // Four of each vector come in turn.
             let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
             let mask = |at: usize| if at % V + 1 < V { u16::MAX } else { self.last };
-            let in_one = V == 4 || (self.filters == V * LANES && self.last == u16::MAX);
+            let in_one = V.is_multiple_of(4) || (self.filters == V * LANES && self.last == u16::MAX);
             // Four vectors, of one pixel or of several, take fewer instructions than each of them. One four after
             // the other is written here: compilers leave a loop of them, and then sums go through memory.
             macro_rules! fours {
@@ -202,10 +238,15 @@ impl Rounding<'_> {
                         (four[i], by[i]) = (sums[at / V][at % V], multiplier[at % V]);
                     }
                     let bytes = _mm512_permutexvar_epi32(order, self.common.codes(four, by));
-                    let to = |at: usize| codes.wrapping_add(at / V * self.filters + at % V * LANES).cast();
+                    let to = |at: usize| codes.wrapping_add(at / V * self.filters + at % V * LANES).cast::<i8>();
                     if in_one && first + 4 <= P * V {
-                        let last = u64::from(mask(first + 3)) << 48;
-                        _mm512_mask_storeu_epi8(to(first), last | (u64::MAX >> 16), bytes);
+                        let last = mask(first + 3);
+                        if last == u16::MAX {
+                            // What follows can read these bytes before they are in L1.
+                            _mm512_storeu_si512(to(first).cast(), bytes);
+                        } else {
+                            _mm512_mask_storeu_epi8(to(first), (u64::from(last) << 48) | (u64::MAX >> 16), bytes);
+                        }
                     } else {
                         _mm_mask_storeu_epi8(to(first), mask(first), _mm512_castsi512_si128(bytes));
                         if first + 1 < P * V {
@@ -249,6 +290,7 @@ unsafe fn tile_of(
         };
     }
     tiles! {
+        8: 1;
         4: 6 5 4 3 2 1;
         3: 8 7 6 5 4 3 2 1;
         2: 12 11 10 9 8 7 6 5 4 3 2 1;
@@ -285,6 +327,7 @@ unsafe fn tile<const P: usize, const V: usize>(
             base[p] = base[p].add(*pixels.starts.get_unchecked(from + p) as usize + pixels.channel);
         }
         let mut at = weights.as_ptr();
+        let flip = _mm512_set1_epi8(pixels.flip as i8);
         // Of a few sums one waits for the other: a second set of them takes every other four.
         let (few, mut second) = (P * V < 4, [[_mm512_setzero_si512(); V]; P]);
         for &(offset, len) in pixels.runs {
@@ -292,12 +335,12 @@ unsafe fn tile<const P: usize, const V: usize>(
             let mut i = offset;
             let end = offset.wrapping_add(len);
             while few && i.wrapping_add(4) < end {
-                step(&mut acc, &base, i, at);
-                step(&mut second, &base, i.wrapping_add(4), at.add(VECTOR * V));
+                step(&mut acc, &base, i, at, flip);
+                step(&mut second, &base, i.wrapping_add(4), at.add(VECTOR * V), flip);
                 (at, i) = (at.add(2 * VECTOR * V), i.wrapping_add(8));
             }
             while i < end {
-                step(&mut acc, &base, i, at);
+                step(&mut acc, &base, i, at, flip);
                 (at, i) = (at.add(VECTOR * V), i.wrapping_add(4));
             }
         }
@@ -330,6 +373,7 @@ unsafe fn step<const P: usize, const V: usize>(
     base: &[*const u8; P],
     i: usize,
     at: *const i8,
+    flip: __m512i,
 ) {
     // SAFETY: the caller's promises.
     unsafe {
@@ -338,7 +382,10 @@ unsafe fn step<const P: usize, const V: usize>(
             w[v] = _mm512_loadu_si512(at.add(VECTOR * v).cast());
         }
         for p in 0..P {
-            let four = _mm512_set1_epi32(base[p].add(i).cast::<i32>().read_unaligned());
+            let mut four = _mm512_set1_epi32(base[p].add(i).cast::<i32>().read_unaligned());
+            if P == 1 {
+                four = _mm512_xor_si512(four, flip);
+            }
             for v in 0..V {
                 acc[p][v] = _mm512_dpbusd_epi32(acc[p][v], four, w[v]);
             }

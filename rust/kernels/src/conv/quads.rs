@@ -4,7 +4,8 @@
 //! A band holds codes as bytes; signed codes are raised by 128. What the zero
 //! point, so raised, adds to a filter's sum is taken off its bias, and borders are
 //! of the zero point's byte. An image of unsigned codes that needs no border, and
-//! whose runs are whole fours, is its own band: windows are read where they lie.
+//! whose runs are whole fours, is its own band: windows are read where they lie. So
+//! is a single window of signed codes, which are raised as they are read.
 
 use super::band::Band;
 use super::filter::{Aligned, Panel, panels};
@@ -14,6 +15,8 @@ use crate::Result;
 /// Filters of a vector, and of a panel, at most.
 pub(super) const LANES: usize = 16;
 const MOST: usize = 4 * LANES;
+/// Of one pixel, where panels are then full: registers have room.
+const MOST_OF_ONE: usize = 8 * LANES;
 /// Bytes of the weights for one vector and four elements of a window.
 pub(super) const VECTOR: usize = 4 * LANES;
 /// Bytes that a band should take where the weights stay in L2, and where they do not: each band
@@ -43,9 +46,13 @@ impl Quads {
         let depth = shape.depth();
         let most = if weight.codes.len() <= L2 { BAND } else { LARGE_BAND };
         let run = if shape.dilation[1] == 1 && shape.groups == 1 { shape.kernel[1] * depth } else { depth };
-        let in_image = !input.signed && shape.padding == [[0; 2]; 2] && run % 4 == 0;
+        // One pixel's codes are read once for each panel: to flip them there costs less than to copy them.
+        let read = !input.signed || out[..2] == [1, 1];
+        let in_image = read && shape.padding == [[0; 2]; 2] && run % 4 == 0;
         let band = if in_image { Band::in_image(shape, out, 4, most) } else { Band::new(shape, out, 4, most) }?;
-        let (panels, len) = panels(shape, band.steps, MOST, LANES, VECTOR);
+        let full = (shape.filters / shape.groups).is_multiple_of(MOST_OF_ONE);
+        let most = if out[..2] == [1, 1] && full { MOST_OF_ONE } else { MOST };
+        let (panels, len) = panels(shape, band.steps, most, LANES, VECTOR);
         let mut weights = Aligned::new(len)?;
         let taps = weight.codes.len() / shape.filters;
         for panel in &panels {
@@ -66,6 +73,11 @@ impl Quads {
             }
         }
         Ok(Some(Quads { band, in_image, panels, weights }))
+    }
+
+    /// Whether there is one window, the image itself.
+    pub(super) fn is_vector(&self) -> bool {
+        self.in_image && self.band.starts.len() == 1
     }
 
     /// Elements of scratch memory, two bytes each.

@@ -79,7 +79,13 @@ prop_compose! {
         padded in prop::bool::ANY,
         square in prop::bool::weighted(0.25),
         wide in prop::bool::weighted(0.3),
+        alone in prop::bool::weighted(0.15),
     ) -> Shape {
+        if alone {
+            // One window, the image itself, and filters of several panels.
+            let input = [kernel[0], kernel[1], if padded { depth } else { 4 * depth }];
+            return Shape { kernel, ..plain(input, 4 * per_group + channels, 1) };
+        }
         // Several vectors of channels, of which the last is full or not.
         let channels = if depthwise && wide { channels + 60 } else { channels };
         let (groups, depth, per_group) = if depthwise { (channels, 1, 1) } else { (groups, depth, per_group) };

@@ -65,11 +65,11 @@ pub(in super::super) fn run(conv: &Conv2d, depthwise: &Depthwise<i8>, x: &[u8], 
     fn avx512(conv: &Conv2d, depthwise: &Depthwise<i8>, x: &[u8], out: &mut Out, scratch: &mut [u8]) {
         let mut sums = Sums([MaybeUninit::uninit(); _]);
         let [_, width, channels] = conv.out;
+        let common = Common::of(conv);
         for lane in (0..channels).step_by(LANES) {
             let piece = &Piece::new(lane, width, channels);
             let bias = for_lanes(piece, &conv.finish.bias);
-            let common = Common::of(conv, lane, LANES);
-            let rounding = common.as_ref().map(|common| Rounding::of(common, conv, piece));
+            let rounding = common.as_ref().map(|(common, of)| Rounding::new(common, of, piece, channels));
             let mut to = match (&rounding, &mut *out) {
                 (Some(rounding), Out::Codes(codes, _)) => Results::Codes(codes, rounding),
                 (_, out) => Results::Others(&mut sums, out),
@@ -285,7 +285,7 @@ enum Results<'a, 'b> {
 
 /// How the sums of a vector become codes.
 struct Rounding<'a> {
-    common: &'a Common<'a>,
+    common: &'a Common,
     /// In the order of entries.
     multiplier: [__m512; 4],
     /// The channels of a segment's pixel that there are.
@@ -294,15 +294,15 @@ struct Rounding<'a> {
     channels: usize,
 }
 
-impl Rounding<'_> {
+impl<'a> Rounding<'a> {
     #[target_feature(enable = "avx512f")]
-    fn of<'a>(common: &'a Common<'a>, conv: &Conv2d, piece: &Piece) -> Rounding<'a> {
-        let of_lanes = for_lanes(&Piece { lane: 0, ..*piece }, common.multiplier);
+    fn new(common: &'a Common, of: &[f32], piece: &Piece, channels: usize) -> Self {
+        let of_lanes = for_lanes(piece, of);
         let mut multiplier = [_mm512_setzero_ps(); 4];
         for v in 0..4 {
             multiplier[v] = _mm512_castsi512_ps(of_lanes[v]);
         }
-        Rounding { common, multiplier, mask: piece.mask(), channels: conv.out[2] }
+        Rounding { common, multiplier, mask: piece.mask(), channels }
     }
 }
 

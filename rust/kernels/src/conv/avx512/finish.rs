@@ -35,19 +35,17 @@ pub(super) fn finish(
 }
 
 /// The common rule, `f32(sum) * multiplier` with nothing added, where no product is beyond int32.
-pub(super) struct Common<'a> {
-    /// Of the filters that it is for.
-    pub multiplier: &'a [f32],
+pub(super) struct Common {
     zero_point: __m512i,
     low: __m512i,
     high: __m512i,
     flip: __m512i,
 }
 
-impl Common<'_> {
-    /// None where another rule holds or a multiplier is 1 or more. Of so many filters from `filter` on.
+impl Common {
+    /// With the filters' multipliers; None where another rule holds or one of them is 1 or more.
     #[target_feature(enable = "avx512f,avx512bw")]
-    pub(super) fn of(conv: &Conv2d, filter: usize, filters: usize) -> Option<Common<'_>> {
+    pub(super) fn of(conv: &Conv2d) -> Option<(Common, &[f32])> {
         let To::Codes(Requantize { rule: Rule::Float32(multiplier), zero_point, qmin, qmax, add: None }) =
             &conv.finish.to
         else {
@@ -56,13 +54,13 @@ impl Common<'_> {
         // Codes below 0 are raised to bytes from 0 on, and brought back by a flip of their highest bit.
         let raise = if *qmin < 0 { 128 } else { 0 };
         let byte = |code: i32| _mm512_set1_epi8((code + raise) as i8);
-        conv.below_one.then(|| Common {
-            multiplier: &multiplier[filter..][..filters],
+        let common = Common {
             zero_point: _mm512_set1_epi16((zero_point + raise) as i16),
             low: byte(*qmin),
             high: byte(*qmax),
             flip: _mm512_set1_epi8(raise as u8 as i8),
-        })
+        };
+        conv.below_one.then_some((common, &multiplier[..]))
     }
 
     /// The codes of four vectors of sums: four of each vector in turn.
