@@ -103,13 +103,14 @@ impl Network {
             y.cast_into::<PyArrayDyn<U>>()?
         };
         let work = n.saturating_mul(self.products / PRODUCTS_PER_OP);
-        // Who else borrows an array is asked where the interpreter is released, so that one who writes could
-        // come by: it takes a tenth of a microsecond.
+        // Who else borrows the array is asked where the interpreter is released: it takes a tenth of a microsecond.
+        // Where it is held, only a kernel that another thread gave `x` as its `out` could be writing: any bytes of
+        // `x` are codes or floats, so this call would get some of the old and some of the new, as numpy's do.
         let borrowed = if work <= call::SMALL { None } else { Some(x.try_readonly()) };
         if let Some(Err(_)) = borrowed {
             return Ok(None);
         }
-        // SAFETY: nobody writes `x`, as just said; nothing but this call has `y` yet.
+        // SAFETY: of `x`, as just said; nothing but this call has `y` yet.
         let (x, y_slice) = unsafe { (x.as_slice()?, y.as_slice_mut()?) };
         let (x, y_slice): (&[u8], &mut [u8]) = (bytemuck::cast_slice(x), bytemuck::cast_slice_mut(y_slice));
         let threads = Threads { threads, openmp: false };
