@@ -594,6 +594,11 @@ def test_a_bad_file_is_refused_and_named(tmp_path):
         assert path.read_bytes() != good
         with pytest.raises(lowbit.FileFormatError, match=r"network\.safetensors"):
             load(path)
+    # And codes of few bits that have no rows to be packed by.
+    shape, none, bits = rb"\"shape\": [1, 2]", rb"\"shape\": [    ]", rb"\"nbits\": "
+    path.write_bytes(good.replace(shape, none).replace(bits + b"8", bits + b"4"))
+    with pytest.raises(lowbit.FileFormatError, match=r"network\.safetensors.*w: expected rows of codes for 4 bits"):
+        load(path)
     rng = np.random.default_rng(0)
     for _ in range(300):
         damaged = bytearray(good)

@@ -125,6 +125,7 @@ def _packed(constant: g.Constant) -> NDArray[Any]:
     """Codes of fewer than 8 bits as unsigned ones, packed, a row for each index of the first axis."""
     if constant.nbits == 8:
         return np.ascontiguousarray(constant.data)
+    _expect_rows(constant.name, constant.data.shape, constant.nbits)
     low, high = _range(constant.nbits, constant.data.dtype)
     if constant.data.min() < low or constant.data.max() > high:
         raise ValueError(f"{constant.name}: expected codes of {low} to {high} for {constant.nbits} bits")
@@ -137,6 +138,7 @@ def _constant(entry: dict[str, Any], stored: NDArray[Any]) -> g.Constant:
         raise ValueError(f"{entry['name']}: expected int8, uint8 or int32, got {entry['dtype']!r}")
     shape, dtype, nbits = tuple(entry["shape"]), np.dtype(entry["dtype"]), entry["nbits"]
     if nbits < 8:
+        _expect_rows(entry["name"], shape, nbits)
         count = int(np.prod(shape[1:], dtype=np.int64))
         if stored.dtype != np.uint8 or stored.shape != (shape[0], -(-count * nbits // 8)):
             raise ValueError(f"{entry['name']}: expected {shape[0]} rows of {count} codes of {nbits} bits")
@@ -147,6 +149,12 @@ def _constant(entry: dict[str, Any], stored: NDArray[Any]) -> g.Constant:
     with np.errstate(over="ignore"):  # the graph refuses infinities
         scale = None if entry["scale"] is None else np.array(entry["scale"], np.float32)
     return g.Constant(entry["name"], stored, scale, entry["zero_point"], nbits)
+
+
+def _expect_rows(name: str, shape: tuple[int, ...], nbits: int) -> None:
+    """Codes of fewer than 8 bits are packed row by row."""
+    if not shape:
+        raise ValueError(f"{name}: expected rows of codes for {nbits} bits, got the shape ()")
 
 
 def _range(nbits: int, dtype: np.dtype[Any]) -> tuple[int, int]:
