@@ -20,6 +20,9 @@ use crate::call::{self, Threads};
 /// Elements of an output that numpy allocates in a call from Python, where failing is an exception.
 const LARGE: usize = 1 << 24;
 
+/// Elements of an input that are copied sooner than it is asked who else borrows the array.
+const SOON_COPIED: usize = 1 << 12;
+
 /// Elements of an output that are cleared sooner than `numpy.empty` is called.
 const SOON_CLEARED: usize = 1 << 15;
 
@@ -102,19 +105,22 @@ impl Network {
             let y = EMPTY.import(py, "numpy", "empty")?.call1((shape, U::get_dtype(py)))?;
             y.cast_into::<PyArrayDyn<U>>()?
         };
-        let work = n.saturating_mul(self.products / PRODUCTS_PER_OP);
-        // Who else borrows the array is asked where the interpreter is released: it takes a tenth of a microsecond.
-        // Where it is held, only a kernel that another thread gave `x` as its `out` could be writing: any bytes of
-        // `x` are codes or floats, so this call would get some of the old and some of the new, as numpy's do.
-        let borrowed = if work <= call::SMALL { None } else { Some(x.try_readonly()) };
-        if let Some(Err(_)) = borrowed {
-            return Ok(None);
+        let (copied, borrowed);
+        let x = if x.len() <= SOON_COPIED {
+            copied = x.to_vec()?;
+            &copied[..]
+        } else {
+            let Ok(readonly) = x.try_readonly() else { return Ok(None) };
+            borrowed = readonly;
+            borrowed.as_slice()?
+        };
+        {
+            let mut y = y.readwrite();
+            let (x, y): (&[u8], &mut [u8]) = (bytemuck::cast_slice(x), bytemuck::cast_slice_mut(y.as_slice_mut()?));
+            let work = n.saturating_mul(self.products / PRODUCTS_PER_OP);
+            let threads = Threads { threads, openmp: false };
+            call::run(py, work, threads, |ctl| self.network.run(n, &[x], &mut [y], ctl))?;
         }
-        // SAFETY: of `x`, as just said; nothing but this call has `y` yet.
-        let (x, y_slice) = unsafe { (x.as_slice()?, y.as_slice_mut()?) };
-        let (x, y_slice): (&[u8], &mut [u8]) = (bytemuck::cast_slice(x), bytemuck::cast_slice_mut(y_slice));
-        let threads = Threads { threads, openmp: false };
-        call::run(py, work, threads, |ctl| self.network.run(n, &[x], &mut [y_slice], ctl))?;
         Ok(Some(y.into_any()))
     }
 }

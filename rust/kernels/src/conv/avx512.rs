@@ -88,8 +88,7 @@ pub(super) fn run(conv: &Conv2d, quads: &Quads, x: &[u8], mut out: Out, scratch:
         if let (true, Some((common, multiplier)), Out::Codes(codes, _)) = (quads.is_vector(), &common, &mut *out) {
             return of_one(conv, quads, x, common, multiplier, codes);
         }
-        let mut row = 0;
-        while row < *height {
+        for row in (0..*height).step_by(band.rows) {
             let rows = band.rows.min(height - row);
             let bytes = if quads.in_image {
                 &x[band.offset(row)..]
@@ -104,7 +103,6 @@ pub(super) fn run(conv: &Conv2d, quads: &Quads, x: &[u8], mut out: Out, scratch:
                 let weights = quads.weights.at(panel.at, band.steps * panel.vectors * VECTOR);
                 of_panel(conv, panel, &pixels, weights, row * width, common.as_ref(), &mut sums, out);
             }
-            row += rows;
         }
     }
 }
@@ -116,13 +114,13 @@ fn of_one(conv: &Conv2d, quads: &Quads, x: &[u8], common: &Common, multiplier: &
     let (band, filters) = (&quads.band, conv.out[2]);
     let (steps, flip) = (band.steps, Quads::flip(conv.input));
     assert!(codes.len() == filters && band.starts[..] == [0]);
-    for &Panel { filter, count, vectors, at, channel } in &quads.panels {
+    for panel in &quads.panels {
+        let Panel { filter, count, vectors, at, channel } = *panel;
         let weights = quads.weights.at(at, steps * vectors * VECTOR);
         assert!(channel + band.reach <= x.len() && filter + count <= filters && count <= vectors * LANES);
         // What is one for each filter is padded by more than a vector.
-        let (bias, multiplier) = (&conv.finish.bias[filter..][..vectors * LANES], &multiplier[filter..]);
-        let last = u16::MAX >> (vectors * LANES - count);
-        let rounding = Rounding { common, multiplier: &multiplier[..vectors * LANES], filters, last };
+        let bias = &conv.finish.bias[filter..][..vectors * LANES];
+        let rounding = Rounding::new(common, multiplier, panel, filters);
         let pixels = Pixels { bytes: x, starts: &band.starts, channel, runs: &band.runs, flip };
         let to = Results::Codes(codes[filter..].as_mut_ptr(), &rounding);
         // SAFETY: the assertions above; `Band` has summed up its runs as `reach` and `steps`.
@@ -169,14 +167,11 @@ fn of_panel(
     let steps = pixels.runs.iter().map(|&(_, len)| len.div_ceil(4)).sum::<usize>();
     assert!(steps * vectors * VECTOR <= weights.len() && PIXELS[vectors] > 0);
     let count = pixels.starts.len();
-    // A layer of one pixel is done before it could divide.
-    let tiles = if count <= PIXELS[vectors] { 1 } else { count.div_ceil(PIXELS[vectors]) };
-    let end = |tile: usize| if tile + 1 == tiles { count } else { (tile + 1) * count / tiles };
+    let tiles = count.div_ceil(PIXELS[vectors]);
+    let end = |tile: usize| (tile + 1) * count / tiles;
     let mut from = 0;
     if let (Some((common, multiplier)), Out::Codes(codes, _)) = (common, &mut *out) {
-        let multiplier = &multiplier[filter..][..vectors * LANES];
-        let last = u16::MAX >> (vectors * LANES - panel.count);
-        let rounding = Rounding { common, multiplier, filters, last };
+        let rounding = Rounding::new(common, multiplier, panel, filters);
         let first = pixel * filters + filter;
         assert!(first + (count - 1) * filters + panel.count <= codes.len());
         for tile in 0..tiles {
@@ -207,7 +202,13 @@ fn of_panel(
     }
 }
 
-impl Rounding<'_> {
+impl<'a> Rounding<'a> {
+    /// For a panel of so many filters in all, each with its multiplier.
+    fn new(common: &'a Common, multiplier: &'a [f32], panel: &Panel, filters: usize) -> Self {
+        let multiplier = &multiplier[panel.filter..][..panel.vectors * LANES];
+        Rounding { common, multiplier, filters, last: u16::MAX >> (panel.vectors * LANES - panel.count) }
+    }
+
     /// The codes of P pixels of V vectors.
     ///
     /// # Safety

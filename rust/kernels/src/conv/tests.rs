@@ -82,9 +82,10 @@ prop_compose! {
         alone in prop::bool::weighted(0.15),
     ) -> Shape {
         if alone {
-            // One window, the image itself, and filters of several panels.
+            // One window, the image itself, and filters of several panels: some, or full ones.
             let input = [kernel[0], kernel[1], if padded { depth } else { 4 * depth }];
-            return Shape { kernel, ..plain(input, 4 * per_group + channels, 1) };
+            let filters = if wide { 128 * (1 + channels % 3) } else { 4 * per_group + channels };
+            return Shape { kernel, ..plain(input, filters, 1) };
         }
         // Several vectors of channels, of which the last is full or not.
         let channels = if depthwise && wide { channels + 60 } else { channels };

@@ -82,7 +82,7 @@ unsafe fn tile<const R: usize, const NV: usize, const FLIP: bool>(
     // Pointers and not indices: nothing but loads and products in the loop.
     let mut step = |rows: &[*const u8; R], at: usize, w: *const u8| {
         if R > 2 {
-            prefetch_line(lines[at / 4 % 8].wrapping_add(at / 32 % 4 * 64));
+            prefetch_line(lines[at / 4 % 8].wrapping_add(at / 32 % NV * 64));
         }
         let mut wide = [flip; NV];
         for (v, wide) in wide.iter_mut().enumerate() {
