@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::BLOCK;
-use super::rows::{HARD, KEEP, KEEP_AND_DRIVE, Levels, NO_LEAK, SHIFTED, SOFT, Spiked, TOWARD_ZERO};
+use super::rows::{Bytes, HARD, KEEP, KEEP_AND_DRIVE, Levels, NO_LEAK, SHIFTED, SOFT, Spiked, TOWARD_ZERO};
 use super::scalar::{MOST, Voltage};
 
 /// Neurons that are taken together: four vectors, whose spikes are 32 bytes or bits.
@@ -136,7 +136,7 @@ pub(super) fn fused<V: Voltage, S: Spiked, const LEAK: u8, const RESET: u8, cons
     for at in (0..whole).step_by(GROUP) {
         // SAFETY: the CPU has AVX2; 32 elements from `at` on lie within v and each x, S::elements(32) from there on
         // within each of spikes, and what is read of `levels` has BLOCK.
-        unsafe { group::<V, S, LEAK, RESET, EACH>(x, v.as_mut_ptr().add(at), &params, at, at, spikes, GROUP) };
+        unsafe { group::<V, S, LEAK, RESET, EACH>(x, v.as_mut_ptr().add(at), &params, at, at, spikes) };
     }
     if whole < n {
         // The rest in room of its own.
@@ -145,17 +145,32 @@ pub(super) fn fused<V: Voltage, S: Spiked, const LEAK: u8, const RESET: u8, cons
         potentials[..rest].copy_from_slice(&v[whole..]);
         for (x, spikes) in x.iter().zip(spikes) {
             inputs[..rest].copy_from_slice(&x[whole..]);
-            let mut room = [S::E::default(); GROUP];
-            // SAFETY: the CPU has AVX2, there are 32 elements of each, and whole + 32 ≤ BLOCK where that counts.
-            unsafe {
-                let (x, room, v) = ([&inputs[..]], &mut [&mut room[..]], potentials.as_mut_ptr());
-                group::<V, S, LEAK, RESET, EACH>(&x, v, &params, whole, 0, room, rest);
-            }
+            let fired = one_group::<V, LEAK, RESET, EACH>(&inputs, &mut potentials, &params, whole);
             let spikes = &mut spikes[S::elements(whole)..];
-            spikes.copy_from_slice(&room[..spikes.len()]);
+            fired[..rest].iter().enumerate().for_each(|(j, &fired)| S::put(spikes, j, fired == 1));
         }
         v[whole..].copy_from_slice(&potentials[..rest]);
     }
+}
+
+/// One step of 32 neurons, once for all forms of spikes: it is compiled for many cases. If EACH, their parameters
+/// are those from `at` on, a group's in a block.
+#[target_feature(enable = "avx2")]
+#[inline(never)]
+fn one_group<V: Voltage, const LEAK: u8, const RESET: u8, const EACH: bool>(
+    x: &[V; GROUP],
+    v: &mut [V; GROUP],
+    params: &Params<V>,
+    at: usize,
+) -> [u8; GROUP] {
+    assert!(!EACH || at <= BLOCK - GROUP);
+    let mut fired = [0; GROUP];
+    // SAFETY: the CPU has AVX2; there are 32 elements of each, and BLOCK of what `fused` has made `params` of if EACH.
+    unsafe {
+        let (x, fired) = ([&x[..]], &mut [&mut fired[..]]);
+        group::<V, Bytes, LEAK, RESET, EACH>(&x, v.as_mut_ptr(), params, at, 0, fired);
+    }
+    fired
 }
 
 /// The parameters where no store can change them, as far as the compiler knows.
@@ -187,7 +202,7 @@ impl<V: Voltage> Params<V> {
     }
 }
 
-/// Some steps of 32 neurons whose inputs and spikes are those from `from` on, and where the first `count` fire.
+/// Some steps of 32 neurons whose inputs and spikes are those from `from` on.
 ///
 /// # Safety
 /// The CPU has AVX2; 32 elements from `v` and from `from` on of each `x` are readable, and writable S::elements(32)
@@ -200,7 +215,6 @@ unsafe fn group<V: Voltage, S: Spiked, const LEAK: u8, const RESET: u8, const EA
     at: usize,
     from: usize,
     spikes: &mut [&mut [S::E]],
-    count: usize,
 ) {
     // SAFETY: the caller's promise.
     unsafe {
@@ -224,14 +238,7 @@ unsafe fn group<V: Voltage, S: Spiked, const LEAK: u8, const RESET: u8, const EA
                         SOFT => V::reduced(fired, level!(THRESHOLD), h),
                         _ => h,
                     };
-                    if count < GROUP {
-                        // What is no neuron does not fire.
-                        let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-                        let lanes = _mm256_add_epi32(lanes, _mm256_set1_epi32(8 * $i));
-                        _mm256_and_si256(fired, _mm256_cmpgt_epi32(_mm256_set1_epi32(count as i32), lanes))
-                    } else {
-                        fired
-                    }
+                    fired
                 }};
             }
             let fired = [eight!(v0, 0), eight!(v1, 1), eight!(v2, 2), eight!(v3, 3)];
