@@ -155,6 +155,8 @@ class Random:
 
     def residual(self, x: Tensor) -> Tensor:
         y = self.convolved(x, 1, x.shape[2], same=True)
+        if self.size(0, 1):  # what is added comes after the layer
+            x = self.then(Table(x.name, self.constant(self.codes(256, x.dtype)), self.like(x).name))
         a, b = self.pick((x, y), (y, x), (y, y))
         out = self.tensor(x.shape, x.dtype)
         return self.then(Add(a.name, b.name, out.name, **self.bounds(out.dtype)))

@@ -353,12 +353,16 @@ impl Network {
 impl Pad {
     fn run(&self, x: &[u8], out: &mut [u8]) {
         out.fill(self.zero);
+        // Rows of the last axis but one at a time.
         let row = self.input.last().copied().unwrap_or(1);
+        let out_row = self.output.last().copied().unwrap_or(1);
+        let outer = &self.input[..self.input.len().saturating_sub(1)];
+        let rows = outer.last().copied().unwrap_or(1);
         let mut index = [0; AXES];
-        for x in x.chunks_exact(row) {
+        for x in x.chunks_exact(rows * row) {
             let at = offset(&self.output, &index, &self.before, None);
-            out[at..at + row].copy_from_slice(x);
-            advance(&mut index, &self.input);
+            copy_pieces(row, x, row, &mut out[at..], out_row);
+            advance(&mut index, outer);
         }
     }
 }
@@ -374,11 +378,36 @@ impl Slice {
             if step == element {
                 out.copy_from_slice(&x[from..from + row * element]);
             } else {
-                for (i, out) in out.chunks_exact_mut(element).enumerate() {
-                    out.copy_from_slice(&x[from + i * step..][..element]);
-                }
+                copy_pieces(element, &x[from..], step, out, element);
             }
             advance(&mut index, &self.output);
+        }
+    }
+}
+
+/// Copies pieces of so many bytes, each some bytes on from the one before.
+fn copy_pieces(len: usize, x: &[u8], step: usize, out: &mut [u8], out_step: usize) {
+    fn of<const LEN: usize>(x: &[u8], step: usize, out: &mut [u8], out_step: usize) {
+        for (x, out) in x.chunks(step).zip(out.chunks_mut(out_step)) {
+            if let (Some(x), Some(out)) = (x.first_chunk::<LEN>(), out.first_chunk_mut()) {
+                *out = *x;
+            }
+        }
+    }
+    // A call for each would take longer than the piece.
+    match len {
+        1 => of::<1>(x, step, out, out_step),
+        2 => of::<2>(x, step, out, out_step),
+        4 => of::<4>(x, step, out, out_step),
+        8 => of::<8>(x, step, out, out_step),
+        16 => of::<16>(x, step, out, out_step),
+        32 => of::<32>(x, step, out, out_step),
+        64 => of::<64>(x, step, out, out_step),
+        _ => {
+            let pieces = x.chunks(step).zip(out.chunks_mut(out_step));
+            pieces.filter(|(x, out)| x.len().min(out.len()) >= len).for_each(|(x, out)| {
+                out[..len].copy_from_slice(&x[..len]);
+            });
         }
     }
 }

@@ -205,35 +205,39 @@ fn uses(graph: &Graph, names: &Names) -> Result<Vec<usize>> {
     Ok(uses)
 }
 
-/// Lets the layer that wrote one of an addition's inputs add the other, if nothing else reads what
-/// it writes, and the other is there before it.
+/// Lets a layer that wrote one of an addition's inputs add the other, if nothing else reads what it writes. It
+/// then runs when the other is there.
 fn fuse(
     graph: &Graph,
     names: &Names,
     operation: &Operation,
     (a, b, out): (usize, Option<usize>, usize),
     uses: &[usize],
-    drafts: &mut [Draft],
+    drafts: &mut Vec<Draft>,
     constants: &[&[u8]],
     isa: Isa,
 ) -> Result<bool> {
     let Some(b) = b else { return Ok(false) };
     let writer = |value: usize| drafts.iter().rposition(|draft| draft.out == value);
-    let (layer, own, other) = match (writer(a), writer(b)) {
-        (Some(of_a), of_b) if of_b.is_none_or(|of_b| of_b < of_a) => (of_a, a, b),
-        (_, Some(of_b)) => (of_b, b, a),
-        _ => return Ok(false),
+    let layer = |own: usize, other: usize| {
+        let at = writer(own).filter(|_| own != other && uses[own] == 1)?;
+        let fits = matches!(&drafts[at].work, Work::Layer(_, dtype) if dtype.is_code()) && drafts[at].b.is_none();
+        fits.then_some((at, own, other))
     };
-    let written = &graph.operations[drafts[layer].operation];
-    let fits = matches!(&drafts[layer].work, Work::Layer(_, dtype) if dtype.is_code());
-    if !fits || drafts[layer].b.is_some() || uses[own] != 1 || own == other {
-        return Ok(false);
-    }
+    let Some((at, own, other)) = layer(a, b).max(layer(b, a)) else { return Ok(false) };
+    let waits = writer(other).is_some_and(|writer| writer > at);
+    let written = &graph.operations[drafts[at].operation];
     let Operation::Add { bounds, output, .. } = operation else { return Ok(false) };
     let (own, other_tensor, output) = (&graph.tensors[own], &graph.tensors[other], names.tensor(output)?);
     let add = add_codes(own, other_tensor, output, output.bounds(bounds))?;
     let work = work(names, written, constants, Some(add), isa)?;
-    drafts[layer] = Draft::new(drafts[layer].operation, work, drafts[layer].a, Some(other), out);
+    let draft = Draft::new(drafts[at].operation, work, drafts[at].a, Some(other), out);
+    if waits {
+        drafts.remove(at);
+        drafts.push(draft);
+    } else {
+        drafts[at] = draft;
+    }
     Ok(true)
 }
 
