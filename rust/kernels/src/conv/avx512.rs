@@ -17,12 +17,16 @@ use super::avx2::ROW;
 use super::filter::Panel;
 use super::quads::{LANES, Quads, VECTOR};
 use super::{Conv2d, Out};
-use finish::{Common, finish};
+use finish::{Added, Common, finish};
 
 pub(super) use depthwise::run as run_depthwise;
 
 /// Pixels of a tile, at most, by its vectors of filters.
 const PIXELS: [usize; 9] = [0, 12, 12, 8, 6, 0, 0, 0, 1];
+/// And of one that is rounded during the next: registers hold the sums of both.
+const PIPED: [usize; 9] = [0, 12, 6, 4, 3, 0, 0, 0, 0];
+/// Bytes of a panel that stay in L1, from where smaller tiles can read them more often.
+const PIPED_PANEL: usize = 16 << 10;
 /// Pixels that are finished at a time: whole tiles.
 const BLOCK: usize = 24;
 
@@ -54,6 +58,22 @@ struct Pixels<'a> {
     flip: u8,
 }
 
+impl Pixels<'_> {
+    /// Where P of them are, from `from` on.
+    ///
+    /// # Safety
+    /// There are as many, and they lie in the bytes.
+    #[inline(always)]
+    unsafe fn bases<const P: usize>(&self, from: usize) -> [*const u8; P] {
+        let mut base = [self.bytes.as_ptr(); P];
+        for p in 0..P {
+            // SAFETY: the caller's promise.
+            unsafe { base[p] = base[p].add(*self.starts.get_unchecked(from + p) as usize + self.channel) };
+        }
+        base
+    }
+}
+
 /// How the sums of a panel become codes by the common rule.
 struct Rounding<'a> {
     common: &'a Common,
@@ -63,6 +83,8 @@ struct Rounding<'a> {
     filters: usize,
     /// Which of the last vector's filters there are.
     last: __mmask16,
+    /// What is added to them.
+    added: Option<&'a Added>,
 }
 
 /// Where a tile's results go.
@@ -85,9 +107,11 @@ pub(super) fn run(conv: &Conv2d, quads: &Quads, x: &[u8], mut out: Out, scratch:
         let (Conv2d { out: [height, width, _], .. }, band) = (conv, &quads.band);
         let (flip, zero) = (Quads::flip(conv.input), Quads::zero_point(conv.input) as u8);
         let common = Common::of(conv);
-        if let (true, Some((common, multiplier)), Out::Codes(codes, _)) = (quads.is_vector(), &common, &mut *out) {
+        if let (true, Some((common, multiplier)), Out::Codes(codes, None)) = (quads.is_vector(), &common, &mut *out) {
             return of_one(conv, quads, x, common, multiplier, codes);
         }
+        let added = Added::of(conv);
+        let common = common.as_ref().map(|(common, multiplier)| (common, *multiplier, added.as_ref()));
         for row in (0..*height).step_by(band.rows) {
             let rows = band.rows.min(height - row);
             let bytes = if quads.in_image {
@@ -101,7 +125,7 @@ pub(super) fn run(conv: &Conv2d, quads: &Quads, x: &[u8], mut out: Out, scratch:
                 let flip = if quads.in_image { flip } else { 0 };
                 let pixels = Pixels { bytes, starts, channel: panel.channel, runs, flip };
                 let weights = quads.weights.at(panel.at, band.steps * panel.vectors * VECTOR);
-                of_panel(conv, panel, &pixels, weights, row * width, common.as_ref(), &mut sums, out);
+                of_panel(conv, panel, &pixels, weights, row * width, common, &mut sums, out);
             }
         }
     }
@@ -120,7 +144,7 @@ fn of_one(conv: &Conv2d, quads: &Quads, x: &[u8], common: &Common, multiplier: &
         assert!(channel + band.reach <= x.len() && filter + count <= filters && count <= vectors * LANES);
         // What is one for each filter is padded by more than a vector.
         let bias = &conv.finish.bias[filter..][..vectors * LANES];
-        let rounding = Rounding::new(common, multiplier, panel, filters);
+        let rounding = Rounding::new(common, multiplier, None, panel, filters);
         let pixels = Pixels { bytes: x, starts: &band.starts, channel, runs: &band.runs, flip };
         let to = Results::Codes(codes[filter..].as_mut_ptr(), &rounding);
         // SAFETY: the assertions above; `Band` has summed up its runs as `reach` and `steps`.
@@ -148,13 +172,14 @@ fn flipped(x: &[u8], flip: u8, to: &mut [u8]) {
 /// What becomes of a band's pixels, of which the first is `pixel`, with one panel. Their starts ascend, as
 /// `Band::of_pitch` makes them.
 #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512vnni")]
+#[inline(never)]
 fn of_panel(
     conv: &Conv2d,
     panel: &Panel,
     pixels: &Pixels,
     weights: &[i8],
     pixel: usize,
-    common: Option<&(Common, &[f32])>,
+    common: Option<(&Common, &[f32], Option<&Added>)>,
     sums: &mut Sums,
     out: &mut Out,
 ) {
@@ -167,29 +192,40 @@ fn of_panel(
     let steps = pixels.runs.iter().map(|&(_, len)| len.div_ceil(4)).sum::<usize>();
     assert!(steps * vectors * VECTOR <= weights.len() && PIXELS[vectors] > 0);
     let count = pixels.starts.len();
-    let tiles = count.div_ceil(PIXELS[vectors]);
-    let end = |tile: usize| (tile + 1) * count / tiles;
-    let mut from = 0;
-    if let (Some((common, multiplier)), Out::Codes(codes, _)) = (common, &mut *out) {
-        let rounding = Rounding::new(common, multiplier, panel, filters);
+    let (mut from, mut rounding) = (0, None);
+    if let (Some((common, multiplier, added)), Out::Codes(codes, other)) = (common, &mut *out) {
+        let all = Rounding::new(common, multiplier, added, panel, filters);
         let first = pixel * filters + filter;
         assert!(first + (count - 1) * filters + panel.count <= codes.len());
-        for tile in 0..tiles {
-            let to = Results::Codes(codes[first + from * filters..].as_mut_ptr(), &rounding);
-            // SAFETY: no tile has more pixels than `PIXELS` says; the assertions above.
-            unsafe { tile_of(vectors, end(tile) - from, pixels, from, weights, bias, to) };
-            from = end(tile);
+        assert!(other.is_none_or(|other| other.len() == codes.len()) && other.is_some() == added.is_some());
+        let piped = PIPED[vectors];
+        if piped > 0 && (added.is_some() || weights.len() <= PIPED_PANEL) {
+            // A tile of few pixels takes as long as one of many: those left over share with one more.
+            let tiles = (count / piped).saturating_sub(usize::from((1..piped.div_ceil(2)).contains(&(count % piped))));
+            let codes = codes[first..].as_mut_ptr();
+            let other = other.map_or(std::ptr::null(), |other| other[first..].as_ptr());
+            // SAFETY: the assertions above; so many tiles there are.
+            unsafe { piped_of(vectors, tiles, pixels, weights, bias, codes, other, &all) };
+            from = tiles * piped;
         }
-        return;
+        rounding = added.is_none().then_some(all);
     }
-    let mut done = 0;
+    let (start, rest) = (from, count - from);
+    let tiles = rest.div_ceil(PIXELS[vectors]);
+    let mut done = from;
     for tile in 0..tiles {
-        let to = Results::Sums(sums.0[(from - done) * ROW..].as_mut_ptr().cast());
+        let end = start + (tile + 1) * rest / tiles;
+        let to = match (&rounding, &mut *out) {
+            (Some(rounding), Out::Codes(codes, _)) => {
+                Results::Codes(codes[(pixel + from) * filters + filter..].as_mut_ptr(), rounding)
+            }
+            _ => Results::Sums(sums.0[(from - done) * ROW..].as_mut_ptr().cast()),
+        };
         // SAFETY: no tile has more pixels than `PIXELS` says, nor than are left in the block; the
         // assertions above.
-        unsafe { tile_of(vectors, end(tile) - from, pixels, from, weights, bias, to) };
-        from = end(tile);
-        if from - done + PIXELS[vectors] > BLOCK || from == count {
+        unsafe { tile_of(vectors, end - from, pixels, from, weights, bias, to) };
+        from = end;
+        if rounding.is_none() && (from - done + PIXELS[vectors] > BLOCK || from == count) {
             for v in 0..vectors {
                 let rows = from - done;
                 // SAFETY: the block's tiles have written a row of each vector for each of their pixels.
@@ -204,9 +240,10 @@ fn of_panel(
 
 impl<'a> Rounding<'a> {
     /// For a panel of so many filters in all, each with its multiplier.
-    fn new(common: &'a Common, multiplier: &'a [f32], panel: &Panel, filters: usize) -> Self {
+    fn new(common: &'a Common, multiplier: &'a [f32], added: Option<&'a Added>, panel: &Panel, filters: usize) -> Self {
         let multiplier = &multiplier[panel.filter..][..panel.vectors * LANES];
-        Rounding { common, multiplier, filters, last: u16::MAX >> (panel.vectors * LANES - panel.count) }
+        let last = u16::MAX >> (panel.vectors * LANES - panel.count);
+        Rounding { common, multiplier, filters, last, added }
     }
 
     /// The codes of P pixels of V vectors.
@@ -215,54 +252,79 @@ impl<'a> Rounding<'a> {
     /// There is room for them from `codes` on; there are V vectors of multipliers; AVX-512.
     #[inline(always)]
     unsafe fn store<const P: usize, const V: usize>(&self, sums: &[[__m512i; V]; P], codes: *mut u8) {
+        // One four after the other is written here: compilers leave a loop of them, and then sums go through memory.
+        macro_rules! fours {
+            ($($first:literal)*) => { $(if $first < P * V { self.four::<P, V, false>(sums, $first, codes, std::ptr::null()); })* };
+        }
         // SAFETY: the caller's promises.
         unsafe {
-            let mut multiplier = [_mm512_setzero_ps(); V];
-            for v in 0..V {
-                multiplier[v] = _mm512_loadu_ps(self.multiplier.as_ptr().add(LANES * v));
-            }
+            fours!(0 4 8 12 16 20);
+        }
+    }
+
+    /// Those of four vectors, or as many as are left, from the one at `first` on: of one pixel or of several, they
+    /// take fewer instructions than each of them.
+    ///
+    /// # Safety
+    /// As of [`store`](Self::store).
+    #[inline(always)]
+    unsafe fn four<const P: usize, const V: usize, const ADD: bool>(
+        &self,
+        sums: &[[__m512i; V]; P],
+        first: usize,
+        codes: *mut u8,
+        other: *const u8,
+    ) {
+        // SAFETY: the caller's promises.
+        unsafe {
             // Four of each vector come in turn.
             let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
             let mask = |at: usize| if at % V + 1 < V { u16::MAX } else { self.last };
             let in_one = V.is_multiple_of(4) || (self.filters == V * LANES && self.last == u16::MAX);
-            // Four vectors, of one pixel or of several, take fewer instructions than each of them. One four after
-            // the other is written here: compilers leave a loop of them, and then sums go through memory.
-            macro_rules! fours {
-                ($($first:literal)*) => { $(if $first < P * V { four!($first) })* };
+            let (mut four, mut by) = ([_mm512_setzero_si512(); 4], [_mm512_setzero_ps(); 4]);
+            for i in 0..4 {
+                let at = if first + i < P * V { first + i } else { first };
+                four[i] = sums[at / V][at % V];
+                by[i] = _mm512_loadu_ps(self.multiplier.as_ptr().add(LANES * (at % V)));
             }
-            macro_rules! four {
-                ($first:expr) => {{
-                    let first = $first;
-                    let (mut four, mut by) = ([_mm512_setzero_si512(); 4], [_mm512_setzero_ps(); 4]);
+            let bytes = match self.added {
+                Some(added) if ADD => {
+                    let mut others = [_mm_setzero_si128(); 4];
                     for i in 0..4 {
                         let at = if first + i < P * V { first + i } else { first };
-                        (four[i], by[i]) = (sums[at / V][at % V], multiplier[at % V]);
-                    }
-                    let bytes = _mm512_permutexvar_epi32(order, self.common.codes(four, by));
-                    let to = |at: usize| codes.wrapping_add(at / V * self.filters + at % V * LANES).cast::<i8>();
-                    if in_one && first + 4 <= P * V {
-                        let last = mask(first + 3);
-                        if last == u16::MAX {
-                            // What follows can read these bytes before they are in L1.
-                            _mm512_storeu_si512(to(first).cast(), bytes);
+                        let from = other.wrapping_add(at / V * self.filters + at % V * LANES);
+                        others[i] = if mask(at) == u16::MAX {
+                            _mm_loadu_si128(from.cast())
                         } else {
-                            _mm512_mask_storeu_epi8(to(first), (u64::from(last) << 48) | (u64::MAX >> 16), bytes);
-                        }
-                    } else {
-                        _mm_mask_storeu_epi8(to(first), mask(first), _mm512_castsi512_si128(bytes));
-                        if first + 1 < P * V {
-                            _mm_mask_storeu_epi8(to(first + 1), mask(first + 1), _mm512_extracti32x4_epi32(bytes, 1));
-                        }
-                        if first + 2 < P * V {
-                            _mm_mask_storeu_epi8(to(first + 2), mask(first + 2), _mm512_extracti32x4_epi32(bytes, 2));
-                        }
-                        if first + 3 < P * V {
-                            _mm_mask_storeu_epi8(to(first + 3), mask(first + 3), _mm512_extracti32x4_epi32(bytes, 3));
-                        }
+                            _mm_maskz_loadu_epi8(mask(at), from.cast())
+                        };
                     }
-                }};
+                    self.common.codes_added(four, by, added, others)
+                }
+                _ => self.common.codes(four, by),
+            };
+            let bytes = _mm512_permutexvar_epi32(order, bytes);
+            let to = |at: usize| codes.wrapping_add(at / V * self.filters + at % V * LANES).cast::<i8>();
+            if in_one && first + 4 <= P * V {
+                let last = mask(first + 3);
+                if last == u16::MAX {
+                    // What follows can read these bytes before they are in L1.
+                    _mm512_storeu_si512(to(first).cast(), bytes);
+                } else {
+                    _mm512_mask_storeu_epi8(to(first), (u64::from(last) << 48) | (u64::MAX >> 16), bytes);
+                }
+                return;
             }
-            fours!(0 4 8 12 16 20);
+            _mm_mask_storeu_epi8(to(first), mask(first), _mm512_castsi512_si128(bytes));
+            if first + 1 < P * V {
+                _mm_mask_storeu_epi8(to(first + 1), mask(first + 1), _mm512_extracti32x4_epi32(bytes, 1));
+            }
+            if first + 2 < P * V {
+                _mm_mask_storeu_epi8(to(first + 2), mask(first + 2), _mm512_extracti32x4_epi32(bytes, 2));
+            }
+            if first + 3 < P * V {
+                _mm_mask_storeu_epi8(to(first + 3), mask(first + 3), _mm512_extracti32x4_epi32(bytes, 3));
+            }
         }
     }
 }
@@ -299,6 +361,91 @@ unsafe fn tile_of(
     }
 }
 
+/// # Safety
+/// `vectors` is a panel's; as of [`piped`], for as many pixels as [`PIPED`] says.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+unsafe fn piped_of(
+    vectors: usize,
+    count: usize,
+    pixels: &Pixels,
+    weights: &[i8],
+    bias: &[i32],
+    codes: *mut u8,
+    other: *const u8,
+    rounding: &Rounding,
+) {
+    macro_rules! tiles {
+        ($($v:literal)*) => {
+            // SAFETY: the caller's promises.
+            unsafe {
+                match (vectors, rounding.added.is_some()) {
+                    $(
+                        ($v, false) => piped::<{ PIPED[$v] }, $v, false>(count, pixels, weights, bias, codes, other, rounding),
+                        ($v, true) => piped::<{ PIPED[$v] }, $v, true>(count, pixels, weights, bias, codes, other, rounding),
+                    )*
+                    _ => unreachable!("{vectors} vectors"),
+                }
+            }
+        };
+    }
+    tiles!(1 2 3 4);
+}
+
+/// The codes of `count` tiles of P pixels, the first of them first. Each is rounded while the products of the
+/// next are summed up: if it were at once, the units that multiply would wait.
+///
+/// # Safety
+/// As of [`tile`], for each of the tiles; and what is added to their codes can be read from `other` on.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+unsafe fn piped<const P: usize, const V: usize, const ADD: bool>(
+    count: usize,
+    pixels: &Pixels,
+    weights: &[i8],
+    bias: &[i32],
+    mut codes: *mut u8,
+    mut other: *const u8,
+    rounding: &Rounding,
+) {
+    if count == 0 {
+        return;
+    }
+    let (runs, third) = (pixels.runs, pixels.runs.len() / 3);
+    let thirds = [&runs[..third], &runs[third..2 * third], &runs[2 * third..]];
+    // SAFETY: the caller's promises; `codes` and `other` do not go beyond the last tile.
+    unsafe {
+        let (mut before, no_flip) = ([[_mm512_setzero_si512(); V]; P], _mm512_setzero_si512());
+        // Behind the last tile nothing is summed up.
+        for tile in 0..=count {
+            let thirds = if tile < count { thirds } else { [&[][..]; 3] };
+            let mut acc = from_bias::<P, V>(bias);
+            let base = pixels.bases::<P>(tile.min(count - 1) * P);
+            let mut at = weights.as_ptr();
+            macro_rules! third {
+                ($third:literal) => {
+                    for &(offset, len) in thirds[$third] {
+                        let (mut i, end) = (offset, offset.wrapping_add(len));
+                        while i < end {
+                            step(&mut acc, &base, i, at, no_flip);
+                            (at, i) = (at.add(VECTOR * V), i.wrapping_add(4));
+                        }
+                    }
+                    if tile > 0 {
+                        rounding.four::<P, V, ADD>(&before, 4 * $third, codes, other);
+                    }
+                };
+            }
+            third!(0);
+            third!(1);
+            third!(2);
+            before = acc;
+            if tile > 0 && tile < count {
+                codes = codes.add(P * rounding.filters);
+                other = other.wrapping_add(P * rounding.filters);
+            }
+        }
+    }
+}
+
 /// The sums of P pixels and V vectors of filters, from `bias` on.
 ///
 /// # Safety
@@ -316,17 +463,8 @@ unsafe fn tile<const P: usize, const V: usize>(
 ) {
     // SAFETY: the caller's promises.
     unsafe {
-        let mut acc = [[_mm512_setzero_si512(); V]; P];
-        for v in 0..V {
-            let start = _mm512_loadu_si512(bias.as_ptr().add(LANES * v).cast());
-            for p in 0..P {
-                acc[p][v] = start;
-            }
-        }
-        let mut base = [pixels.bytes.as_ptr(); P];
-        for p in 0..P {
-            base[p] = base[p].add(*pixels.starts.get_unchecked(from + p) as usize + pixels.channel);
-        }
+        let mut acc = from_bias::<P, V>(bias);
+        let base = pixels.bases::<P>(from);
         let mut at = weights.as_ptr();
         let flip = _mm512_set1_epi8(pixels.flip as i8);
         // Of a few sums one waits for the other: a second set of them takes every other four.
@@ -360,6 +498,22 @@ unsafe fn tile<const P: usize, const V: usize>(
             }
             Results::Codes(codes, rounding) => rounding.store(&acc, codes),
         }
+    }
+}
+
+/// Sums that begin with the bias.
+///
+/// # Safety
+/// There are V vectors of it; AVX-512.
+#[inline(always)]
+unsafe fn from_bias<const P: usize, const V: usize>(bias: &[i32]) -> [[__m512i; V]; P] {
+    // SAFETY: the caller's promises.
+    unsafe {
+        let mut start = [_mm512_setzero_si512(); V];
+        for v in 0..V {
+            start[v] = _mm512_loadu_si512(bias.as_ptr().add(LANES * v).cast());
+        }
+        [start; P]
     }
 }
 

@@ -133,18 +133,25 @@ impl Band {
         let last = self.input_rows - (self.rows - rows) * self.stride[0];
         let left = padding[1][0].min(pixels);
         let inside = width.div_ceil(self.pick[1]).min(pixels - left);
-        for (i, to) in scratch.chunks_exact_mut(self.pitch).take(last).enumerate() {
+        let (before, inside) = (left * self.channels, inside * self.channels);
+        let behind = self.pitch - before - inside;
+        // What is behind a row and before the next lies side by side.
+        let Some((border, mut rest)) = scratch.split_at_mut_checked(before) else { return };
+        clear(border, zero);
+        for i in 0..last {
             let row = ((first * self.stride[0] + i) * self.pick[0]).wrapping_sub(padding[0][0]);
+            let (to, border) = rest.split_at_mut(inside);
+            let between = if i + 1 < last { behind + before } else { behind };
+            let (border, next) = border.split_at_mut(between);
+            clear(border, zero);
+            rest = next;
             if row >= height {
-                to.fill(zero);
+                clear(to, zero);
                 continue;
             }
-            to[..left * self.channels].fill(zero);
-            to[(left + inside) * self.channels..].fill(zero);
-            let to = &mut to[left * self.channels..][..inside * self.channels];
             let x = &x[row * width * channels..][..width * channels];
             if self.pick[1] == 1 {
-                bring(&x[..inside * channels], to);
+                bring(&x[..inside], to);
                 continue;
             }
             for (x, to) in x.chunks(self.pick[1] * channels).zip(to.chunks_exact_mut(channels)) {
@@ -152,6 +159,14 @@ impl Band {
             }
         }
     }
+}
+
+/// Fills short pieces, which a call would take longer for.
+#[inline(always)]
+fn clear<T: Copy>(to: &mut [T], zero: T) {
+    let (to16, to) = to.as_chunks_mut::<16>();
+    to16.iter_mut().for_each(|to| *to = [zero; 16]);
+    to.iter_mut().for_each(|to| *to = zero);
 }
 
 /// Widens codes, without their zero point.

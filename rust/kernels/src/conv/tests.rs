@@ -70,7 +70,7 @@ prop_compose! {
         groups in prop_oneof![4 => Just(1usize), 1 => 2..4usize],
         depth in prop_oneof![3 => 1..9usize, 1 => 9..40usize],
         channels in 1..70usize,
-        per_group in prop_oneof![3 => 1..20usize, 1 => 20..70usize],
+        per_group in prop_oneof![3 => 1..20usize, 1 => 20..70usize, 1 => (1..5usize).prop_map(|n| 16 * n)],
         kernel in prop::array::uniform2(1..6usize),
         stride in prop::array::uniform2(1..4usize),
         dilation in prop::array::uniform2(prop_oneof![3 => Just(1usize), 1 => 2..4usize]),
@@ -135,7 +135,12 @@ proptest! {
         let bias: Vec<i32> = bytes(filters, seed ^ 3).iter().map(|&b| (i32::from(b) - 128) * 30).collect();
         let sums = by_the_book(&shape, &x, input, &w, weight, &bias);
         let rule = rules(filters, seed)[which].clone();
-        let add = AddCodes::new([0.25, 0.75, 0.5], [3, -5, 7], (-128, 120), true).unwrap();
+        let add = if bounds.1 < 0 {
+            AddCodes::new([0.25, 0.75, 0.5], [3, -5, 7], (-128, 120), true)
+        } else {
+            AddCodes::new([0.75, 0.25, 0.5], [130, 200, 90], (40, 255), false)
+        }
+        .unwrap();
         for &isa in Isa::available() {
             let made = |to: To| {
                 let finish = Finish { bias: bias.clone(), to };
@@ -155,7 +160,7 @@ proptest! {
             let expected: Vec<f32> = sums.iter().enumerate().map(|(i, &s)| s as f32 * multiplier[i % filters]).collect();
             prop_assert!(floats == expected, "{} floats {:?}", name, shape);
 
-            for add in [None, Some(add).filter(|_| bounds.1 < 0)] {
+            for add in [None, Some(add)] {
                 let (zero_point, qmin, qmax) = bounds;
                 let requantize = Requantize { rule: rule.clone(), zero_point, qmin, qmax, add };
                 let mut codes = vec![0; count];

@@ -13,7 +13,7 @@ use std::ops::Range;
 use super::super::depthwise::{Depthwise, Element};
 use super::super::quads::{Quads, VECTOR};
 use super::super::{Conv2d, Out};
-use super::finish::{Common, finish};
+use super::finish::{Added, Common, finish};
 use super::{BLOCK, ROW, Sums};
 
 const LANES: usize = <i8 as Element>::LANES;
@@ -65,7 +65,7 @@ pub(in super::super) fn run(conv: &Conv2d, depthwise: &Depthwise<i8>, x: &[u8], 
     fn avx512(conv: &Conv2d, depthwise: &Depthwise<i8>, x: &[u8], out: &mut Out, scratch: &mut [u8]) {
         let mut sums = Sums([MaybeUninit::uninit(); _]);
         let [_, width, channels] = conv.out;
-        let common = Common::of(conv);
+        let common = if Added::of(conv).is_none() { Common::of(conv) } else { None };
         for lane in (0..channels).step_by(LANES) {
             let piece = &Piece::new(lane, width, channels);
             let bias = for_lanes(piece, &conv.finish.bias);

@@ -34,7 +34,7 @@ pub(super) fn finish(
     }
 }
 
-/// The common rule, `f32(sum) * multiplier` with nothing added, where no product is beyond int32.
+/// The common rule, `f32(sum) * multiplier`, where no product is beyond int32.
 pub(super) struct Common {
     zero_point: __m512i,
     low: __m512i,
@@ -46,18 +46,20 @@ impl Common {
     /// With the filters' multipliers; None where another rule holds or one of them is 1 or more.
     #[target_feature(enable = "avx512f,avx512bw")]
     pub(super) fn of(conv: &Conv2d) -> Option<(Common, &[f32])> {
-        let To::Codes(Requantize { rule: Rule::Float32(multiplier), zero_point, qmin, qmax, add: None }) =
-            &conv.finish.to
+        let To::Codes(Requantize { rule: Rule::Float32(multiplier), zero_point, qmin, qmax, add }) = &conv.finish.to
         else {
             return None;
         };
+        // Those of the codes in the end.
+        let (zero_point, qmin, qmax) =
+            add.map_or((*zero_point, *qmin, *qmax), |add| (add.zero_point, add.qmin, add.qmax));
         // Codes below 0 are raised to bytes from 0 on, and brought back by a flip of their highest bit.
-        let raise = if *qmin < 0 { 128 } else { 0 };
+        let raise = if qmin < 0 { 128 } else { 0 };
         let byte = |code: i32| _mm512_set1_epi8((code + raise) as i8);
         let common = Common {
             zero_point: _mm512_set1_epi16((zero_point + raise) as i16),
-            low: byte(*qmin),
-            high: byte(*qmax),
+            low: byte(qmin),
+            high: byte(qmax),
             flip: _mm512_set1_epi8(raise as u8 as i8),
         };
         conv.below_one.then_some((common, &multiplier[..]))
@@ -69,17 +71,99 @@ impl Common {
     /// AVX-512.
     #[inline(always)]
     pub(super) unsafe fn codes(&self, sums: [__m512i; 4], multiplier: [__m512; 4]) -> __m512i {
-        let mut four = sums;
+        // SAFETY: the caller's promise.
+        unsafe { self.bytes(rounded(sums, multiplier)) }
+    }
+
+    /// The same, each added to another code.
+    ///
+    /// # Safety
+    /// AVX-512.
+    #[inline(always)]
+    pub(super) unsafe fn codes_added(
+        &self,
+        sums: [__m512i; 4],
+        multiplier: [__m512; 4],
+        added: &Added,
+        others: [__m128i; 4],
+    ) -> __m512i {
         // SAFETY: the caller's promise.
         unsafe {
+            let mut four = rounded(sums, multiplier);
             for v in 0..4 {
-                four[v] = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_cvtepi32_ps(sums[v]), multiplier[v]));
+                four[v] = added.to(four[v], others[v]);
             }
+            self.bytes(four)
+        }
+    }
+
+    /// # Safety
+    /// AVX-512.
+    #[inline(always)]
+    unsafe fn bytes(&self, four: [__m512i; 4]) -> __m512i {
+        // SAFETY: the caller's promise.
+        unsafe {
             // Each step stops at the ends of its range, and so at those of the codes in the end.
             let ab = _mm512_adds_epi16(_mm512_packs_epi32(four[0], four[1]), self.zero_point);
             let cd = _mm512_adds_epi16(_mm512_packs_epi32(four[2], four[3]), self.zero_point);
             let bytes = _mm512_packus_epi16(ab, cd);
             _mm512_xor_si512(_mm512_min_epu8(_mm512_max_epu8(bytes, self.low), self.high), self.flip)
+        }
+    }
+}
+
+/// Sums times their multipliers, as integers.
+///
+/// # Safety
+/// AVX-512.
+#[inline(always)]
+unsafe fn rounded(sums: [__m512i; 4], multiplier: [__m512; 4]) -> [__m512i; 4] {
+    let mut four = sums;
+    // SAFETY: the caller's promise.
+    unsafe {
+        for v in 0..4 {
+            four[v] = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_cvtepi32_ps(sums[v]), multiplier[v]));
+        }
+    }
+    four
+}
+
+/// [`AddCodes::of`] a rounded sum and another code, both without the zero points of their sums.
+pub(super) struct Added {
+    low: __m512i,
+    high: __m512i,
+    multipliers: [__m512i; 2],
+    bias: __m512i,
+    shift: __m128i,
+    signed: bool,
+}
+
+impl Added {
+    /// None where nothing is added.
+    #[target_feature(enable = "avx512f")]
+    pub(super) fn of(conv: &Conv2d) -> Option<Added> {
+        let To::Codes(Requantize { zero_point, qmin, qmax, add: Some(add), .. }) = conv.finish.to else { return None };
+        Some(Added {
+            low: _mm512_set1_epi32(qmin - zero_point),
+            high: _mm512_set1_epi32(qmax - zero_point),
+            multipliers: [_mm512_set1_epi32(add.a_multiplier), _mm512_set1_epi32(add.b_multiplier)],
+            bias: _mm512_set1_epi32(add.bias.wrapping_add(zero_point.wrapping_mul(add.a_multiplier))),
+            shift: _mm_cvtsi32_si128(add.shift as i32),
+            signed: add.signed,
+        })
+    }
+
+    /// # Safety
+    /// AVX-512.
+    #[inline(always)]
+    unsafe fn to(&self, rounded: __m512i, other: __m128i) -> __m512i {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let a = _mm512_min_epi32(_mm512_max_epi32(rounded, self.low), self.high);
+            let b = if self.signed { _mm512_cvtepi8_epi32(other) } else { _mm512_cvtepu8_epi32(other) };
+            let a = _mm512_add_epi32(_mm512_mullo_epi32(a, self.multipliers[0]), self.bias);
+            let sum = _mm512_add_epi32(a, _mm512_mullo_epi32(b, self.multipliers[1]));
+            _mm512_sra_epi32(sum, self.shift)
         }
     }
 }
