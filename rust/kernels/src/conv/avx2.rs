@@ -54,13 +54,13 @@ pub(super) fn run(conv: &Conv2d, tiled: &Tiled, x: &[u8], mut out: Out, scratch:
         let (Conv2d { out: [height, width, _], .. }, band) = (conv, &tiled.band);
         for row in (0..*height).step_by(band.rows) {
             let rows = band.rows.min(height - row);
-            band.fill(&conv.shape, row, rows, x, scratch, 0, |x, to| widen(conv.input, x, to));
+            let elements = band.fill(&conv.shape, row, rows, x, scratch, 0, |x, to| widen(conv.input, x, to));
             let starts = &band.starts[..rows * width];
             for panel in &tiled.panels {
                 for (block, starts) in starts.chunks(BLOCK).enumerate() {
                     let channel = panel.channel;
                     let (runs, reach, sums_of) = (&band.runs, band.reach, &mut sums[..]);
-                    let pixels = Pixels { elements: scratch, starts, channel, runs, reach, sums: sums_of };
+                    let pixels = Pixels { elements, starts, channel, runs, reach, sums: sums_of };
                     let weights = tiled.weights.at(panel.at, band.steps * panel.vectors * 16);
                     products_of(pixels, panel.vectors, weights, &conv.finish.bias[panel.filter..]);
                     let pixel = row * width + block * BLOCK;

@@ -117,8 +117,7 @@ pub(super) fn run(conv: &Conv2d, quads: &Quads, x: &[u8], mut out: Out, scratch:
             let bytes = if quads.in_image {
                 &x[band.offset(row)..]
             } else {
-                band.fill(&conv.shape, row, rows, x, scratch, zero, |x, to| flipped(x, flip, to));
-                &*scratch
+                band.fill(&conv.shape, row, rows, x, scratch, zero, |x, to| flipped(x, flip, to))
             };
             for panel in &quads.panels {
                 let (starts, runs) = (&band.starts[..rows * width], &band.runs[..]);

@@ -15,6 +15,8 @@ const BEHIND: usize = 16;
 pub(super) struct Band {
     /// Output rows of a band.
     pub rows: usize,
+    /// Elements before the first row: what of the image is in a row begins on a cache line.
+    lead: usize,
     /// Elements from a row of the band to the next, and from a pixel to the next.
     pub pitch: usize,
     pub channels: usize,
@@ -46,7 +48,11 @@ impl Band {
         let (stride, pick) = if single { ([1, 1], shape.stride) } else { (shape.stride, [1, 1]) };
         let reach = (kernel[1] - 1) * shape.dilation[1] + 1;
         let pitch = ((out[1] - 1) * stride[1] + reach) * shape.input[2];
-        Band::of_pitch(shape, out, rows, together, pitch, stride, pick)
+        // Elements of a cache line, which rows worth it are a number of.
+        let line = 16 * together;
+        let lead = (padding[1][0] * shape.input[2]).wrapping_neg() % line;
+        let (pitch, lead) = if pitch < 4 * line { (pitch, 0) } else { (pitch.next_multiple_of(line), lead) };
+        Ok(Band { lead, ..Band::of_pitch(shape, out, rows, together, pitch, stride, pick)? })
     }
 
     /// The image's rows themselves: nothing pads them, and runs are whole steps.
@@ -98,12 +104,12 @@ impl Band {
         }
         let reach = runs.iter().map(|&(at, len)| at + len.next_multiple_of(together)).max().unwrap_or(0);
         let steps = runs.iter().map(|&(_, len)| len.div_ceil(together)).sum();
-        Ok(Band { rows, pitch, channels, starts, runs, reach, steps, stride, pick, input_rows: height(rows) })
+        Ok(Band { rows, lead: 0, pitch, channels, starts, runs, reach, steps, stride, pick, input_rows: height(rows) })
     }
 
     /// Elements of scratch memory.
     pub(super) fn len(&self) -> usize {
-        self.input_rows * self.pitch + BEHIND
+        self.lead + self.input_rows * self.pitch + BEHIND
     }
 
     pub(super) fn bytes(&self) -> usize {
@@ -115,49 +121,47 @@ impl Band {
         first * self.stride[0] * self.pitch
     }
 
-    /// Brings what output rows from `first` on see. `bring` writes elements of codes, and borders
-    /// are of the one that stands for 0.
+    /// Brings what output rows from `first` on see, and gives what windows then begin in. `bring` writes elements
+    /// of codes, and borders are of the one that stands for 0.
     #[inline(always)]
-    pub(super) fn fill<T: Copy>(
+    pub(super) fn fill<'a, T: Copy>(
         &self,
         shape: &Shape,
         first: usize,
         rows: usize,
         x: &[u8],
-        scratch: &mut [T],
+        scratch: &'a mut [T],
         zero: T,
         bring: impl Fn(&[u8], &mut [T]),
-    ) {
-        let Shape { input: [height, width, channels], padding, .. } = *shape;
+    ) -> &'a [T] {
+        let Shape { input: [_, width, channels], padding, .. } = *shape;
         let pixels = self.pitch / self.channels;
         let last = self.input_rows - (self.rows - rows) * self.stride[0];
         let left = padding[1][0].min(pixels);
-        let inside = width.div_ceil(self.pick[1]).min(pixels - left);
-        let (before, inside) = (left * self.channels, inside * self.channels);
-        let behind = self.pitch - before - inside;
-        // What is behind a row and before the next lies side by side.
-        let Some((border, mut rest)) = scratch.split_at_mut_checked(before) else { return };
+        let inside = width.div_ceil(self.pick[1]).min(pixels - left) * self.channels;
+        let before = left * self.channels;
+        let scratch = &mut scratch[self.lead..];
+        let (border, rest) = scratch[..last * self.pitch].split_at_mut(before);
         clear(border, zero);
-        for i in 0..last {
-            let row = ((first * self.stride[0] + i) * self.pick[0]).wrapping_sub(padding[0][0]);
-            let (to, border) = rest.split_at_mut(inside);
-            let between = if i + 1 < last { behind + before } else { behind };
-            let (border, next) = border.split_at_mut(between);
+        // Where the next row is in the image; above it, this wraps.
+        let row = width * channels;
+        let mut from = (first * self.stride[0] * self.pick[0]).wrapping_sub(padding[0][0]).wrapping_mul(row);
+        // What is behind a row and before the next lies side by side.
+        for to in rest.chunks_mut(self.pitch) {
+            let (to, border) = to.split_at_mut(inside);
             clear(border, zero);
-            rest = next;
-            if row >= height {
-                clear(to, zero);
-                continue;
+            match x.get(from..from.wrapping_add(row)) {
+                None => clear(to, zero),
+                Some(x) if self.pick[1] == 1 => bring(&x[..inside], to),
+                Some(x) => {
+                    for (x, to) in x.chunks(self.pick[1] * channels).zip(to.chunks_exact_mut(channels)) {
+                        bring(&x[..channels], to);
+                    }
+                }
             }
-            let x = &x[row * width * channels..][..width * channels];
-            if self.pick[1] == 1 {
-                bring(&x[..inside], to);
-                continue;
-            }
-            for (x, to) in x.chunks(self.pick[1] * channels).zip(to.chunks_exact_mut(channels)) {
-                bring(&x[..channels], to);
-            }
+            from = from.wrapping_add(self.pick[0] * row);
         }
+        scratch
     }
 }
 

@@ -27,7 +27,7 @@ pub(in super::super) fn run(conv: &Conv2d, winograd: &Winograd, x: &[u8], mut ou
         let [all_rows, all_columns] = winograd.tiles;
         for row in (0..all_rows).step_by(winograd.block[0]) {
             let rows = winograd.block[0].min(all_rows - row);
-            winograd.band.fill(&conv.shape, 2 * row, 2 * rows, x, band, 0, |x, to| widen(conv.input, x, to));
+            let band = winograd.band.fill(&conv.shape, 2 * row, 2 * rows, x, band, 0, |x, to| widen(conv.input, x, to));
             for column in (0..all_columns).step_by(winograd.block[1]) {
                 let columns = winograd.block[1].min(all_columns - column);
                 let block = Block { winograd, row, column, rows, columns, channels: conv.shape.input[2] };
