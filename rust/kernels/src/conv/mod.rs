@@ -231,6 +231,7 @@ pub struct Conv2d {
     weight_sums: Vec<i32>,
     /// Whether codes are sums times floats of less than 1: no product is beyond int32.
     below_one: bool,
+    scratch_len: usize,
     isa: Isa,
 }
 
@@ -291,7 +292,8 @@ impl Conv2d {
         finish.bias.iter_mut().zip(&weight_sums).for_each(|(bias, sum)| *bias -= zero_point * sum);
         let below_one = finish.is_below_one();
         finish.pad(fold);
-        Ok(Conv2d { shape, out, input, finish, filter: Arc::new(filter), weight_sums, below_one, isa })
+        let (scratch_len, filter) = (filter.scratch_len(), Arc::new(filter));
+        Ok(Conv2d { shape, out, input, finish, filter, weight_sums, below_one, scratch_len, isa })
     }
 
     /// Products of one image.
@@ -301,7 +303,7 @@ impl Conv2d {
 
     /// Elements of scratch memory that [`run`](Self::run) wants.
     pub fn scratch_len(&self) -> usize {
-        self.filter.scratch_len()
+        self.scratch_len
     }
 
     /// Bytes that the weights take.
@@ -347,8 +349,8 @@ impl Conv2d {
         if out.len() != count {
             bail!("out: expected {count} elements, got {}", out.len());
         }
-        if scratch.len() < self.scratch_len() {
-            bail!("scratch: expected {} elements, got {}", self.scratch_len(), scratch.len());
+        if scratch.len() < self.scratch_len {
+            bail!("scratch: expected {} elements, got {}", self.scratch_len, scratch.len());
         }
         self.finish.check_out(&out)?;
         match &*self.filter {
