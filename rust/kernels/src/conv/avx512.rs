@@ -4,8 +4,9 @@
 //! accumulators, over a whole window. Panels stream from L2 through each tile,
 //! and tiles of a panel are as even as they can be, since one of few pixels
 //! takes as long to read the weights as one of many. The common rule rounds sums
-//! before they leave the registers; for others they are stored, and finished block
-//! by block.
+//! before they leave the registers: those of smaller tiles, whose weights come from
+//! L1, during the next tile. For other rules they are stored, and finished block by
+//! block.
 
 mod depthwise;
 mod finish;
