@@ -111,7 +111,7 @@ pub(super) fn run(conv: &Conv2d, quads: &Quads, x: &[u8], mut out: Out, scratch:
         if let (true, Some((common, multiplier)), Out::Codes(codes, None)) = (quads.is_vector(), &common, &mut *out) {
             return of_one(conv, quads, x, common, multiplier, codes);
         }
-        let added = Added::of(conv);
+        let added = Added::of(&conv.finish);
         let common = common.as_ref().map(|(common, multiplier)| (common, *multiplier, added.as_ref()));
         for row in (0..*height).step_by(band.rows) {
             let rows = band.rows.min(height - row);

@@ -120,6 +120,11 @@ fn exponent(x: f32) -> i32 {
 }
 
 impl Requantize {
+    /// The code of 0, the least and the largest of the codes in the end: the addition's where there is one.
+    pub(super) fn last(&self) -> (i32, i32, i32) {
+        self.add.map_or((self.zero_point, self.qmin, self.qmax), |add| (add.zero_point, add.qmin, add.qmax))
+    }
+
     /// The code of a sum, and what it is added to.
     #[inline(always)]
     pub(super) fn code(&self, sum: i32, filter: usize, other: Option<u8>) -> u8 {

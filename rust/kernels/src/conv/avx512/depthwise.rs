@@ -65,7 +65,7 @@ pub(in super::super) fn run(conv: &Conv2d, depthwise: &Depthwise<i8>, x: &[u8], 
     fn avx512(conv: &Conv2d, depthwise: &Depthwise<i8>, x: &[u8], out: &mut Out, scratch: &mut [u8]) {
         let mut sums = Sums([MaybeUninit::uninit(); _]);
         let [_, width, channels] = conv.out;
-        let common = if Added::of(conv).is_none() { Common::of(conv) } else { None };
+        let common = if Added::of(&conv.finish).is_none() { Common::of(conv) } else { None };
         for lane in (0..channels).step_by(LANES) {
             let piece = &Piece::new(lane, width, channels);
             let bias = for_lanes(piece, &conv.finish.bias);

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::super::finish::{AddCodes, Finish, Requantize, Rule};
+use super::super::finish::{Finish, Requantize, Rule};
 use super::super::{Conv2d, Out, To, avx2};
 use super::{LANES, ROW};
 
@@ -25,7 +25,8 @@ pub(super) fn finish(
     let end = first + (rows - 1) * filters + count;
     assert!(rows * ROW <= sums.len() && (1..=LANES).contains(&count));
     assert!(end <= codes.len() && other.is_none_or(|other| end <= other.len()));
-    let tile = Tile { sums, rows, first, filters, count, other: *other, requantize };
+    let added = Added::of(how).zip(*other);
+    let tile = Tile { sums, rows, first, filters, count, added, requantize };
     // What is one for each filter is padded by more than a vector.
     match &requantize.rule {
         Rule::Float32(multiplier) => codes_of::<Float32>(&tile, &multiplier[filter..], codes),
@@ -46,13 +47,9 @@ impl Common {
     /// With the filters' multipliers; None where another rule holds or one of them is 1 or more.
     #[target_feature(enable = "avx512f,avx512bw")]
     pub(super) fn of(conv: &Conv2d) -> Option<(Common, &[f32])> {
-        let To::Codes(Requantize { rule: Rule::Float32(multiplier), zero_point, qmin, qmax, add }) = &conv.finish.to
-        else {
-            return None;
-        };
-        // Those of the codes in the end.
-        let (zero_point, qmin, qmax) =
-            add.map_or((*zero_point, *qmin, *qmax), |add| (add.zero_point, add.qmin, add.qmax));
+        let To::Codes(requantize) = &conv.finish.to else { return None };
+        let Rule::Float32(multiplier) = &requantize.rule else { return None };
+        let (zero_point, qmin, qmax) = requantize.last();
         // Codes below 0 are raised to bytes from 0 on, and brought back by a flip of their highest bit.
         let raise = if qmin < 0 { 128 } else { 0 };
         let byte = |code: i32| _mm512_set1_epi8((code + raise) as i8);
@@ -128,7 +125,7 @@ unsafe fn rounded(sums: [__m512i; 4], multiplier: [__m512; 4]) -> [__m512i; 4] {
     four
 }
 
-/// [`AddCodes::of`] a rounded sum and another code, both without the zero points of their sums.
+/// `AddCodes::of` a rounded sum and another code, both without the zero points of their sums.
 pub(super) struct Added {
     low: __m512i,
     high: __m512i,
@@ -141,8 +138,8 @@ pub(super) struct Added {
 impl Added {
     /// None where nothing is added.
     #[target_feature(enable = "avx512f")]
-    pub(super) fn of(conv: &Conv2d) -> Option<Added> {
-        let To::Codes(Requantize { zero_point, qmin, qmax, add: Some(add), .. }) = conv.finish.to else { return None };
+    pub(super) fn of(how: &Finish) -> Option<Added> {
+        let To::Codes(Requantize { zero_point, qmin, qmax, add: Some(add), .. }) = how.to else { return None };
         Some(Added {
             low: _mm512_set1_epi32(qmin - zero_point),
             high: _mm512_set1_epi32(qmax - zero_point),
@@ -176,32 +173,33 @@ struct Tile<'a> {
     first: usize,
     filters: usize,
     count: usize,
-    other: Option<&'a [u8]>,
+    /// What is added, and to which codes.
+    added: Option<(Added, &'a [u8])>,
     requantize: &'a Requantize,
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 fn codes_of<R: Round>(tile: &Tile, rule: &[R::Of], codes: &mut [u8]) {
-    let Requantize { zero_point, qmin, qmax, ref add, .. } = *tile.requantize;
+    let Requantize { zero_point, qmax, .. } = *tile.requantize;
+    let most = _mm512_set1_epi32(qmax - zero_point);
+    let (zero_point, qmin, qmax) = tile.requantize.last();
     let (low, high) = (_mm512_set1_epi32(qmin - zero_point), _mm512_set1_epi32(qmax - zero_point));
     let zero_point = _mm512_set1_epi32(zero_point);
     let round = R::new(rule.first_chunk().expect("padded rules"));
     let there = u16::MAX >> (LANES - tile.count);
     let mut sums = tile.sums.as_ptr();
     let mut to = codes[tile.first..].as_mut_ptr();
-    let mut other = tile.other.map_or(std::ptr::null(), |other| other[tile.first..].as_ptr());
+    let mut other = tile.added.as_ref().map_or(std::ptr::null(), |(_, other)| other[tile.first..].as_ptr());
     for _ in 0..tile.rows {
         // SAFETY: a row of sums; of the codes and what is added to them those that are there: `finish` has
         // checked that the last row's lie within. Pointers to no further row are not followed.
         unsafe {
-            let rounded = round.of(_mm512_loadu_si512(sums.cast()), high);
-            let mut code = _mm512_add_epi32(_mm512_max_epi32(rounded, low), zero_point);
-            if let (Some(add), false) = (add, other.is_null()) {
-                let others = _mm_maskz_loadu_epi8(there, other.cast());
-                let wide = if add.signed { _mm512_cvtepi8_epi32(others) } else { _mm512_cvtepu8_epi32(others) };
-                code = added(add, code, wide);
+            let mut code = round.of(_mm512_loadu_si512(sums.cast()), most);
+            if let Some((added, _)) = &tile.added {
+                code = added.to(code, _mm_maskz_loadu_epi8(there, other.cast()));
                 other = other.wrapping_add(tile.filters);
             }
+            let code = _mm512_add_epi32(_mm512_max_epi32(_mm512_min_epi32(code, high), low), zero_point);
             let bytes = _mm512_cvtepi32_epi8(code);
             if there == u16::MAX {
                 _mm_storeu_si128(to.cast(), bytes);
@@ -331,16 +329,4 @@ fn shifted(sums: __m512i, left: __m512i) -> __m512i {
     let back = _mm512_cmpeq_epi32_mask(_mm512_srav_epi32(up, left), sums);
     let far = _mm512_xor_si512(_mm512_srai_epi32(sums, 31), _mm512_set1_epi32(i32::MAX));
     _mm512_mask_blend_epi32(back, far, up)
-}
-
-/// [`AddCodes::of`].
-#[target_feature(enable = "avx512f")]
-#[inline]
-fn added(add: &AddCodes, a: __m512i, b: __m512i) -> __m512i {
-    let a = _mm512_mullo_epi32(a, _mm512_set1_epi32(add.a_multiplier));
-    let b = _mm512_mullo_epi32(b, _mm512_set1_epi32(add.b_multiplier));
-    let sum = _mm512_add_epi32(_mm512_add_epi32(a, b), _mm512_set1_epi32(add.bias));
-    let code = _mm512_sra_epi32(sum, _mm_cvtsi32_si128(add.shift as i32));
-    let code = _mm512_add_epi32(code, _mm512_set1_epi32(add.zero_point));
-    _mm512_max_epi32(_mm512_min_epi32(code, _mm512_set1_epi32(add.qmax)), _mm512_set1_epi32(add.qmin))
 }
