@@ -98,6 +98,8 @@ pub(super) struct Depthwise<W> {
     pub phases: usize,
     /// Whether entries are used as they are made.
     pub direct: bool,
+    /// Elements of a row that stands for those around the image, where entries are used as they are made.
+    pub border: usize,
     /// Rows between the entries of a band's rows, and entries of a row.
     pub step: usize,
     pub columns: usize,
@@ -121,7 +123,7 @@ pub(super) struct Depthwise<W> {
 impl<W: Element> Depthwise<W> {
     /// None where a weight does not fit without its zero point.
     pub(super) fn new(shape: &Shape, out: [usize; 3], weight: Weight, fold: usize) -> Result<Option<Depthwise<W>>> {
-        let Shape { input: [_, _, channels], kernel: [kh, kw], stride, dilation, .. } = *shape;
+        let Shape { input: [_, image_width, channels], kernel: [kh, kw], stride, dilation, padding, .. } = *shape;
         let lanes = fold * channels;
         let width = (out[1] / fold).div_ceil(W::segments(lanes));
         // A kernel of one row has its taps together along the row.
@@ -144,7 +146,11 @@ impl<W: Element> Depthwise<W> {
         for phase in 0..phases {
             for (tap, (i, j)) in all_taps.clone().enumerate() {
                 for (lane, side) in (0..lanes).flat_map(|lane| (0..W::TAPS).map(move |side| (lane, side))) {
-                    let (row, column) = if along { (0, W::TAPS * j + side) } else { (W::TAPS * i + side, j) };
+                    let [row, column] = match (along, direct) {
+                        (true, _) => [0, W::TAPS * j + side],
+                        (_, true) => direct_tap(stride[1], j, side),
+                        _ => [W::TAPS * i + side, j],
+                    };
                     let Some(row) = row.checked_sub(phase).filter(|&row| row < kh && column < kw) else { continue };
                     let value = weight.kind.value(weight.codes[(lane % channels * kh + row) * kw + column]);
                     let Some(value) = W::fit(value) else { return Ok(None) };
@@ -164,6 +170,7 @@ impl<W: Element> Depthwise<W> {
             width,
             phases,
             direct,
+            border: if kh == 3 && padding[0] == [0; 2] { 0 } else { image_width * channels },
             step,
             columns,
             apart: if along { [0, dilation[1]] } else { [dilation[0], 0] },
@@ -198,13 +205,23 @@ impl<W: Element> Depthwise<W> {
         self.weights.at((lane / W::LANES * self.phases + row % self.phases) * len, len)
     }
 
-    /// Elements of scratch memory.
+    /// Elements of scratch memory: a band's, or a border's.
     pub(super) fn len(&self) -> usize {
-        if self.direct { 0 } else { self.entry_rows(self.rows) * self.columns * W::ENTRY }
+        if self.direct { self.border } else { self.entry_rows(self.rows) * self.columns * W::ENTRY }
     }
 
     pub(super) fn bytes(&self) -> usize {
         self.weights.size() + size_of_val(&self.taps[..])
+    }
+}
+
+/// Where entries are used as they are made: one is a column of a window. Where windows are two columns apart, one
+/// is two columns of two rows, so that neighbours share it, and the third is of the third row.
+fn direct_tap(step: usize, entry: usize, side: usize) -> [usize; 2] {
+    match (step, entry) {
+        (1, _) => [side, entry],
+        (_, 2) => [2, side],
+        _ => [side / 2, 2 * entry + side % 2],
     }
 }
 

@@ -91,8 +91,9 @@ prop_compose! {
         let channels = if depthwise && wide { channels + 60 } else { channels };
         let (groups, depth, per_group) = if depthwise { (channels, 1, 1) } else { (groups, depth, per_group) };
         let padding = if padded { padding } else { [[0; 2]; 2] };
-        // Windows of 3×3, side by side, of enough channels to be transformed.
-        let (kernel, stride, dilation) = if square { ([3; 2], [1; 2], [1; 2]) } else { (kernel, stride, dilation) };
+        // Windows of 3×3, side by side, of enough channels to be transformed, or depthwise ones.
+        let (kernel, dilation) = if square { ([3; 2], [1; 2]) } else { (kernel, dilation) };
+        let stride = if square && !depthwise { [1; 2] } else { stride };
         let (groups, depth, per_group) =
             if square && !depthwise { (1, depth + channels / 2, per_group + 7) } else { (groups, depth, per_group) };
         let size = |axis: usize| {
@@ -290,7 +291,7 @@ fn plain(input: [usize; 3], filters: usize, kernel: usize) -> Shape {
     Shape { input, filters, kernel: [kernel; 2], stride: [1; 2], dilation: [1; 2], padding: [[0; 2]; 2], groups: 1 }
 }
 
-/// Images and weights of many bands, also where a band is of the image itself.
+/// Images and weights of many bands or blocks of rows, also where a band is of the image itself.
 #[test]
 fn many_bands_are_the_book() {
     let shapes = [
@@ -298,6 +299,7 @@ fn many_bands_are_the_book() {
         Shape { stride: [2, 3], ..plain([60, 50, 16], 70, 1) },
         Shape { padding: [[1; 2]; 2], ..plain([40, 30, 32], 33, 3) },
         plain([11, 11, 512], 150, 3),
+        Shape { stride: [2; 2], padding: [[0, 1]; 2], groups: 100, ..plain([60, 60, 100], 100, 3) },
     ];
     for (shape, signed) in shapes.iter().flat_map(|shape| [(shape, false), (shape, true)]) {
         let (x, input) = (bytes(shape.input.iter().product(), 1), Kind { signed, zero_point: 3 });
@@ -317,7 +319,8 @@ fn many_bands_are_the_book() {
 /// Depthwise rows of many tiles and blocks, of channels that fill a vector and that do not.
 #[test]
 fn wide_depthwise_rows_are_the_book() {
-    let forms = [([3, 3], 1), ([3, 3], 2), ([2, 3], 1), ([5, 5], 1), ([5, 5], 2), ([1, 5], 1), ([4, 1], 1)];
+    let forms =
+        [([3, 3], 1), ([3, 3], 2), ([2, 3], 1), ([2, 3], 2), ([5, 5], 1), ([5, 5], 2), ([1, 5], 1), ([4, 1], 1)];
     for (i, width) in [1, 3, 5, 24, 29, 47, 53, 97].into_iter().enumerate() {
         for (j, channels) in [9, 16, 17, 33, 64, 65, 100, 144].into_iter().enumerate() {
             let (kernel, stride) = forms[(i + j) % forms.len()];

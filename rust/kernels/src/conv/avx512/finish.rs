@@ -41,6 +41,9 @@ pub(super) struct Common {
     low: __m512i,
     high: __m512i,
     flip: __m512i,
+    /// Whether there are bytes that are no codes, and whether codes are raised.
+    clamps: bool,
+    raised: bool,
 }
 
 impl Common {
@@ -58,6 +61,8 @@ impl Common {
             low: byte(qmin),
             high: byte(qmax),
             flip: _mm512_set1_epi8(raise as u8 as i8),
+            clamps: (qmin + raise, qmax + raise) != (0, 255),
+            raised: raise != 0,
         };
         conv.below_one.then_some((common, &multiplier[..]))
     }
@@ -104,7 +109,9 @@ impl Common {
             let ab = _mm512_adds_epi16(_mm512_packs_epi32(four[0], four[1]), self.zero_point);
             let cd = _mm512_adds_epi16(_mm512_packs_epi32(four[2], four[3]), self.zero_point);
             let bytes = _mm512_packus_epi16(ab, cd);
-            _mm512_xor_si512(_mm512_min_epu8(_mm512_max_epu8(bytes, self.low), self.high), self.flip)
+            // Branches that are as their layer has them take no vector's place.
+            let bytes = if self.clamps { _mm512_min_epu8(_mm512_max_epu8(bytes, self.low), self.high) } else { bytes };
+            if self.raised { _mm512_xor_si512(bytes, self.flip) } else { bytes }
         }
     }
 }
