@@ -14,8 +14,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from lowbit.integer import graph as g
+from tflite_file import Operator, Tensor, made
 
 TINY, MOBILENET = "mlperf_tiny", "mobilenet_v1_imagenet_quant"
+OPTIONS = {
+    "CONV_2D": "Conv2DOptions",
+    "DEPTHWISE_CONV_2D": "DepthwiseConv2DOptions",
+    "AVERAGE_POOL_2D": "Pool2DOptions",
+    "RESHAPE": "ReshapeOptions",
+    "SOFTMAX": "SoftmaxOptions",
+}
 INT8 = ("resnet8_int8", "dscnn_kws_int8", "mobilenetv1_vww_int8", "autoencoder_ad_int8", "streaming_wakeword_int8")
 
 
@@ -81,6 +89,37 @@ def network(folder: str, name: str) -> g.Graph:
     operations = tuple(operation(op) for op in described["ops"])
     outputs = tuple(tensor(index).name for index in described["outputs"])
     return g.Graph(tensors, constants, operations, inputs, outputs)
+
+
+def file(folder: str, name: str) -> bytes:
+    """The same network as a .tflite file: the stored one, or one that is written from the description."""
+    if folder == TINY:
+        return find(folder, f"{name}.tflite").read_bytes()
+    described = json.loads(find(folder, f"{name}.json").read_text(encoding="utf-8"))
+    with np.load(find(folder, f"{name}.npz")) as archive:
+        arrays = dict(archive)
+    tensors, at = [], {}
+    for i, t in enumerate(described["tensors"]):
+        at[t["idx"]] = i
+        scale, zero_point = (t["scale"], t["zero_point"]) if t["n_scales"] == 1 else ((), ())
+        data = arrays[f"t{t['idx']}"] if t["const"] else None
+        tensors.append(Tensor(tuple(t["shape"]), t["dtype"], scale, zero_point, data, t["quant_dim"], t["name"]))
+    operators = []
+    for op in described["ops"]:
+        kind, attrs = op["op"], op["attrs"]
+        options = dict(zip(("StrideH", "StrideW"), attrs.get("stride", ()), strict=False))
+        options |= dict(zip(("FilterHeight", "FilterWidth"), attrs.get("filter", ()), strict=False))
+        if "padding" in attrs:
+            options["Padding"] = ("SAME", "VALID").index(attrs["padding"])
+            options["FusedActivationFunction"] = {"NONE": 0, "RELU": 1, "RELU6": 3}[attrs["act"]]
+        if "mult" in attrs:
+            options["DepthMultiplier"] = attrs["mult"]
+        if kind == "SOFTMAX":
+            options["Beta"] = 1.0
+        operators.append(
+            Operator(kind, [at[i] for i in op["inputs"]], [at[i] for i in op["outputs"]], OPTIONS[kind], options)
+        )
+    return made(tensors, operators, *([at[i] for i in described[ends]] for ends in ("inputs", "outputs")))
 
 
 def by_output(depthwise: np.ndarray) -> np.ndarray:

@@ -369,14 +369,25 @@ def litert(model: bytes, inputs: dict[str, np.ndarray], resolver: str = "AUTO") 
     return np.array(outputs)
 
 
-@pytest.mark.parametrize("name", stored.INT8)
-def test_networks_beside_litert(name):
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        *((stored.TINY, name) for name in stored.INT8),
+        *((stored.MOBILENET, f"mobilenet_v1_{size}_quant") for size in ("0.25_128", "0.5_160")),
+    ],
+)
+def test_networks_beside_litert(folder, name, tmp_path):
+    """1,000 random inputs as they are planned, and some by the definition."""
     pytest.importorskip("tflite", reason="tflite is not installed")
-    path = stored.find(stored.TINY, f"{name}.tflite")
+    path = tmp_path / f"{name}.tflite"
+    path.write_bytes(stored.file(folder, name))
     net = from_tflite(path)
     (entry,) = (net.tensors[name] for name in net.inputs)
-    x = codes(rng_of(7), (50, *entry.shape), np.int8)
-    assert same(batched(net, x), litert(path.read_bytes(), {entry.name: x}))
+    x = codes(rng_of(7), (1000, *entry.shape), np.dtype(entry.dtype))
+    expected = litert(path.read_bytes(), {entry.name: x})
+    assert same(net.plan()(x), expected)
+    n = 50 if folder == stored.TINY else 5
+    assert same(batched(net, x[:n], 5), expected[:n])
 
 
 def codes_of(dtype: str, code: int) -> int:
