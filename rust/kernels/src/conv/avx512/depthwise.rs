@@ -103,7 +103,9 @@ struct Seen<'a> {
     border: &'a [u8],
     image: [usize; 3],
     left: usize,
-    lane: usize,
+    /// Bytes of a row, and from its first column, counted with the padding, to the image's.
+    pitch: usize,
+    before: usize,
     /// Where each row's first column is, counted with the padding.
     from: [*const u8; 3],
     /// Columns from the first segment's to each other's, and bytes.
@@ -127,13 +129,14 @@ impl<'a> Seen<'a> {
         let image @ [_, width, channels] = conv.shape.input;
         let apart = piece.starts.map(|start| start * conv.shape.stride[1]);
         let more = (width * channels).checked_sub(piece.lane + piece.room());
-        let flip = Quads::flip(conv.input) as i8;
+        let (left, flip) = (conv.shape.padding[1][0], Quads::flip(conv.input) as i8);
         Seen {
             x,
             border,
             image,
-            left: conv.shape.padding[1][0],
-            lane: piece.lane,
+            left,
+            pitch: width * channels,
+            before: (left * channels).wrapping_sub(piece.lane),
             from: [x.as_ptr(); 3],
             apart,
             bytes_apart: apart.map(|columns| columns * channels),
@@ -148,12 +151,12 @@ impl<'a> Seen<'a> {
     /// To what a row of windows sees.
     #[inline(always)]
     fn go_to(&mut self, shape: &Shape, row: usize) {
-        let [height, width, channels] = self.image;
+        let first = row.wrapping_mul(shape.stride[0]).wrapping_sub(shape.padding[0][0]);
         for tap in 0..3 {
-            let row = (row * shape.stride[0] + tap * shape.dilation[0]).wrapping_sub(shape.padding[0][0]);
-            let row = if row < height { &self.x[row * width * channels..] } else { self.border };
-            self.from[tap] =
-                row[..width * channels].as_ptr().wrapping_add(self.lane).wrapping_sub(self.left * channels);
+            let row = first.wrapping_add(tap * shape.dilation[0]);
+            let there = row < self.image[0];
+            let row = if there { &self.x[row.wrapping_mul(self.pitch)..] } else { self.border };
+            self.from[tap] = row[..self.pitch].as_ptr().wrapping_sub(self.before);
         }
     }
 
@@ -437,10 +440,10 @@ enum Results<'a, 'b> {
 
 impl Results<'_, '_> {
     /// Where a row's codes of the piece begin, if they are by the common rule.
-    fn codes(&mut self, row: usize, width: usize) -> *mut u8 {
+    fn codes(&mut self, row: usize) -> *mut u8 {
         match self {
             Results::Codes(codes, rounding) => {
-                let row = &mut codes[row * width * rounding.channels..][..width * rounding.channels];
+                let row = &mut codes[row.wrapping_mul(rounding.pitch)..][..rounding.pitch];
                 row[rounding.lane..].as_mut_ptr()
             }
             Results::Others(..) => std::ptr::null_mut(),
@@ -453,7 +456,8 @@ struct Rounding<'a> {
     common: &'a Common,
     /// In the order of entries.
     multiplier: [__m512; 4],
-    /// Codes from one pixel to the next, and from the row's first to each segment's.
+    /// Codes of a row, from one pixel to the next, and from the row's first to each segment's.
+    pitch: usize,
     channels: usize,
     starts: [usize; 4],
     lane: usize,
@@ -471,7 +475,8 @@ impl<'a> Rounding<'a> {
             multiplier[v] = _mm512_castsi512_ps(of_lanes[v]);
         }
         let (starts, full) = (piece.starts.map(|start| start * channels), piece.count == piece.room());
-        Rounding { common, multiplier, channels, starts, lane: piece.lane, full, mask: piece.mask() }
+        let pitch = piece.width * channels;
+        Rounding { common, multiplier, pitch, channels, starts, lane: piece.lane, full, mask: piece.mask() }
     }
 
     /// The codes of S windows.
@@ -557,7 +562,7 @@ impl Windows<'_> {
         let mut seen = Seen::new(self, x, border);
         for row in rows {
             seen.go_to(&self.conv.shape, row);
-            let codes = to.codes(row, self.piece.width);
+            let codes = to.codes(row);
             let mut put = |sums, window: usize| match to {
                 // SAFETY: S are the piece's segments.
                 Results::Codes(_, rounding) if CODES => unsafe {
@@ -663,7 +668,7 @@ impl Windows<'_> {
     ) {
         let step = self.depthwise.entry_step * ENTRY;
         let segment = self.piece.segment;
-        let codes = to.codes(row, self.piece.width);
+        let codes = to.codes(row);
         for from in (0..segment).step_by(PIXELS) {
             // Windows that are done again have the same sums.
             let from = from.min(segment.saturating_sub(PIXELS));
