@@ -24,7 +24,7 @@ pub(super) trait Element: Copy + Default {
     const ENTRY: usize = Self::LANES * Self::TAPS;
     /// Output vectors of a row that are few: two rows of them share no entries.
     const FEW: usize;
-    /// Whether entries of three taps side by side are used as they are made, and no band is.
+    /// Whether entries of kernels three taps wide are used as they are made, and no band is.
     const DIRECT: bool;
     /// Bytes that a band should take: rows that two bands share are made twice.
     const BAND: usize;
@@ -96,10 +96,10 @@ pub(super) struct Depthwise<W> {
     pub width: usize,
     /// Output rows that see the same entries.
     pub phases: usize,
-    /// Whether entries are used as they are made.
+    /// Whether entries are used as they are made: with the taps of [`direct_tap`], in no band.
     pub direct: bool,
     /// Elements of a row that stands for those around the image, where entries are used as they are made.
-    pub border: usize,
+    border: usize,
     /// Rows between the entries of a band's rows, and entries of a row.
     pub step: usize,
     pub columns: usize,

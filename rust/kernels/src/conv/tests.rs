@@ -300,18 +300,29 @@ fn many_bands_are_the_book() {
         Shape { padding: [[1; 2]; 2], ..plain([40, 30, 32], 33, 3) },
         plain([11, 11, 512], 150, 3),
         Shape { stride: [2; 2], padding: [[0, 1]; 2], groups: 100, ..plain([60, 60, 100], 100, 3) },
+        // Rows that no block has more than one of.
+        Shape { padding: [[1; 2]; 2], groups: 96, ..plain([4, 2800, 96], 96, 3) },
     ];
     for (shape, signed) in shapes.iter().flat_map(|shape| [(shape, false), (shape, true)]) {
         let (x, input) = (bytes(shape.input.iter().product(), 1), Kind { signed, zero_point: 3 });
         let codes = bytes(shape.filters * shape.kernel[0] * shape.kernel[1] * shape.depth(), 2);
         let (kind, bias) = (Kind { signed: true, zero_point: 0 }, vec![7; shape.filters]);
         let expected = by_the_book(shape, &x, input, &codes, kind, &bias);
+        let rule = Rule::Float32(vec![0.003; shape.filters]);
+        let requantize = Requantize { rule, zero_point: 7, qmin: 0, qmax: 255, add: None };
+        let each = expected.iter().enumerate();
+        let expected_codes: Vec<u8> = each.map(|(i, &s)| requantize.code(s, i % shape.filters, None)).collect();
+        let rounded = Finish { bias: bias.clone(), to: To::Codes(requantize) };
         for &isa in &Isa::available()[1..] {
             let finish = Finish { bias: bias.clone(), to: To::Sums };
             let conv = Conv2d::new(shape.clone(), Weight { codes: &codes, kind }, input, finish, isa).unwrap();
             let mut sums = vec![0; expected.len()];
             conv.sums(1, &x, &mut sums, &Ctl::new(1)).unwrap();
             assert!(sums == expected, "{shape:?}, {input:?}, {}", isa.name());
+            let conv = Conv2d::new(shape.clone(), Weight { codes: &codes, kind }, input, rounded.clone(), isa).unwrap();
+            let (mut scratch, mut got) = (vec![0; conv.scratch_len()], vec![0; expected.len()]);
+            conv.run(&x, Out::Codes(&mut got, None), &mut scratch).unwrap();
+            assert!(got == expected_codes, "{shape:?}, {input:?}, {}", isa.name());
         }
     }
 }
@@ -322,7 +333,7 @@ fn wide_depthwise_rows_are_the_book() {
     let forms =
         [([3, 3], 1), ([3, 3], 2), ([2, 3], 1), ([2, 3], 2), ([5, 5], 1), ([5, 5], 2), ([1, 5], 1), ([4, 1], 1)];
     for (i, width) in [1, 3, 5, 24, 29, 47, 53, 97].into_iter().enumerate() {
-        for (j, channels) in [9, 16, 17, 33, 64, 65, 100, 144].into_iter().enumerate() {
+        for (j, channels) in [9, 16, 17, 32, 33, 64, 65, 100, 144].into_iter().enumerate() {
             let (kernel, stride) = forms[(i + j) % forms.len()];
             let input = [6, width, channels];
             let padding = [[1, 2], [kernel[1] / 2, kernel[1] / 2]];

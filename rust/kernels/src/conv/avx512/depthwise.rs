@@ -103,7 +103,7 @@ struct Seen<'a> {
     border: &'a [u8],
     image: [usize; 3],
     left: usize,
-    /// Bytes of a row, and from its first column, counted with the padding, to the image's.
+    /// Bytes of a row, and from its first column, counted with the padding, to the piece's first code in the image.
     pitch: usize,
     before: usize,
     /// Where each row's first column is, counted with the padding.
@@ -164,7 +164,7 @@ impl<'a> Seen<'a> {
     /// hold something that weights of 0 multiply.
     ///
     /// # Safety
-    /// S are the piece's segments; AVX-512.
+    /// S are the piece's segments, and [`go_to`](Self::go_to) has been called; AVX-512.
     #[inline(always)]
     unsafe fn at<const S: usize>(&self, column: usize) -> [__m512i; 3] {
         let offset = column.wrapping_mul(self.image[2]);
@@ -482,7 +482,7 @@ impl<'a> Rounding<'a> {
     /// The codes of S windows.
     ///
     /// # Safety
-    /// S are the piece's segments, and `to` is a pixel of the row's first; AVX-512.
+    /// S are the piece's segments, and `to` is where the piece's codes of a window of the first segment are; AVX-512.
     #[inline(always)]
     unsafe fn put<const S: usize>(&self, sums: [__m512i; 4], to: *mut u8) {
         // SAFETY: the caller's promise; where the mask has bits there are codes.
@@ -564,14 +564,14 @@ impl Windows<'_> {
             seen.go_to(&self.conv.shape, row);
             let codes = to.codes(row);
             let mut put = |sums, window: usize| match to {
-                // SAFETY: S are the piece's segments.
+                // SAFETY: S are the piece's segments, which have such a window.
                 Results::Codes(_, rounding) if CODES => unsafe {
                     rounding.put::<S>(sums, codes.wrapping_add(window.wrapping_mul(rounding.channels)));
                 },
                 Results::Others(block, out) if !CODES => self.finished(sums, row, window, block, out),
                 _ => unreachable!("codes or not"),
             };
-            // SAFETY: S are the piece's segments.
+            // SAFETY: S are the piece's segments, and the rows are those that this one sees.
             unsafe {
                 if STEP == 1 {
                     let mut entries = seen.column::<S>(1);
@@ -743,7 +743,7 @@ impl Windows<'_> {
         match to {
             Results::Codes(_, rounding) => {
                 let to = codes.wrapping_add(window * rounding.channels);
-                // SAFETY: the segments are the piece's.
+                // SAFETY: the segments are the piece's, which have such a window.
                 unsafe {
                     match self.piece.segments {
                         1 => rounding.put::<1>(sums, to),
