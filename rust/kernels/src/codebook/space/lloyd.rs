@@ -379,7 +379,7 @@ fn lloyd<T: Real>(
                 bounds.pass(&tree, x, &codebook, &codes, &mut next, &slots, block, isa, ctl)?
             }
             None => {
-                let tree = Tree::new(&codebook, d, frame)?;
+                let tree = Tree::new(&codebook, d, frame)?.with_rough(isa)?;
                 let moved = AtomicBool::new(!guessed);
                 let tasks = Parts::new(next.chunks_mut(block));
                 ctl.for_each(tasks.len(), &|slot, task| {
@@ -445,7 +445,7 @@ fn lloyd<T: Real>(
             })?;
         }
         None => {
-            let tree = Tree::new(&codebook, d, frame)?;
+            let tree = Tree::new(&codebook, d, frame)?.with_rough(isa)?;
             let tasks = Parts::new(next.chunks_mut(block).zip(&mut squares));
             ctl.for_each(tasks.len(), &|slot, task| {
                 let (next, square) = tasks.take(task);

@@ -2,14 +2,18 @@
 //! codewords, look-up.
 //!
 //! `scalar.rs` defines which codeword is nearest, in float64; `tree.rs` rules
-//! out in float32 what cannot be, by boxes or by scans of all (`scan.rs`), so that
-//! the definition is asked about one codeword or two. `bounds.rs` remembers from one
+//! out in float32 what cannot be, by boxes or by scans of all (`scan.rs`, first in
+//! integers where a CPU is faster by them, `rough.rs`), so that the definition is asked
+//! about one codeword or two. `bounds.rs` remembers from one
 //! iteration of k-means to the next what was ruled out. Hence every result is the
 //! same bytes on every instruction set and any number of threads.
 
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod bounds;
 mod eight;
 mod lloyd;
+mod rough;
 mod scalar;
 mod scan;
 #[cfg(test)]
@@ -58,7 +62,7 @@ pub fn assign<T: Real>(
     finite("codebook", codebook, ctl)?;
     finite("x", x, ctl)?;
     let frame = Frame::of(codebook, d, ctl)?;
-    let tree = Tree::new(codebook, d, &frame)?;
+    let tree = Tree::new(codebook, d, &frame)?.with_rough(isa)?;
     let block = block(k, d);
     let slots = Slots::new(ctl, block.min(n), d, k, top)?;
     let parts = Parts::new(codes.chunks_mut(block * top).zip(distances.chunks_mut(block * top)));

@@ -44,11 +44,17 @@ impl Least {
 #[inline(always)]
 pub(super) fn turn<const D: usize>(points: &[f32], d: usize, to: &mut [Points]) {
     let d = if D > 0 { D } else { d };
-    let to = &mut to[..d];
     for (i, point) in points.chunks_exact(d).enumerate() {
-        for (to, &x) in to.iter_mut().zip(point) {
-            to.0[i / 8][i % 8] = x;
-        }
+        turn_one::<D>(point, i, to);
+    }
+}
+
+/// A point, which becomes the one at `i`.
+#[inline(always)]
+pub(super) fn turn_one<const D: usize>(point: &[f32], i: usize, to: &mut [Points]) {
+    let d = if D > 0 { D } else { point.len() };
+    for (to, &x) in to[..d].iter_mut().zip(&point[..d]) {
+        to.0[i / 8][i % 8] = x;
     }
 }
 

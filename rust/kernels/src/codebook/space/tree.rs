@@ -19,8 +19,9 @@
 //! beyond, is ruled out; the rest is asked of the definition.
 
 use super::eight::Eight;
+use super::rough::{self, Found, Pair, Rough};
 use super::scalar::{self, Real};
-use super::scan::{POINTS, Points, scan, turn};
+use super::scan::{POINTS, Points, scan, turn_one};
 use crate::Ctl;
 use crate::error::{Result, try_zeroed};
 
@@ -107,6 +108,8 @@ pub(super) struct Tree {
     pub(super) tiny: f32,
     /// Whether the bounds hold for these codewords.
     sound: bool,
+    /// For scans of all tiles, where they are faster.
+    rough: Option<Rough>,
 }
 
 /// What a search writes to; one for each thread.
@@ -119,6 +122,10 @@ pub(super) struct Scratch {
     pub(super) points: Vec<Points>,
     scanned: usize,
     tested: usize,
+    /// Points of a scan in integers, and those that it leaves to one in floats.
+    pairs: Vec<Pair>,
+    left: [u32; POINTS],
+    left_count: usize,
 }
 
 impl Scratch {
@@ -126,7 +133,9 @@ impl Scratch {
     pub(super) fn new(k: usize, d: usize, top: usize) -> Result<Scratch> {
         let mut kept: Vec<(f32, u32)> = try_zeroed(k.next_multiple_of(8))?;
         kept.clear();
-        Ok(Scratch { kept, best: try_zeroed(top)?, points: try_zeroed(d)?, scanned: 0, tested: 0 })
+        let (points, pairs) = (try_zeroed(d)?, try_zeroed(d.div_ceil(2))?);
+        let (best, left) = (try_zeroed(top)?, [0; POINTS]);
+        Ok(Scratch { kept, best, points, scanned: 0, tested: 0, pairs, left, left_count: 0 })
     }
 }
 
@@ -192,6 +201,7 @@ impl Tree {
             kappa: (11.0 * 2.2 * (d + 4) as f64 / f64::from(1 << 24)) as f32,
             tiny: (d + 1) as f32 * 1e-36,
             sound,
+            rough: None,
         };
         tree.halves.fill([f32::INFINITY; 8]);
         let empty = [[f32::INFINITY; 8], [f32::NEG_INFINITY; 8]];
@@ -226,6 +236,12 @@ impl Tree {
             tree.levels.push(boxes);
         }
         Ok(tree)
+    }
+
+    /// The same, which `isa` may scan in integers.
+    pub(super) fn with_rough(mut self, isa: crate::Isa) -> Result<Tree> {
+        self.rough = Rough::of(&self, isa)?;
+        Ok(self)
     }
 
     /// T of a point of this X², from its least score.
@@ -416,7 +432,9 @@ impl Tree {
                 continue;
             }
             let seen = i.clamp(1, PROBE);
-            let pays = SCAN_COST * s.scanned + TEST_COST * s.tested < (self.halves.len() + FINISH_COST) * seen;
+            // Tiles of a scan in integers cost half.
+            let all = if self.rough.is_some() { self.halves.len() / 2 } else { self.halves.len() };
+            let pays = SCAN_COST * s.scanned + TEST_COST * s.tested < (all + FINISH_COST) * seen;
             if i < PROBE || pays || top > 1 {
                 let mut q = Query::new(&a.placed[i * d..][..d], a.squares[i]);
                 s.best.fill(f32::INFINITY);
@@ -428,49 +446,113 @@ impl Tree {
                 let limit = q.limit;
                 self.ask(a, i, limit, s);
                 i += 1;
+            } else if let Some(rough) = &self.rough {
+                let end = n.min(i + rough::POINTS);
+                self.scan_rough::<V, T, D>(v, a, rough, i..end, s);
+                i = end;
             } else {
                 let end = n.min(i + POINTS);
-                self.scan_all::<V, T, D>(v, a, i..end, s);
+                for i in i..end {
+                    self.leave::<V, T, D>(v, a, i, s);
+                }
                 i = end;
             }
         }
+        self.scan_all::<V, T, D>(v, a, s);
     }
 
-    /// Scans all tiles for some points.
+    /// Scans all tiles for some points in integers: what these do not tell is left to floats.
     #[inline(always)]
-    fn scan_all<V: Eight, T: Real, const D: usize>(
+    fn scan_rough<V: Eight, T: Real, const D: usize>(
         &self,
         v: V,
         a: &mut Search<T>,
+        rough: &Rough,
         points: std::ops::Range<usize>,
         s: &mut Scratch,
     ) {
         let d = if D > 0 { D } else { self.d };
-        turn::<D>(&a.placed[points.start * d..points.end * d], d, &mut s.points);
+        rough.place::<D>(&a.placed[points.start * d..points.end * d], &mut s.pairs);
+        let mut found = Found::default();
+        rough.scan(&s.pairs, &mut found);
+        for (at, i) in points.enumerate() {
+            if rough.covers(a.squares[i]) {
+                let tile = found.tiles.as_flattened()[at] as usize;
+                let mut q = Query::new(&a.placed[i * d..][..d], a.squares[i]);
+                let scores = self.scores::<V, D>(v, q.x, tile);
+                q.found(self, v.least(scores));
+                if rough.least(found.others.as_flattened()[at], q.square) > q.limit {
+                    self.within::<V, T>(v, a, i, &mut q, scores, tile, s);
+                    continue;
+                }
+            }
+            self.leave::<V, T, D>(v, a, i, s);
+        }
+    }
+
+    /// Leaves a point to a scan in floats.
+    #[inline(always)]
+    fn leave<V: Eight, T: Real, const D: usize>(&self, v: V, a: &mut Search<T>, i: usize, s: &mut Scratch) {
+        s.left[s.left_count] = i as u32;
+        s.left_count += 1;
+        if s.left_count == POINTS {
+            self.scan_all::<V, T, D>(v, a, s);
+        }
+    }
+
+    /// Scans all tiles for the points that were left.
+    #[inline(always)]
+    fn scan_all<V: Eight, T: Real, const D: usize>(&self, v: V, a: &mut Search<T>, s: &mut Scratch) {
+        let d = if D > 0 { D } else { self.d };
+        let (left, count) = (s.left, std::mem::take(&mut s.left_count));
+        if count == 0 {
+            return;
+        }
+        for (at, &i) in left[..count].iter().enumerate() {
+            turn_one::<D>(&a.placed[i as usize * d..][..d], at, &mut s.points);
+        }
         let least = scan(v, self, &s.points);
-        for i in points.clone() {
+        for (at, &i) in left[..count].iter().enumerate() {
+            let i = i as usize;
             if !self.covers(a.squares[i]) {
                 self.ask_all(a, i);
                 continue;
             }
-            let (score, other, tile) = least.of(i - points.start);
+            let (score, other, tile) = least.of(at);
             let mut q = Query::new(&a.placed[i * d..][..d], a.squares[i]);
             q.found(self, score);
             let scores = self.scores::<V, D>(v, q.x, tile);
-            let near = v.le(scores, v.splat(q.limit));
-            if near.is_power_of_two() && other > q.limit {
-                let code = self.order[8 * tile + near.trailing_zeros() as usize];
-                let (x, c) = (&a.x[i * d..][..d], &a.codebook[code as usize * d..][..d]);
-                a.found[i] = (if a.distances { scalar::distance(x, c) } else { 0.0 }, code);
-                continue;
-            }
-            if near != 0 && other > q.limit {
-                self.keep(v, &mut q, scores, tile, s);
+            if other > q.limit && v.le(scores, v.splat(q.limit)) != 0 {
+                self.within::<V, T>(v, a, i, &mut q, scores, tile, s);
             } else {
                 let before = (s.scanned, s.tested);
                 self.descend::<V, D>(v, &mut q, Some(self.order[8 * tile]), s);
                 (s.scanned, s.tested) = before;
+                let limit = q.limit;
+                self.ask(a, i, limit, s);
             }
+        }
+    }
+
+    /// The nearest of a tile's codewords, where no others can be.
+    #[inline(always)]
+    fn within<V: Eight, T: Real>(
+        &self,
+        v: V,
+        a: &mut Search<T>,
+        i: usize,
+        q: &mut Query,
+        scores: V::F,
+        tile: usize,
+        s: &mut Scratch,
+    ) {
+        let near = v.le(scores, v.splat(q.limit));
+        if near.is_power_of_two() {
+            let code = self.order[8 * tile + near.trailing_zeros() as usize];
+            let (x, c) = (&a.x[i * self.d..][..self.d], &a.codebook[code as usize * self.d..][..self.d]);
+            a.found[i] = (if a.distances { scalar::distance(x, c) } else { 0.0 }, code);
+        } else {
+            self.keep(v, q, scores, tile, s);
             let limit = q.limit;
             self.ask(a, i, limit, s);
         }
