@@ -122,9 +122,9 @@ pub(super) struct Scratch {
     pub(super) points: Vec<Points>,
     scanned: usize,
     tested: usize,
-    /// Points of a scan in integers, and those that it leaves to one in floats.
+    /// Points of a scan in integers, and those that are left to one in floats.
     pairs: Vec<Pair>,
-    left: [u32; POINTS],
+    left: [u32; POINTS + rough::POINTS],
     left_count: usize,
 }
 
@@ -134,8 +134,15 @@ impl Scratch {
         let mut kept: Vec<(f32, u32)> = try_zeroed(k.next_multiple_of(8))?;
         kept.clear();
         let (points, pairs) = (try_zeroed(d)?, try_zeroed(d.div_ceil(2))?);
-        let (best, left) = (try_zeroed(top)?, [0; POINTS]);
+        let (best, left) = (try_zeroed(top)?, [0; _]);
         Ok(Scratch { kept, best, points, scanned: 0, tested: 0, pairs, left, left_count: 0 })
+    }
+
+    /// Leaves a point to a scan in floats.
+    #[inline(always)]
+    fn leave(&mut self, i: usize) {
+        self.left[self.left_count] = i as u32;
+        self.left_count += 1;
     }
 }
 
@@ -425,7 +432,14 @@ impl Tree {
         let d = self.d;
         (s.scanned, s.tested) = (0, 0);
         let mut i = 0;
-        while i < n {
+        loop {
+            if s.left_count >= POINTS || i == n {
+                if s.left_count == 0 {
+                    break;
+                }
+                self.scan_all::<V, T, D>(v, a, s);
+                continue;
+            }
             if !self.covers(a.squares[i]) {
                 self.ask_all(a, i);
                 i += 1;
@@ -451,14 +465,10 @@ impl Tree {
                 self.scan_rough::<V, T, D>(v, a, rough, i..end, s);
                 i = end;
             } else {
-                let end = n.min(i + POINTS);
-                for i in i..end {
-                    self.leave::<V, T, D>(v, a, i, s);
-                }
-                i = end;
+                s.leave(i);
+                i += 1;
             }
         }
-        self.scan_all::<V, T, D>(v, a, s);
     }
 
     /// Scans all tiles for some points in integers: what these do not tell is left to floats.
@@ -486,33 +496,22 @@ impl Tree {
                     continue;
                 }
             }
-            self.leave::<V, T, D>(v, a, i, s);
+            s.leave(i);
         }
     }
 
-    /// Leaves a point to a scan in floats.
-    #[inline(always)]
-    fn leave<V: Eight, T: Real, const D: usize>(&self, v: V, a: &mut Search<T>, i: usize, s: &mut Scratch) {
-        s.left[s.left_count] = i as u32;
-        s.left_count += 1;
-        if s.left_count == POINTS {
-            self.scan_all::<V, T, D>(v, a, s);
-        }
-    }
-
-    /// Scans all tiles for the points that were left.
+    /// Scans all tiles for points that were left.
     #[inline(always)]
     fn scan_all<V: Eight, T: Real, const D: usize>(&self, v: V, a: &mut Search<T>, s: &mut Scratch) {
         let d = if D > 0 { D } else { self.d };
-        let (left, count) = (s.left, std::mem::take(&mut s.left_count));
-        if count == 0 {
-            return;
-        }
-        for (at, &i) in left[..count].iter().enumerate() {
+        let (left, count) = (s.left, s.left_count.min(POINTS));
+        s.left_count -= count;
+        let left = &left[s.left_count..][..count];
+        for (at, &i) in left.iter().enumerate() {
             turn_one::<D>(&a.placed[i as usize * d..][..d], at, &mut s.points);
         }
         let least = scan(v, self, &s.points);
-        for (at, &i) in left[..count].iter().enumerate() {
+        for (at, &i) in left.iter().enumerate() {
             let i = i as usize;
             if !self.covers(a.squares[i]) {
                 self.ask_all(a, i);
