@@ -1,6 +1,7 @@
-"""Integer networks whole: MLPerf Tiny's beside LiteRT, ResNet-20 beside torch, onnxruntime and OpenVINO.
+"""Integer networks whole: MLPerf Tiny's and MobileNets beside LiteRT, ResNet-20 beside torch, onnxruntime, OpenVINO.
 
-    python benches/bench_integer.py --data FOLDER      FOLDER/mlperf_tiny, resnet_cifar10, cifar10; or LOWBIT_DATA=FOLDER
+    python benches/bench_integer.py --data FOLDER      FOLDER/mlperf_tiny, mobilenet_v1_imagenet_quant,
+                                                       resnet_cifar10, cifar10; or LOWBIT_DATA=FOLDER
     python benches/bench_integer.py --only resnet
     pytest benches/bench_integer.py --benchmark-only   a table of times
 
@@ -18,6 +19,7 @@ import contextlib
 import json
 import os
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable
 from functools import cache, partial
@@ -34,6 +36,9 @@ from limits import Skip
 from lowbit.integer import from_tflite
 from measure import Spread, clock_for, cpu_name, interleave, settle, table
 
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
+import stored
+
 #: The .tflite files: the shape of a sample, and multiplications of convolutions and linear layers.
 TINY = {
     "resnet8_int8": ((32, 32, 3), 12_501_632),
@@ -41,6 +46,12 @@ TINY = {
     "mobilenetv1_vww_int8": ((96, 96, 3), 7_489_664),
     "autoencoder_ad_int8": ((640,), 264_192),
     "streaming_wakeword_int8": ((30, 1, 40), 826_368),
+}
+
+#: The MobileNet-V1s of uint8, which are stored otherwise, likewise.
+MOBILENET = {
+    "mobilenet_v1_0.25_128_quant": ((128, 128, 3), 13_570_304),
+    "mobilenet_v1_0.5_160_quant": ((160, 160, 3), 76_525_312),
 }
 
 #: Multiplications of ResNet-20's convolutions, an image.
@@ -79,8 +90,9 @@ def ours(path: Path) -> Callable[[np.ndarray], np.ndarray]:
 
 def codes(path: Path, count: int = 1) -> np.ndarray:
     """Random samples as codes, (count, 1, ...)."""
-    shape, _ = TINY[path.stem]
-    return np.random.default_rng(0).integers(-128, 128, (count, 1, *shape), dtype=np.int8)
+    shape, _ = (TINY | MOBILENET)[path.stem]
+    info = np.iinfo(np.int8 if path.stem in TINY else np.uint8)
+    return np.random.default_rng(0).integers(info.min, info.max + 1, (count, 1, *shape), dtype=info.dtype)
 
 
 def tiny(path: Path, rounds: int) -> dict[str, Any]:
@@ -88,7 +100,7 @@ def tiny(path: Path, rounds: int) -> dict[str, Any]:
     net, (invoke, call) = ours(path), litert(path)
     inputs = codes(path, 1000)
     x = inputs[0]
-    _, macs = TINY[path.stem]
+    _, macs = (TINY | MOBILENET)[path.stem]
     loop, times = limits.limit(lowbit.isa(), 2 * macs)
     fs = {"lowbit": lambda: net(x), "invoke": invoke, "set, invoke, get": lambda: call(x)}
     timing = interleave({**loop, **fs}, rounds, at_least=5e-3, clock=clock_for(1), warm=True)
@@ -101,6 +113,16 @@ def tiny(path: Path, rounds: int) -> dict[str, Any]:
         "share": timing.share("lowbit", loop, times) if loop else None,
         "share LiteRT": timing.share("invoke", loop, times) if loop else None,
     }
+
+
+def mobilenets(data: str | None, to: Path) -> list[Path]:
+    """Writes the MobileNet-V1s as .tflite files."""
+    root = folder(data, stored.MOBILENET).parent
+    os.environ["LOWBIT_DATA"] = str(root)
+    paths = [to / f"{name}.tflite" for name in MOBILENET]
+    for path in paths:
+        path.write_bytes(stored.file(stored.MOBILENET, path.stem))
+    return paths
 
 
 # --- ResNet-20 ---
@@ -266,8 +288,11 @@ def main() -> None:
         say("Held to AVX2: lowbit, torch, oneDNN. LiteRT and onnxruntime choose for themselves.")
     try:
         if "tiny" in args.only:
-            rows = told["tiny"] = [tiny(folder(args.data, "mlperf_tiny", f"{m}.tflite"), rounds) for m in TINY]
-            say("\nMLPerf Tiny, one sample, codes to codes; same: of 1,000 random inputs, outputs equal to LiteRT's\n")
+            paths = [folder(args.data, "mlperf_tiny", f"{m}.tflite") for m in TINY]
+            with tempfile.TemporaryDirectory() as made:
+                paths += mobilenets(args.data, Path(made))
+                rows = told["tiny"] = [tiny(path, rounds) for path in paths]
+            say("\nOne sample, codes to codes; same: of 1,000 random inputs, outputs equal to LiteRT's\n")
             names = ["lowbit", "invoke", "set, invoke, get"]
             head = ["model", *(f"{n}, us" for n in names), "vs invoke", "vs set, invoke, get", "share of limit"]
             say(table([*head, "LiteRT's", "same"], [
