@@ -2,88 +2,152 @@
 //! can be, so that an iteration scans the tiles that may hold the nearest one
 //! and passes over the others (Elkan 2003 with groups: Ding et al. 2015).
 //!
-//! With the errors of `tree.rs`, a tile whose least computed score is s has no
-//! codeword nearer than `L = √(X² + 2 s - 2.5 κ (X² + |s|))`. When codewords
-//! move, by at most Δ in this tile, `L - Δ` holds; so that a pass need not write
-//! it, `L + D` is kept, where D is the sum of the tile's Δ until then, and the sum
-//! until now taken off. The nearest codeword is at most `√(2 T + X²)` away, so a
-//! tile with a larger bound is out, whatever its scores. Distances here are whole
-//! numbers of a unit, up to 65,535 for all that are as far; each step is rounded so
-//! that it errs towards scanning.
+//! # What is computed, and how far it can be off
 //!
-//! A pass takes a block of points tile by tile: it lists the points that the tile
-//! may matter to, eight comparisons at a time, and scans it for eight of the list
-//! at a time. So no branch depends on a single point, until each is decided.
+//! Points and codewords are rounded to 16 bits, `g = GRID / R` units of 1 for the longest point's R: no mean of points
+//! is longer. A point and a codeword each move by at most `0.51 √d` units (a half, and float32's own), so that
+//! distances are off by at most `E = 1.02 √d`. Between what is rounded they are exact: `t = ⌈|x|²/2⌉ + s` is a whole
+//! number of at least 0, where s is the score `⌊|c|²/2⌋ - x·c`, and twice the squared distance is within 1 of `4 t`. So
+//! a codeword is at least `√(2 t) - 0.5 - E` away and at most `√(2 t) + 1 + E`, and one at most D away is nearer than
+//! all whose `2 t` is above `(D + E)² + 1`.
+//!
+//! Of each point one codeword is known, its own: that of the pass before. The lower bound of each tile speaks of its
+//! other codewords. When codewords move, by at most Δ in this tile, `L - Δ` holds; so that a pass need not write
+//! it, `L + D` is kept, where D is the sum of the tile's Δ until then, and the sum until now taken off. A tile whose
+//! bound is beyond the own codeword is out. Distances here are whole numbers of a unit, up to 65,535 for all that
+//! are as far; each step is rounded so that it errs towards scanning.
+//!
+//! A pass takes a block of points tile by tile: it lists the points that the tile may matter to, and scans it for
+//! sixteen of the list at a time. So no branch depends on a single point, but where a codeword other than the own one
+//! may be nearest: `settle` looks for it in float32.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
 use super::eight::Eight;
+use super::rough::packed;
 use super::scalar::{self, Real};
-use super::scan::{Least, POINTS, VECTORS, turn};
+use super::sixteen::{self, BLOCK, Quad, Sixteen};
 use super::tree::{Frame, Query, Scratch, Tree};
 use crate::error::{Result, checked_product, try_zeroed};
 use crate::par::Parts;
 use crate::{Ctl, Isa};
 
-/// Tiles that bounds are kept for, which a byte numbers: with more, boxes around tiles are faster, and smaller.
+/// Tiles of eight that bounds are kept for: with more, boxes around tiles are faster, and smaller.
 const MOST: usize = 256;
 /// Bytes that bounds may take.
 const ROOM: usize = 1 << 29;
-/// Points of a block: whole scans.
-const BLOCK: usize = 10 * POINTS;
-/// Places of a block, so that each byte is one; lists are filled up with the last ones.
-const PLACES: usize = 256;
-const SIXTEENS: usize = PLACES / 16;
+/// The longest point: its coordinates fit 16 bits, `GRID² (1/2 + 1)` 32.
+const GRID: f32 = 32_000.0;
 /// The distance that bounds tell apart, in those of points from their codewords.
 const RANGE: f32 = 16.0;
+/// How often E is in a distance of points from their codewords where integers tell enough apart.
+const FINE: f32 = 8.0;
+/// More than any score, as that of an empty slot; `|x|²/2` more fits 32 bits.
+const EMPTY: i32 = 1_600_000_000;
 /// What makes up for some roundings.
 const DOWN: f32 = 1.0 - 4.0 * f32::EPSILON;
 const UP: f32 = 1.0 + 4.0 * f32::EPSILON;
 
 /// The points of a k-means, and their bounds.
 pub(super) struct Bounds {
+    isa: Isa,
+    d: usize,
     /// The codeword in each slot of the trees.
     order: Vec<u32>,
+    /// Codewords of a tile here.
+    width: usize,
     tiles: usize,
-    /// Of whole blocks, and a few points of zeros.
-    placed: Vec<f32>,
-    squares: Vec<f32>,
-    /// Units of a distance.
+    /// Units of 1, in coordinates and in distances.
+    grid: f32,
     unit: f32,
+    /// Points of whole blocks, as float32, and rounded, of a block quad by quad; `⌈|x|²/2⌉` of those.
+    placed: Vec<f32>,
+    quads: Vec<Quad>,
+    squares: Vec<i32>,
+    /// The slot of each point's own codeword.
+    own: Vec<u16>,
     /// L + D of each block, tile and place.
-    lower: Vec<[u16; 16]>,
+    lower: Vec<u16>,
     /// D: how far the codewords of each tile have moved in all; none before the first pass.
     drift: Option<Vec<u16>>,
+    /// The codewords, rounded, quad by quad and slot by slot; `⌊|c|²/2⌋` of those.
+    codewords: Vec<Quad>,
+    rows: Vec<i32>,
+    halves: Vec<i32>,
 }
 
 impl Bounds {
     /// For `x`, which starts from `codebook`; `None` where bounds do not pay.
-    pub(super) fn new<T: Real>(x: &[T], codebook: &[T], d: usize, frame: &Frame, ctl: &Ctl) -> Result<Option<Bounds>> {
-        let (n, tiles) = (x.len() / d, (codebook.len() / d).div_ceil(8));
+    pub(super) fn new<T: Real>(
+        x: &[T],
+        codebook: &[T],
+        d: usize,
+        frame: &Frame,
+        isa: Isa,
+        ctl: &Ctl,
+    ) -> Result<Option<Bounds>> {
+        let n = x.len() / d;
+        let width = width(isa);
+        let tiles = (codebook.len() / d).div_ceil(width);
         let tree = Tree::new(codebook, d, frame)?;
-        let size = n.div_ceil(BLOCK).checked_mul(tiles * SIXTEENS);
-        let size = size.filter(|size| tiles <= MOST && *size <= ROOM / size_of::<[u16; 16]>() && tree.sound());
+        let (blocks, quads) = (n.div_ceil(BLOCK), d.div_ceil(8));
+        let size = (blocks * BLOCK).checked_mul(tiles);
+        let size = size.filter(|&size| tree.tile_count() <= MOST && size <= ROOM / 2 && tree.sound());
         let Some(size) = size else { return Ok(None) };
         // Who has no memory for them goes on without.
         let Ok(lower) = try_zeroed(size) else { return Ok(None) };
-        let padded = n.next_multiple_of(BLOCK) + PLACES - BLOCK;
-        let (mut placed, mut squares) = (try_zeroed(checked_product("x", &[padded, d])?)?, try_zeroed(padded)?);
-        let block = (1 << 16) / d.min(1 << 12);
-        let parts = Parts::new(placed.chunks_mut(block * d).zip(squares.chunks_mut(block)).zip(x.chunks(block * d)));
+        let padded = blocks * BLOCK;
+        let mut placed = try_zeroed(checked_product("x", &[padded, d])?)?;
+        let mut most = vec![tree.longest() * tree.longest(); blocks];
+        let parts = Parts::new(placed.chunks_mut(BLOCK * d).zip(&mut most).zip(x.chunks(BLOCK * d)));
         ctl.for_each(parts.len(), &|_, task| {
-            let ((placed, squares), x) = parts.take(task);
-            for ((x, placed), square) in x.chunks_exact(d).zip(placed.chunks_exact_mut(d)).zip(squares) {
-                *square = frame.place(x, placed);
+            let ((placed, most), x) = parts.take(task);
+            for (x, placed) in x.chunks_exact(d).zip(placed.chunks_exact_mut(d)) {
+                *most = most.max(frame.place(x, placed));
             }
         })?;
-        if squares.iter().any(|&square| !tree.covers(square)) {
+        let most = most.into_iter().fold(0.0, f32::max);
+        let typical = typical(x, codebook, d, frame);
+        let longest = most.sqrt() * UP;
+        let grid = GRID / longest;
+        // Where points are nearer than integers tell apart, floats do.
+        if !tree.covers(most) || longest <= 1e-10 || typical * grid < FINE * off(d) {
             return Ok(None);
         }
-        let unit = (f32::from(u16::MAX) / (RANGE * typical(x, codebook, d, frame))).min(1e30);
-        Ok(Some(Bounds { order: tree.order().to_vec(), tiles, placed, squares, unit, lower, drift: None }))
-    }
-
-    /// Codewords in the tiles that the bounds speak of.
-    pub(super) fn tree<T: Real>(&self, codebook: &[T], d: usize, frame: &Frame) -> Result<Tree> {
-        Tree::ordered(codebook, d, frame, Some(&self.order))
+        let (mut points, mut squares) =
+            (try_zeroed::<Quad>(checked_product("x", &[padded, quads])?)?, try_zeroed(padded)?);
+        let parts = points.chunks_mut(BLOCK * quads).zip(squares.chunks_mut(BLOCK));
+        let parts = Parts::new(parts.zip(placed.chunks(BLOCK * d)));
+        ctl.for_each(parts.len(), &|_, task| {
+            let ((to, squares), placed) = parts.take(task);
+            for (place, (x, square)) in placed.chunks_exact(d).zip(squares).enumerate() {
+                for (quad, x) in x.chunks(8).enumerate() {
+                    to[quad * BLOCK + place] = rounded(x, grid);
+                    *square += product(to[quad * BLOCK + place], to[quad * BLOCK + place]);
+                }
+                *square = (*square + 1) / 2;
+            }
+        })?;
+        let unit = (f32::from(u16::MAX) / (RANGE * typical)).min(1e30);
+        let slots = tiles * width;
+        Ok(Some(Bounds {
+            isa,
+            d,
+            order: tree.order().to_vec(),
+            width,
+            tiles,
+            grid,
+            unit,
+            placed,
+            quads: points,
+            squares,
+            own: try_zeroed(padded)?,
+            lower,
+            drift: None,
+            codewords: try_zeroed(slots * quads)?,
+            rows: try_zeroed(slots * d.div_ceil(2))?,
+            halves: try_zeroed(slots)?,
+        }))
     }
 
     /// Takes note that codewords have moved.
@@ -92,7 +156,7 @@ impl Bounds {
         for (slot, &code) in self.order.iter().enumerate() {
             let at = code as usize * d;
             let far = (frame.apart(&old[at..][..d], &new[at..][..d]) as f32 + 1e-30) * UP;
-            let most = &mut step[slot / 8];
+            let most = &mut step[slot / self.width];
             *most = most.max(far);
         }
         let mut drift = match self.drift.take() {
@@ -106,46 +170,127 @@ impl Bounds {
         Ok(())
     }
 
-    /// The nearest codeword of each point, from those of the pass before. Whether `old` and `new` differ.
+    /// The nearest codeword of each point. `codes` are those of the pass before, unless `rewrite`.
     pub(super) fn pass<T: Real>(
         &mut self,
-        tree: &Tree,
         x: &[T],
         codebook: &[T],
-        old: &[u32],
-        new: &mut [u32],
+        frame: &Frame,
+        codes: &mut [u32],
+        rewrite: bool,
         slots: &super::Slots,
-        block: usize,
-        isa: Isa,
         ctl: &Ctl,
-    ) -> Result<bool> {
-        let (d, blocks) = (tree.d(), block.div_ceil(BLOCK));
-        let moved = std::sync::atomic::AtomicBool::new(self.drift.is_none());
-        let lower = self.lower.chunks_mut(blocks * self.tiles * SIXTEENS);
-        let tasks = Parts::new(new.chunks_mut(blocks * BLOCK).zip(lower));
-        let (placed, squares, drift) = (&self.placed[..], &self.squares[..], self.drift.as_deref());
-        let unit = self.unit;
+    ) -> Result<Passed> {
+        let d = self.d;
+        let tree = Tree::ordered(codebook, d, frame, Some(&self.order))?;
+        self.take(&tree);
+        let no_drift = vec![0; self.tiles];
+        let all = All {
+            tree: &tree,
+            d,
+            tiles: self.tiles,
+            first: self.drift.is_none(),
+            drift: self.drift.as_deref().unwrap_or(&no_drift),
+            scale: self.unit / self.grid,
+            off: off(d),
+            codewords: &self.codewords,
+            rows: &self.rows,
+            halves: &self.halves,
+        };
+        let (isa, rewrite) = (self.isa, rewrite || self.drift.is_none());
+        let (moved, doubts) = (AtomicBool::new(false), AtomicUsize::new(0));
+        let quads = d.div_ceil(8);
+        // Blocks of a task.
+        let some = (super::block(codebook.len() / d, d) / BLOCK).max(1);
+        let of_blocks = self.lower.chunks_mut(some * BLOCK * self.tiles).zip(self.own.chunks_mut(some * BLOCK));
+        let tasks = Parts::new(codes.chunks_mut(some * BLOCK).zip(of_blocks));
+        let (placed, squares, points) = (&self.placed[..], &self.squares[..], &self.quads[..]);
         ctl.for_each(tasks.len(), &|slot, task| {
-            let (new, lower) = tasks.take(task);
-            let (first, n) = (task * blocks * BLOCK, new.len());
-            let mut a = Pass {
-                codebook,
-                x: &x[first * d..][..n * d],
-                placed: &placed[first * d..][..(n.next_multiple_of(BLOCK) + PLACES - BLOCK) * d],
-                squares: &squares[first..][..n.next_multiple_of(BLOCK)],
-                unit,
-                drift,
-                lower,
-                old: &old[first..][..n],
-                new,
-            };
-            slots.with(slot, |slot| pass(tree, &mut a, &mut slot.scratch, isa));
-            if a.old != a.new {
-                moved.store(true, std::sync::atomic::Ordering::Relaxed);
-            }
+            let (codes, (lower, own)) = tasks.take(task);
+            slots.with(slot, |slot| {
+                for (i, codes) in codes.chunks_mut(BLOCK).enumerate() {
+                    let first = (task * some + i) * BLOCK;
+                    let mut block = Block {
+                        placed: &placed[first * d..][..BLOCK * d],
+                        squares: &squares[first..][..BLOCK],
+                        points: &points[first * quads..][..BLOCK * quads],
+                        codes,
+                        own: &mut own[i * BLOCK..][..BLOCK],
+                        lower: &mut lower[i * BLOCK * all.tiles..][..BLOCK * all.tiles],
+                        moved: false,
+                        doubts: 0,
+                        ask: &mut |place, among| {
+                            let at = first + place;
+                            let mut found = [(0.0, 0)];
+                            let codes = among.iter().map(|&(_, slot)| tree.code_of(slot));
+                            scalar::nearest(&x[at * d..][..d], codebook, codes, &mut found);
+                            tree.slot_of(found[0].1)
+                        },
+                    };
+                    pass(&all, &mut block, &mut slot.scratch, isa);
+                    if rewrite {
+                        for (code, &own) in block.codes.iter_mut().zip(block.own.iter()) {
+                            let new = tree.code_of(own.into());
+                            block.moved |= new != *code;
+                            *code = new;
+                        }
+                    }
+                    moved.fetch_or(block.moved, Relaxed);
+                    doubts.fetch_add(block.doubts, Relaxed);
+                }
+            });
         })?;
-        Ok(moved.into_inner())
+        Ok(Passed { moved: moved.into_inner(), unclear: doubts.into_inner() > x.len() / d / 4 })
     }
+
+    /// Rounds the codewords.
+    fn take(&mut self, tree: &Tree) {
+        let (d, pairs, slots) = (self.d, self.d.div_ceil(2), self.halves.len());
+        self.halves.fill(EMPTY);
+        let mut c = vec![0.0; d];
+        for slot in 0..self.order.len() {
+            for (c, row) in c.iter_mut().zip(tree.tile(slot / 8).1) {
+                *c = row[slot % 8];
+            }
+            let mut square = 0;
+            for (i, c) in c.chunks(8).enumerate() {
+                let quad = rounded(c, self.grid);
+                square += product(quad, quad);
+                self.codewords[i * slots + slot] = quad;
+                let row = &mut self.rows[slot * pairs..][..pairs][4 * i..];
+                row.iter_mut().zip(quad).for_each(|(row, quad)| *row = quad);
+            }
+            self.halves[slot] = square / 2;
+        }
+    }
+}
+
+/// What a pass was like.
+pub(super) struct Passed {
+    /// Whether a point has another codeword than before.
+    pub(super) moved: bool,
+    /// Whether integers were too coarse for many of the points: time to go on without bounds.
+    pub(super) unclear: bool,
+}
+
+/// E: what distances are off.
+fn off(d: usize) -> f32 {
+    1.02 * (d as f32).sqrt()
+}
+
+/// The sum of the products of coordinates.
+fn product(a: Quad, b: Quad) -> i32 {
+    let low = |x: i32| i32::from(x as i16);
+    a.into_iter().zip(b).fold(0, |sum, (a, b)| sum + low(a) * low(b) + (a >> 16) * (b >> 16))
+}
+
+/// Up to eight coordinates.
+fn rounded(x: &[f32], grid: f32) -> Quad {
+    let mut quad = [0; 4];
+    for (quad, x) in quad.iter_mut().zip(x.chunks(2)) {
+        *quad = packed(x[0] * grid, x.get(1).map_or(0.0, |x| x * grid));
+    }
+    quad
 }
 
 /// The median distance, as placed, of some points from their codewords.
@@ -163,321 +308,303 @@ fn typical<T: Real>(x: &[T], codebook: &[T], d: usize, frame: &Frame) -> f32 {
     *far.select_nth_unstable_by(middle, f32::total_cmp).1
 }
 
-/// A task of a pass.
-struct Pass<'a, T> {
-    codebook: &'a [T],
-    x: &'a [T],
+/// What all blocks of a pass share.
+struct All<'a> {
+    tree: &'a Tree,
+    d: usize,
+    tiles: usize,
+    /// Whether there are no bounds yet.
+    first: bool,
+    drift: &'a [u16],
+    /// What bounds count for each unit of coordinates.
+    scale: f32,
+    off: f32,
+    codewords: &'a [Quad],
+    rows: &'a [i32],
+    halves: &'a [i32],
+}
+
+/// Points of a block.
+struct Block<'a> {
     placed: &'a [f32],
-    squares: &'a [f32],
-    unit: f32,
-    drift: Option<&'a [u16]>,
-    lower: &'a mut [[u16; 16]],
-    old: &'a [u32],
-    new: &'a mut [u32],
+    squares: &'a [i32],
+    points: &'a [Quad],
+    codes: &'a mut [u32],
+    own: &'a mut [u16],
+    lower: &'a mut [u16],
+    moved: bool,
+    /// Points that were looked at in float32 and kept their codewords.
+    doubts: usize,
+    /// Which slot of some has the nearest codeword to the point at a place.
+    ask: &'a mut dyn FnMut(usize, &[(f32, u32)]) -> u32,
 }
 
-/// What is known of the points of a block.
-struct Block {
-    /// The least score so far, and its T.
-    best: [f32; PLACES],
-    limit: [f32; PLACES],
-    /// That of the tiles which do not have it.
-    other: [f32; PLACES],
-    /// The tile that has it.
-    tile: [u8; PLACES],
-    /// The lanes of that tile within the limit; 0 if not known.
-    near: [u8; PLACES],
+fn width(isa: Isa) -> usize {
+    #[cfg(target_arch = "x86_64")]
+    if isa.has_avx512() {
+        return sixteen::Avx512::TILE;
+    } else if isa.has_avx2() {
+        return sixteen::Avx2::TILE;
+    }
+    let _ = isa;
+    sixteen::Portable::TILE
 }
 
-impl Block {
-    const NEW: Block = Block {
-        best: [0.0; PLACES],
-        limit: [f32::NEG_INFINITY; PLACES],
-        other: [f32::INFINITY; PLACES],
-        tile: [0; PLACES],
-        near: [0; PLACES],
-    };
-}
-
-fn pass<T: Real>(tree: &Tree, a: &mut Pass<T>, s: &mut Scratch, isa: Isa) {
+fn pass(all: &All, block: &mut Block, s: &mut Scratch, isa: Isa) {
     #[cfg(target_arch = "x86_64")]
     {
         #[target_feature(enable = "avx2,fma,bmi1,bmi2,popcnt")]
-        fn avx2<T: Real>(tree: &Tree, a: &mut Pass<T>, s: &mut Scratch) {
+        fn avx2(all: &All, block: &mut Block, s: &mut Scratch) {
             // SAFETY: the features of this function are those that the token stands for.
-            tree.pass_any(unsafe { super::eight::Avx2::new() }, a, s);
+            all.pass(unsafe { sixteen::Avx2::new() }, block, s);
         }
-        if isa.has_avx2() {
-            // SAFETY: an Isa exists only where the CPU has it.
-            return unsafe { avx2(tree, a, s) };
+        #[target_feature(enable = "avx2,fma,bmi1,bmi2,popcnt,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+        fn avx512(all: &All, block: &mut Block, s: &mut Scratch) {
+            // SAFETY: the features of this function are those that the token stands for.
+            all.pass(unsafe { sixteen::Avx512::new() }, block, s);
+        }
+        // SAFETY: an Isa exists only where the CPU has it.
+        if isa.has_avx512() {
+            return unsafe { avx512(all, block, s) };
+        } else if isa.has_avx2() {
+            return unsafe { avx2(all, block, s) };
         }
     }
     let _ = isa;
-    tree.pass_any(super::eight::Portable, a, s);
+    all.pass(sixteen::Portable, block, s);
 }
 
-/// Numbers of the bits of a byte, the lowest first.
-const BITS: [[u8; 8]; 256] = {
-    let mut bits = [[0; 8]; 256];
-    let mut byte = 0;
-    while byte < 256 {
-        let (mut bit, mut len) = (0, 0);
-        while bit < 8 {
-            if byte >> bit & 1 == 1 {
-                bits[byte][len] = bit;
-                len += 1;
-            }
-            bit += 1;
-        }
-        byte += 1;
-    }
-    bits
-};
+/// Points of a block, as scans know them.
+struct Known {
+    /// The highest score that is not ruled out, the slot of the own codeword, `|x|²/2`.
+    quads: [Quad; BLOCK],
+    reach: [u16; BLOCK],
+    /// Bit i: tile i of 64 may hold a nearer codeword, or one as near.
+    tiles: [u64; BLOCK],
+}
 
-/// The first places of a block's eights, in each byte.
-const FIRSTS: [u64; BLOCK / 8] = {
-    let mut firsts = [0; BLOCK / 8];
-    let mut e = 0;
-    while e < firsts.len() {
-        firsts[e] = 8 * e as u64 * 0x0101_0101_0101_0101;
-        e += 1;
-    }
-    firsts
-};
+const NUMBERS: [i32; 16] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
 
-impl Tree {
+/// Sixteen places, one after the other.
+fn run(first: usize) -> [u16; 16] {
+    std::array::from_fn(|i| (first + i) as u16)
+}
+
+impl All<'_> {
     #[inline(always)]
-    fn pass_any<V: Eight, T: Real>(&self, v: V, a: &mut Pass<T>, s: &mut Scratch) {
-        match self.d() {
-            2 => self.pass_in::<V, T, 2>(v, a, s),
-            4 => self.pass_in::<V, T, 4>(v, a, s),
-            8 => self.pass_in::<V, T, 8>(v, a, s),
-            16 => self.pass_in::<V, T, 16>(v, a, s),
-            _ => self.pass_in::<V, T, 0>(v, a, s),
+    fn pass<W: Sixteen>(&self, w: W, b: &mut Block, s: &mut Scratch) {
+        match self.d.div_ceil(2) {
+            1 => self.pass_in::<W, 1>(w, b, s),
+            2 => self.pass_in::<W, 2>(w, b, s),
+            4 => self.pass_in::<W, 4>(w, b, s),
+            8 => self.pass_in::<W, 8>(w, b, s),
+            _ => self.pass_in::<W, 0>(w, b, s),
         }
     }
 
     #[inline(always)]
-    fn pass_in<V: Eight, T: Real, const D: usize>(&self, v: V, a: &mut Pass<T>, s: &mut Scratch) {
-        for first in (0..a.new.len()).step_by(BLOCK) {
-            match a.drift {
-                None => self.first_block::<V, T, D>(v, a, first, s),
-                Some(drift) => self.next_block::<V, T, D>(v, a, drift, first, s),
-            }
+    fn pass_in<W: Sixteen, const PAIRS: usize>(&self, w: W, b: &mut Block, s: &mut Scratch) {
+        let count = b.codes.len().next_multiple_of(32);
+        if self.first {
+            self.scan_all::<W, PAIRS>(w, b, count, s);
         }
-    }
-
-    /// T of some points, as [`Tree::limit`].
-    #[inline(always)]
-    fn limits<V: Eight>(&self, v: V, squares: V::F, scores: V::F) -> V::F {
-        v.add(scores, self.offs(v, squares, scores))
-    }
-
-    #[inline(always)]
-    fn offs<V: Eight>(&self, v: V, squares: V::F, scores: V::F) -> V::F {
-        let size = v.max(scores, v.sub(v.splat(0.0), scores));
-        v.add(v.mul(v.splat(self.kappa), v.add(squares, size)), v.splat(self.tiny))
-    }
-
-    /// L of the least scores of tiles.
-    #[inline(always)]
-    fn bounds<V: Eight>(&self, v: V, squares: V::F, scores: V::F) -> V::F {
-        let off = v.mul(v.splat(2.5), self.offs(v, squares, scores));
-        let inside = v.sub(v.add(squares, v.add(scores, scores)), off);
-        v.mul(v.sqrt(v.max(inside, v.splat(0.0))), v.splat(DOWN))
-    }
-
-    /// Scans all tiles for a block.
-    #[inline(always)]
-    fn first_block<V: Eight, T: Real, const D: usize>(&self, v: V, a: &mut Pass<T>, first: usize, s: &mut Scratch) {
-        let d = if D > 0 { D } else { self.d() };
-        let mut b = Block::NEW;
-        let lower = &mut a.lower[first / BLOCK * self.tile_count() * SIXTEENS..][..self.tile_count() * SIXTEENS];
-        for at in (0..BLOCK).step_by(POINTS) {
-            turn::<D>(&a.placed[(first + at) * d..][..POINTS * d], d, &mut s.points);
-            let squares = a.squares[first + at..][..POINTS].as_chunks::<8>().0;
-            let mut least = Least::none();
-            for tile in 0..self.tile_count() {
-                let (halves, rows) = self.tile(tile);
-                let lows = v.take_tile(&s.points, tile, halves, rows, &mut least);
-                let lower = lower[tile * SIXTEENS..][..SIXTEENS].as_flattened_mut();
-                for p in 0..VECTORS {
-                    let bounds = self.bounds(v, v.load(&squares[p]), v.load(&lows.0[p]));
-                    v.fixed(v.mul(bounds, v.splat(a.unit)), 0, &mut lower[at + 8 * p..][..8]);
+        let mut known = Known { quads: [[0; 4]; BLOCK], reach: [0; BLOCK], tiles: [0; BLOCK] };
+        self.know::<W, PAIRS>(w, b, count, &mut known, s);
+        let near = self.scan_near::<W, PAIRS>(w, b, count, &mut known, s);
+        for (word, mut near) in near.into_iter().enumerate() {
+            while near != 0 {
+                let place = 64 * word + near.trailing_zeros() as usize;
+                near &= near - 1;
+                if place < b.codes.len() {
+                    self.settle(w.eight(), b, place, &known, s);
                 }
             }
-            for p in 0..VECTORS {
-                let limit = self.limits(v, v.load(&squares[p]), v.load(&least.scores.0[p]));
-                v.store(limit, &mut b.limit.as_chunks_mut().0[at / 8 + p]);
-            }
-            for p in 0..POINTS {
-                let (best, other, tile) = least.of(p);
-                (b.best[at + p], b.other[at + p], b.tile[at + p]) = (best, other, tile as u8);
-            }
         }
-        self.decide::<V, T, D>(v, a, &b, first, s);
     }
 
-    /// Scans for each point the tile of its codeword, whose bound is left as it is, then those
-    /// that may hold a nearer one.
+    /// The bounds of codewords with scores, given `|x|²/2`.
     #[inline(always)]
-    fn next_block<V: Eight, T: Real, const D: usize>(
+    fn bounds<W: Sixteen>(&self, w: W, squares: W::I, scores: W::I) -> W::I {
+        w.root(w.add(squares, scores), -0.5 - self.off, self.scale * DOWN)
+    }
+
+    /// Points at some places, pair by pair.
+    #[inline(always)]
+    fn turn<'s, W: Sixteen, const PAIRS: usize>(
         &self,
-        v: V,
-        a: &mut Pass<T>,
-        drift: &[u16],
-        first: usize,
-        s: &mut Scratch,
-    ) {
-        let d = if D > 0 { D } else { self.d() };
-        let count = BLOCK.min(a.new.len() - first);
-        let lower = &mut a.lower[first / BLOCK * self.tile_count() * SIXTEENS..][..self.tile_count() * SIXTEENS];
-        let placed = &a.placed[first * d..][..PLACES * d];
-        let mut squares = [0.0; PLACES];
-        squares[..BLOCK].copy_from_slice(&a.squares[first..][..BLOCK]);
-        let mut b = Block::NEW;
-        for (tile, &code) in b.tile.iter_mut().zip(&a.old[first..][..count]) {
-            *tile = self.tile_of(code) as u8;
-        }
-        let own = b.tile;
-        let owns = own.map(u16::from);
-        let mut reach = [0; PLACES];
-        for e in 0..BLOCK / 8 {
-            let mut scores = [v.splat(0.0); 8];
-            for p in 0..8 {
-                let at = 8 * e + p;
-                scores[p] = self.scores::<V, D>(v, &placed[at * d..][..d], usize::from(own[at]));
-            }
-            let (least, square) = (v.leasts(scores), v.load(&squares.as_chunks().0[e]));
-            let limit = self.limits(v, square, least);
-            let far = v.sqrt(v.max(v.add(v.add(limit, limit), square), v.splat(0.0)));
-            v.store(limit, &mut b.limit.as_chunks_mut().0[e]);
-            v.store(least, &mut b.best.as_chunks_mut().0[e]);
-            v.fixed(v.mul(v.mul(far, v.splat(UP)), v.splat(a.unit)), 1, &mut reach[8 * e..8 * (e + 1)]);
-            for p in 0..8 {
-                b.near[8 * e + p] = v.le(scores[p], v.splat(b.limit[8 * e + p])) as u8;
-            }
-        }
-        let mut list = [0; PLACES + 8];
-        let mut whole = [0xffff; BLOCK / 16];
-        for (e, whole) in whole.iter_mut().enumerate() {
-            *whole >>= 16 - count.saturating_sub(16 * e).min(16);
-        }
-        for (tile, &drift) in drift.iter().enumerate() {
-            let lower = &mut lower[tile * SIXTEENS..][..SIXTEENS];
-            let mut len = 0;
-            let points = lower[..BLOCK / 16].iter().zip(reach.as_chunks().0).zip(owns.as_chunks().0);
-            for (e, ((lower, reach), own)) in points.enumerate() {
-                let mask = v.within(lower, drift, reach, own, tile as u16) & whole[e];
-                for (half, mask) in [mask & 255, mask >> 8].into_iter().enumerate() {
-                    // Appends without a branch. What is masked is below 256 anyway: nothing is checked.
-                    let eight = u64::from_le_bytes(BITS[mask as usize & 255]).wrapping_add(FIRSTS[2 * e + half]);
-                    list[len & 255..(len & 255) + 8].copy_from_slice(&eight.to_le_bytes());
-                    len = len.wrapping_add(mask.count_ones() as usize);
-                }
-            }
-            list[len..len + 8].fill(BLOCK as u8);
-            let lower = lower.as_flattened_mut();
-            let (halves, rows) = self.tile(tile);
-            let rows = &rows[..d];
-            for at in &list.as_chunks::<8>().0[..len.div_ceil(8)] {
-                let (mut square, mut limit) = ([0.0; 8], [0.0; 8]);
-                let mut scores = [v.load(halves); 8];
-                for half in 0..2 {
-                    let mut x = [&placed[..d]; 4];
-                    for p in 0..4 {
-                        let at = usize::from(at[4 * half + p]);
-                        x[p] = &placed[at * d..][..d];
-                        (square[4 * half + p], limit[4 * half + p]) = (squares[at], b.limit[at]);
-                    }
-                    for j in 0..d {
-                        let row = v.load(&rows[j]);
-                        for p in 0..4 {
-                            scores[4 * half + p] = v.mul_add(v.splat(x[p][j]), row, scores[4 * half + p]);
-                        }
-                    }
-                }
-                let least = v.leasts(scores);
-                let bound = self.bounds(v, v.load(&square), least);
-                let mut new = [0; 8];
-                v.fixed(v.mul(bound, v.splat(a.unit)), drift, &mut new);
-                for p in 0..8 {
-                    lower[usize::from(at[p])] = new[p];
-                }
-                let mut near = v.le(least, v.load(&limit));
-                if near != 0 {
-                    let mut lows = [0.0; 8];
-                    v.store(least, &mut lows);
-                    while near != 0 {
-                        let p = near.trailing_zeros() as usize % 8;
-                        near &= near - 1;
-                        let (low, at) = (lows[p], usize::from(at[p]));
-                        let best = b.best[at];
-                        b.other[at] = b.other[at].min(low.max(best));
-                        if low < best {
-                            (b.best[at], b.tile[at], b.near[at]) = (low, tile as u8, 0);
-                            b.limit[at] = self.limit(squares[at], low);
-                        }
-                    }
-                }
-            }
-        }
-        self.decide::<V, T, D>(v, a, &b, first, s);
-    }
-
-    /// The nearest codewords of a block's points.
-    #[inline(always)]
-    fn decide<V: Eight, T: Real, const D: usize>(
-        &self,
-        v: V,
-        a: &mut Pass<T>,
+        w: W,
         b: &Block,
-        first: usize,
-        s: &mut Scratch,
-    ) {
-        let d = if D > 0 { D } else { self.d() };
-        let count = BLOCK.min(a.new.len() - first);
-        for p in 0..count {
-            let (x, tile) = (&a.placed[(first + p) * d..][..d], usize::from(b.tile[p]));
-            let limit = b.limit[p];
-            let mut near = u32::from(b.near[p]);
-            if near == 0 {
-                near = v.le(self.scores::<V, D>(v, x, tile), v.splat(limit));
+        at: &[u16; 16],
+        to: &'s mut [[i32; 16]],
+    ) -> &'s [[i32; 16]] {
+        let to = &mut to[..if PAIRS > 0 { PAIRS } else { self.d.div_ceil(2) }];
+        for (points, to) in b.points.chunks_exact(BLOCK).zip(to.chunks_mut(4)) {
+            let quad = w.gather(points, at);
+            for (to, pair) in to.iter_mut().zip(quad) {
+                w.store(pair, to);
             }
-            if near.is_power_of_two() && b.other[p] > limit {
-                a.new[first + p] = self.code_of(8 * tile as u32 + near.trailing_zeros());
-            } else {
-                self.settle::<V, T, D>(v, a, b.best[p], first, p, s);
+        }
+        to
+    }
+
+    /// The codewords of a tile, four by four: `|c|²/2`, and the pairs of each.
+    #[inline(always)]
+    fn tile<W: Sixteen, const PAIRS: usize>(&self, tile: usize) -> impl Iterator<Item = (&[i32; 4], &[i32])> {
+        let pairs = if PAIRS > 0 { PAIRS } else { self.d.div_ceil(2) };
+        let rows = self.rows[tile * W::TILE * pairs..][..W::TILE * pairs].chunks_exact(4 * pairs);
+        self.halves[tile * W::TILE..][..W::TILE].as_chunks().0.iter().zip(rows)
+    }
+
+    /// Scans all tiles of points without bounds: their nearest codewords become their own, as integers see it.
+    #[inline(always)]
+    fn scan_all<W: Sixteen, const PAIRS: usize>(&self, w: W, b: &mut Block, count: usize, s: &mut Scratch) {
+        for first in (0..count).step_by(16) {
+            let points = self.turn::<W, PAIRS>(w, b, &run(first), &mut s.turned);
+            let squares = w.load(b.squares[first..].first_chunk().unwrap_or(&[0; 16]));
+            let (mut best, mut own) = (w.splat(i32::MAX), w.splat(0));
+            for tile in 0..self.tiles {
+                let mut least = w.splat(i32::MAX);
+                for (four, (halves, codewords)) in self.tile::<W, PAIRS>(tile).enumerate() {
+                    let scores = w.scores(halves, points, codewords);
+                    for i in 0..4 {
+                        let slot = w.splat((tile * W::TILE + 4 * four + i) as i32);
+                        own = w.where_less(scores[i], best, slot, own);
+                        best = w.min(best, scores[i]);
+                        least = w.min(least, scores[i]);
+                    }
+                }
+                let bound = self.bounds(w, squares, least);
+                b.lower[tile * BLOCK + first..][..16].copy_from_slice(&w.narrow(bound, 0));
+            }
+            b.own[first..][..16].copy_from_slice(&w.narrow(own, 0));
+        }
+    }
+
+    /// The scores of the own codewords, and what they rule out.
+    #[inline(always)]
+    fn know<W: Sixteen, const PAIRS: usize>(&self, w: W, b: &Block, count: usize, known: &mut Known, s: &mut Scratch) {
+        let slots = self.halves.len();
+        for first in (0..count).step_by(16) {
+            let (mut own, mut lanes, mut half) = ([0; 16], [0; 16], [0; 16]);
+            for i in 0..16 {
+                own[i] = b.own[first + i];
+                lanes[i] = i32::from(b.own[first + i]);
+                half[i] = self.halves[own[i] as usize];
+            }
+            let points = self.turn::<W, PAIRS>(w, b, &run(first), &mut s.turned);
+            let mut score = w.load(&half);
+            for (codewords, x) in self.codewords.chunks_exact(slots).zip(points.chunks(4)) {
+                let c = w.gather(codewords, &own);
+                for j in 0..x.len() {
+                    score = w.dot(score, w.load(&x[j]), c[j]);
+                }
+            }
+            let squares = w.load(b.squares[first..].first_chunk().unwrap_or(&[0; 16]));
+            let own = w.add(squares, score);
+            let reach = w.root(own, self.off + 1.0, self.scale * UP);
+            known.reach[first..][..16].copy_from_slice(&w.narrow(reach, 1));
+            let limit = w.half_square(own, 2.0 * self.off + 1.0);
+            let elements = [w.sub(limit, squares), w.load(&lanes), squares, w.splat(0)];
+            if let Some(quads) = known.quads[first..].first_chunk_mut() {
+                w.quads(elements, quads);
             }
         }
     }
 
-    /// Asks the definition about the codewords within the bounds.
+    /// Scans each tile for the points in reach. A bit of each place where another codeword may be nearest.
     #[inline(always)]
-    fn settle<V: Eight, T: Real, const D: usize>(
+    fn scan_near<W: Sixteen, const PAIRS: usize>(
         &self,
-        v: V,
-        a: &mut Pass<T>,
-        best: f32,
-        first: usize,
-        p: usize,
+        w: W,
+        b: &mut Block,
+        count: usize,
+        known: &mut Known,
         s: &mut Scratch,
-    ) {
-        let (d, i) = (self.d(), first + p);
-        let mut q = Query::new(&a.placed[i * d..][..d], a.squares[i]);
-        q.found(self, best);
-        let reach = ((q.reach.max(0.0).sqrt() * UP * a.unit) as u16).saturating_add(1);
-        let lower = &a.lower[first / BLOCK * self.tile_count() * SIXTEENS..][..self.tile_count() * SIXTEENS];
-        s.kept.clear();
-        for (tile, lower) in lower.chunks_exact(SIXTEENS).enumerate() {
-            if lower[p / 16][p % 16].saturating_sub(a.drift.map_or(0, |drift| drift[tile])) <= reach {
-                self.scan::<V, D>(v, &mut q, tile, s);
+    ) -> [u64; BLOCK / 64] {
+        let mut near = [0; BLOCK / 64];
+        let mut list = [0; BLOCK + 16];
+        for (tile, &drift) in self.drift.iter().enumerate() {
+            let len = w.list(&b.lower[tile * BLOCK..][..count], drift, &known.reach[..count], &mut list);
+            if len == 0 {
+                continue;
             }
+            // Whole sixteens: the last one again and again.
+            let last = list[len - 1];
+            list[len..len + 16].fill(last);
+            for at in &list.as_chunks::<16>().0[..len.div_ceil(16)] {
+                let points = self.turn::<W, PAIRS>(w, b, at, &mut s.turned);
+                let [limit, own, squares, _] = w.gather(&known.quads, at);
+                // Its place in this tile, if it is there.
+                let own = w.add(own, w.splat(-((tile * W::TILE) as i32)));
+                let mut least = w.splat(i32::MAX);
+                for (four, (halves, codewords)) in self.tile::<W, PAIRS>(tile).enumerate() {
+                    let scores = w.scores(halves, points, codewords);
+                    for i in 0..4 {
+                        least = w.min_unless(least, scores[i], own, w.splat(NUMBERS[4 * four + i]));
+                    }
+                }
+                let lower = &mut b.lower[tile * BLOCK..][..BLOCK];
+                w.scatter(self.bounds(w, squares, least), drift, at, lower);
+                let mut within = w.le(least, limit);
+                while within != 0 {
+                    let place = at[within.trailing_zeros() as usize % 16] as usize;
+                    within &= within - 1;
+                    near[place / 64] |= 1 << (place % 64);
+                    known.tiles[place] |= 1 << (tile % 64);
+                    w.fetch(&b.placed[place * self.d..]);
+                }
+            }
+        }
+        near
+    }
+
+    /// Finds the nearest codeword of a point among those in reach.
+    #[inline(always)]
+    fn settle<V: Eight>(&self, v: V, b: &mut Block, place: usize, known: &Known, s: &mut Scratch) {
+        let own = u32::from(b.own[place]);
+        let x = &b.placed[place * self.d..][..self.d];
+        let mut q = Query::new(x, x.iter().fold(0.0, |sum, x| sum + x * x));
+        s.kept.clear();
+        let first = own as usize / 8;
+        self.tree.scan::<V, 0>(v, &mut q, first, s);
+        let eights = self.halves.len() / self.tiles / 8;
+        let mut tiles = known.tiles[place];
+        while tiles != 0 {
+            for tile in (tiles.trailing_zeros() as usize..self.tiles).step_by(64) {
+                for eight in tile * eights..((tile + 1) * eights).min(self.tree.tile_count()) {
+                    if eight != first {
+                        self.tree.scan::<V, 0>(v, &mut q, eight, s);
+                    }
+                }
+            }
+            tiles &= tiles - 1;
         }
         s.kept.retain(|&(score, _)| score <= q.limit);
-        let mut found = [(0.0, 0)];
-        let among = s.kept.iter().map(|&(_, slot)| self.code_of(slot));
-        scalar::nearest(&a.x[i * d..][..d], a.codebook, among, &mut found);
-        a.new[i] = found[0].1;
+        let new = match s.kept[..] {
+            [(_, slot)] => slot,
+            _ => (b.ask)(place, &s.kept),
+        };
+        if new == own {
+            b.doubts += 1;
+        } else {
+            // The bound of the old one's tile has to speak of it now.
+            let tile = own as usize * self.tiles / self.halves.len();
+            let below = self.below(b, place, own).saturating_add(self.drift[tile]);
+            let lower = &mut b.lower[tile * BLOCK + place];
+            *lower = (*lower).min(below);
+            b.own[place] = new as u16;
+            b.codes[place] = self.tree.code_of(new);
+            b.moved = true;
+        }
+    }
+
+    /// How near the codeword in a slot can be to a point.
+    fn below(&self, b: &Block, place: usize, slot: u32) -> u16 {
+        let mut half = b.squares[place] + self.halves[slot as usize];
+        let slots = self.halves.len();
+        for (points, codewords) in b.points.chunks_exact(BLOCK).zip(self.codewords.chunks_exact(slots)) {
+            half += product(points[place], codewords[slot as usize]);
+        }
+        (((2.0 * half as f32).sqrt() - 0.5 - self.off) * (self.scale * DOWN)) as u16
     }
 }

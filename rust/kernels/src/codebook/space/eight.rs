@@ -14,9 +14,7 @@ pub(super) trait Eight: Copy {
     fn splat(self, x: f32) -> Self::F;
     fn load(self, x: &[f32; 8]) -> Self::F;
     fn store(self, x: Self::F, out: &mut [f32; 8]);
-    fn add(self, a: Self::F, b: Self::F) -> Self::F;
     fn sub(self, a: Self::F, b: Self::F) -> Self::F;
-    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
     /// `a * b + c`, rounded once or twice.
     fn mul_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     fn max(self, a: Self::F, b: Self::F) -> Self::F;
@@ -27,13 +25,6 @@ pub(super) trait Eight: Copy {
     fn le(self, a: Self::F, b: Self::F) -> u32;
     /// The least lane.
     fn least(self, a: Self::F) -> f32;
-    /// Lane i: the least lane of vector i.
-    fn leasts(self, a: [Self::F; 8]) -> Self::F;
-    fn sqrt(self, a: Self::F) -> Self::F;
-    /// `a`, at least 0, rounded down, and `b`, or 65,535 where that is less.
-    fn fixed(self, a: Self::F, b: u16, out: &mut [u16]);
-    /// Bit i: `a[i]` less `b`, or 0, is at most `c[i]`, and `d[i]` is not `e`.
-    fn within(self, a: &[u16; 16], b: u16, c: &[u16; 16], d: &[u16; 16], e: u16) -> u32;
 
     /// Takes a tile, its `|c|²/2` and -c', into the least scores of points, which are
     /// dimension by dimension. The least scores in this tile.
@@ -89,16 +80,8 @@ impl Eight for Portable {
         *out = x;
     }
     #[inline(always)]
-    fn add(self, a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
-        std::array::from_fn(|i| a[i] + b[i])
-    }
-    #[inline(always)]
     fn sub(self, a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
         std::array::from_fn(|i| a[i] - b[i])
-    }
-    #[inline(always)]
-    fn mul(self, a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
-        std::array::from_fn(|i| a[i] * b[i])
     }
     #[inline(always)]
     fn mul_add(self, a: [f32; 8], b: [f32; 8], c: [f32; 8]) -> [f32; 8] {
@@ -123,22 +106,6 @@ impl Eight for Portable {
     #[inline(always)]
     fn least(self, a: [f32; 8]) -> f32 {
         a.into_iter().fold(f32::INFINITY, |m, x| if x < m { x } else { m })
-    }
-    #[inline(always)]
-    fn leasts(self, a: [[f32; 8]; 8]) -> [f32; 8] {
-        a.map(|a| self.least(a))
-    }
-    #[inline(always)]
-    fn sqrt(self, a: [f32; 8]) -> [f32; 8] {
-        a.map(f32::sqrt)
-    }
-    #[inline(always)]
-    fn fixed(self, a: [f32; 8], b: u16, out: &mut [u16]) {
-        out.iter_mut().zip(a).for_each(|(out, a)| *out = (a as u16).saturating_add(b));
-    }
-    #[inline(always)]
-    fn within(self, a: &[u16; 16], b: u16, c: &[u16; 16], d: &[u16; 16], e: u16) -> u32 {
-        (0..16).fold(0, |mask, i| mask | u32::from(a[i].saturating_sub(b) <= c[i] && d[i] != e) << i)
     }
 }
 
@@ -181,9 +148,7 @@ mod x86 {
             splat(x: f32) -> __m256 { _mm256_set1_ps(x) }
             load(x: &[f32; 8]) -> __m256 { _mm256_loadu_ps(x.as_ptr()) }
             store(x: __m256, out: &mut [f32; 8]) { _mm256_storeu_ps(out.as_mut_ptr(), x) }
-            add(a: __m256, b: __m256) -> __m256 { _mm256_add_ps(a, b) }
             sub(a: __m256, b: __m256) -> __m256 { _mm256_sub_ps(a, b) }
-            mul(a: __m256, b: __m256) -> __m256 { _mm256_mul_ps(a, b) }
             mul_add(a: __m256, b: __m256, c: __m256) -> __m256 { _mm256_fmadd_ps(a, b, c) }
             max(a: __m256, b: __m256) -> __m256 { _mm256_max_ps(a, b) }
             min(a: __m256, b: __m256) -> __m256 { _mm256_min_ps(a, b) }
@@ -195,40 +160,6 @@ mod x86 {
                 let four = _mm_min_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
                 let two = _mm_min_ps(four, _mm_movehl_ps(four, four));
                 _mm_cvtss_f32(_mm_min_ss(two, _mm_movehdup_ps(two)))
-            }
-            leasts(a: [__m256; 8]) -> __m256 {
-                // Not closures: these would be compiled without the instruction set.
-                macro_rules! two {
-                    ($a:expr, $b:expr) => { _mm256_min_ps(_mm256_unpacklo_ps($a, $b), _mm256_unpackhi_ps($a, $b)) };
-                }
-                let pairs = [two!(a[0], a[1]), two!(a[2], a[3]), two!(a[4], a[5]), two!(a[6], a[7])];
-                macro_rules! four {
-                    ($a:expr, $b:expr) => {
-                        _mm256_min_ps(_mm256_shuffle_ps::<0x44>($a, $b), _mm256_shuffle_ps::<0xee>($a, $b))
-                    };
-                }
-                let (low, high) = (four!(pairs[0], pairs[1]), four!(pairs[2], pairs[3]));
-                _mm256_min_ps(_mm256_permute2f128_ps::<0x20>(low, high), _mm256_permute2f128_ps::<0x31>(low, high))
-            }
-            sqrt(a: __m256) -> __m256 { _mm256_sqrt_ps(a) }
-            fixed(a: __m256, b: u16, out: &mut [u16]) {
-                assert!(out.len() == 8);
-                // Below 2^31 by the first minimum.
-                let a = _mm256_cvttps_epi32(_mm256_min_ps(a, _mm256_set1_ps(65_535.0)));
-                let sum = _mm256_add_epi32(a, _mm256_set1_epi32(b.into()));
-                let words = _mm_packus_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256::<1>(sum));
-                _mm_storeu_si128(out.as_mut_ptr().cast(), words);
-            }
-            within(a: &[u16; 16], b: u16, c: &[u16; 16], d: &[u16; 16], e: u16) -> u32 {
-                let a = _mm256_loadu_si256(a.as_ptr().cast());
-                let c = _mm256_loadu_si256(c.as_ptr().cast());
-                let over = _mm256_subs_epu16(_mm256_subs_epu16(a, _mm256_set1_epi16(b as i16)), c);
-                let d = _mm256_loadu_si256(d.as_ptr().cast());
-                // `over` is not 0 there either.
-                let over = _mm256_or_si256(over, _mm256_cmpeq_epi16(d, _mm256_set1_epi16(e as i16)));
-                let within = _mm256_cmpeq_epi16(over, _mm256_setzero_si256());
-                let bytes = _mm_packs_epi16(_mm256_castsi256_si128(within), _mm256_extracti128_si256::<1>(within));
-                _mm_movemask_epi8(bytes) as u32
             }
         }
 

@@ -111,7 +111,7 @@ pub fn kmeans<T: Real>(x: &[T], d: usize, o: &Options<T>, isa: Isa, ctl: &Ctl) -
         return Ok(fit);
     }
     let frame = Frame::of(x, d, ctl)?;
-    let variance = variance(x, d, ctl)?;
+    let tol = if o.tol > 0.0 { o.tol * variance(x, d, ctl)? } else { 0.0 };
     let mut random = Random(o.seed);
     let mut best: Option<Fit<T>> = None;
     for _ in 0..o.n_init {
@@ -120,7 +120,7 @@ pub fn kmeans<T: Real>(x: &[T], d: usize, o: &Options<T>, isa: Isa, ctl: &Ctl) -
             Init::Random => random_points(x, d, o, &mut random)?,
             Init::PlusPlus => plus_plus(x, d, o, &frame, &mut random, isa, ctl)?,
         };
-        let fit = lloyd(x, d, o, start, &frame, o.tol * variance, isa, ctl)?;
+        let fit = lloyd(x, d, o, start, &frame, tol, isa, ctl)?;
         if best.as_ref().is_none_or(|best| fit.inertia < best.inertia) {
             best = Some(fit);
         }
@@ -369,14 +369,15 @@ fn lloyd<T: Real>(
     let mut sums: Vec<f64> = try_zeroed(checked_product("codebook", &[parts, k, d])?)?;
     let mut counts: Vec<f64> = try_zeroed(parts * k)?;
     let mut n_iter = 0;
-    let mut guessed = false;
-    let mut bounds = Bounds::new(x, &codebook, d, frame, ctl)?;
+    let (mut guessed, mut filled, mut coarse) = (false, false, false);
+    let mut bounds = Bounds::new(x, &codebook, d, frame, isa, ctl)?;
     while n_iter < o.max_iter {
         n_iter += 1;
         let moved = match &mut bounds {
             Some(bounds) => {
-                let tree = bounds.tree(&codebook, d, frame)?;
-                bounds.pass(&tree, x, &codebook, &codes, &mut next, &slots, block, isa, ctl)?
+                let passed = bounds.pass(x, &codebook, frame, &mut codes, filled, &slots, ctl)?;
+                coarse = passed.unclear;
+                passed.moved || !guessed
             }
             None => {
                 let tree = Tree::new(&codebook, d, frame)?.with_rough(isa)?;
@@ -397,13 +398,13 @@ fn lloyd<T: Real>(
                         moved.store(true, Relaxed);
                     }
                 })?;
+                (codes, next) = (next, codes);
                 moved.into_inner()
             }
         };
-        (codes, next) = (next, codes);
         guessed = true;
         sum_up(x, d, k, share, o.weight, &codes, &mut sums, &mut counts, isa, ctl)?;
-        let filled = fill_empty(x, d, &codebook, o.weight, &mut codes, &counts[..k]);
+        filled = fill_empty(x, d, &codebook, o.weight, &mut codes, &counts[..k]);
         if filled {
             sum_up(x, d, k, share, o.weight, &codes, &mut sums, &mut counts, isa, ctl)?;
         }
@@ -419,8 +420,10 @@ fn lloyd<T: Real>(
                 }
             }
         }
-        if let Some(bounds) = &mut bounds {
-            bounds.moved(&before, &codebook, d, frame)?;
+        match &mut bounds {
+            Some(_) if coarse => bounds = None,
+            Some(bounds) => bounds.moved(&before, &codebook, d, frame)?,
+            None => (),
         }
         if !moved && !filled {
             break;
@@ -433,9 +436,8 @@ fn lloyd<T: Real>(
     let weigh = |first: usize, i: usize, far: f64| o.weight.map_or(1.0, |w| w[first + i]) * far;
     match &mut bounds {
         Some(bounds) => {
-            let tree = bounds.tree(&codebook, d, frame)?;
-            bounds.pass(&tree, x, &codebook, &codes, &mut next, &slots, block, isa, ctl)?;
-            let tasks = Parts::new(next.chunks(block).zip(&mut squares));
+            bounds.pass(x, &codebook, frame, &mut codes, filled, &slots, ctl)?;
+            let tasks = Parts::new(codes.chunks(block).zip(&mut squares));
             ctl.for_each(tasks.len(), &|_, task| {
                 let (codes, square) = tasks.take(task);
                 let x = &x[task * block * d..][..codes.len() * d];
@@ -460,10 +462,11 @@ fn lloyd<T: Real>(
                     }
                 });
             })?;
+            codes = next;
         }
     }
     let inertia = squares.iter().sum();
-    Ok(Fit { codebook, codes: next, inertia, n_iter, n_distinct: k })
+    Ok(Fit { codebook, codes, inertia, n_iter, n_distinct: k })
 }
 
 /// The weighted sum and the weight of each codeword's points, into the first
@@ -541,17 +544,28 @@ fn sum_points_any<T: Real>(a: &mut Points<T>) {
 /// [`sum_points`] of `D` dimensions, if not 0.
 #[inline(always)]
 fn sum_points_of<T: Real, const D: usize>(a: &mut Points<T>) {
-    let d = if D > 0 { D } else { a.d };
-    for (i, (x, &code)) in a.x.chunks_exact(d).zip(a.codes).enumerate() {
+    match a.weight {
+        Some(weight) => add_points::<T, D>(a, |i| weight[i]),
         // Times 1 nothing is rounded.
-        let w = a.weight.map_or(1.0, |weight| weight[i]);
+        None => add_points::<T, D>(a, |_| 1.0),
+    }
+}
+
+#[inline(always)]
+fn add_points<T: Real, const D: usize>(a: &mut Points<T>, weight: impl Fn(usize) -> f64) {
+    let d = if D > 0 { D } else { a.d };
+    let n = a.codes.len();
+    for (i, (x, &code)) in a.x[..n * d].chunks_exact(d).zip(a.codes).enumerate() {
+        let w = weight(i);
         a.counts[code as usize] += w;
         let sums = &mut a.sums[code as usize * d..][..d];
-        // Arrays, so that they are added as vectors.
         if let (Ok(x), Ok(sums)) = (<&[T; D]>::try_from(x), <&mut [f64; D]>::try_from(&mut *sums)) {
+            // In a copy, so that they are added as vectors.
+            let mut new = *sums;
             for j in 0..D {
-                sums[j] += w * x[j].wide();
+                new[j] += w * x[j].wide();
             }
+            *sums = new;
         } else {
             for j in 0..d {
                 sums[j] += w * x[j].wide();

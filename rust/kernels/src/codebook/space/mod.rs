@@ -16,6 +16,7 @@ mod lloyd;
 mod rough;
 mod scalar;
 mod scan;
+mod sixteen;
 #[cfg(test)]
 mod tests;
 mod tree;

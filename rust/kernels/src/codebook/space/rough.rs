@@ -55,12 +55,7 @@ impl Rough {
     /// None where the bounds do not hold, or nothing has a length.
     pub(super) fn of(tree: &Tree, isa: Isa) -> Result<Option<Rough>> {
         let d = tree.d();
-        let mut longest = 0.0f32;
-        for tile in 0..tree.tile_count() {
-            for &half in tree.tile(tile).0.iter().filter(|half| half.is_finite()) {
-                longest = longest.max((2.0 * half).sqrt());
-            }
-        }
+        let longest = tree.longest();
         let grid = GRID / longest;
         if !tree.sound() || longest <= 1e-10 {
             return Ok(None);
@@ -118,7 +113,7 @@ impl Rough {
 
 /// Two numbers, rounded to 16 bits: those that remain below a large number are the integer's.
 #[inline(always)]
-fn packed(low: f32, high: f32) -> i32 {
+pub(super) fn packed(low: f32, high: f32) -> i32 {
     const LARGE: f32 = 1.5 * (1 << 23) as f32;
     ((low + LARGE).to_bits() & 0xffff | (high + LARGE).to_bits() << 16) as i32
 }

@@ -40,16 +40,7 @@ impl Least {
     }
 }
 
-/// Points, one after the other, as a scan takes them: dimension by dimension.
-#[inline(always)]
-pub(super) fn turn<const D: usize>(points: &[f32], d: usize, to: &mut [Points]) {
-    let d = if D > 0 { D } else { d };
-    for (i, point) in points.chunks_exact(d).enumerate() {
-        turn_one::<D>(point, i, to);
-    }
-}
-
-/// A point, which becomes the one at `i`.
+/// A point, which becomes the one at `i`: a scan takes them dimension by dimension.
 #[inline(always)]
 pub(super) fn turn_one<const D: usize>(point: &[f32], i: usize, to: &mut [Points]) {
     let d = if D > 0 { D } else { point.len() };
@@ -58,7 +49,7 @@ pub(super) fn turn_one<const D: usize>(point: &[f32], i: usize, to: &mut [Points
     }
 }
 
-/// The least scores of points that [`turn`] made.
+/// The least scores of points that [`turn_one`] wrote.
 #[inline(always)]
 pub(super) fn scan<V: Eight>(v: V, tree: &Tree, points: &[Points]) -> Least {
     let mut least = Least::none();

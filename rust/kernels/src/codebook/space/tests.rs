@@ -142,16 +142,110 @@ fn a_tile_is_taken_by_its_definition() {
     }
 }
 
+/// What an instruction set says of `numbers`, of whole scans in integers.
+fn sixteens<W: super::sixteen::Sixteen>(w: W, numbers: &[i32]) -> Vec<i32> {
+    use super::sixteen::BLOCK;
+    let mut told = Vec::new();
+    let mut tell = |x: W::I| {
+        let mut out = [0; 16];
+        w.store(x, &mut out);
+        told.extend(out);
+    };
+    let rows = numbers.as_chunks::<16>().0;
+    let at = std::array::from_fn(|i| (numbers[i].unsigned_abs() % 50) as u16);
+    let quads = numbers.as_chunks::<4>().0;
+    let [a, b, c, x] = [0, 1, 2, 3].map(|i| w.load(&rows[i]));
+    tell(w.add(a, b));
+    tell(w.sub(a, b));
+    tell(w.dot(a, b, c));
+    tell(w.min(a, b));
+    tell(w.min_unless(a, b, c, w.splat(rows[2][5])));
+    tell(w.where_less(a, b, c, x));
+    w.gather(quads, &at).into_iter().for_each(&mut tell);
+    let sizes = w.load(&rows[4].map(|x| x.checked_abs().unwrap_or(7)));
+    tell(w.root(sizes, -3.4, 0.9));
+    tell(w.root(sizes, 3.4, 2.5));
+    tell(w.half_square(sizes, 7.25));
+    for pairs in [1, 2, 3, 4, 5, 8, 13] {
+        w.scores(&quads[3], &rows[..pairs], &numbers[64..][..4 * pairs]).into_iter().for_each(&mut tell);
+    }
+    let mut turned = [[0; 4]; 16];
+    w.quads([a, b, c, x], &mut turned);
+    told.extend(turned.as_flattened());
+    told.push(w.le(a, b) as i32);
+    let small = w.root(sizes, 0.0, 1.5);
+    let mut places = [9; 50];
+    w.scatter(small, 30_000, &at, &mut places);
+    told.extend(w.narrow(small, 30_000).iter().chain(&places).map(|&x| i32::from(x)));
+    let halves: Vec<u16> = numbers.iter().map(|&x| x as u16 / 16).collect();
+    for (len, drift) in [(0, 5), (32, 0), (BLOCK, 0), (BLOCK, 900), (BLOCK, 65_535), (BLOCK - 64, 4095)] {
+        let mut list = [0; BLOCK + 16];
+        let listed = w.list(&halves[..len], drift, &halves[BLOCK..][..len], &mut list);
+        told.push(listed as i32);
+        told.extend(list[..listed].iter().map(|&x| i32::from(x)));
+    }
+    told
+}
+
+#[test]
+fn scans_in_integers_are_the_same_on_every_instruction_set() {
+    use super::sixteen;
+    let mut counts = (0, 0);
+    for seed in 0..200 {
+        let wide = [1.0, 3e4, 1e9][seed as usize % 3];
+        let numbers: Vec<i32> = some(1200, 3 + seed, 0.0).into_iter().map(|x| (x * wide) as i32).collect();
+        let want = sixteens(sixteen::Portable, &numbers);
+        #[cfg(target_arch = "x86_64")]
+        {
+            // SAFETY: the CPU has the instruction set.
+            if Isa::best().has_avx2() {
+                assert_eq!(sixteens(unsafe { sixteen::Avx2::new() }, &numbers), want, "AVX2, seed {seed}");
+                counts.0 += 1;
+            }
+            if Isa::best().has_avx512() {
+                assert_eq!(sixteens(unsafe { sixteen::Avx512::new() }, &numbers), want, "AVX-512, seed {seed}");
+                counts.1 += 1;
+            }
+        }
+        assert!(want.iter().any(|&x| x != want[0]));
+    }
+    println!("scans in integers: {} cases on AVX2, {} on AVX-512", counts.0, counts.1);
+}
+
+#[test]
+fn nothing_is_gathered_from_outside() {
+    use super::sixteen::{self, Sixteen};
+    fn refuses(w: impl Sixteen + std::panic::UnwindSafe) -> bool {
+        let gathered = std::panic::catch_unwind(move || {
+            w.gather(&[[0; 4]; 9], &[9; 16]);
+        });
+        let scattered = std::panic::catch_unwind(move || w.scatter(w.splat(1), 0, &[9; 16], &mut [0; 9]));
+        gathered.is_err() && scattered.is_err()
+    }
+    assert!(refuses(sixteen::Portable));
+    #[cfg(target_arch = "x86_64")]
+    {
+        // SAFETY: the CPU has the instruction set.
+        assert!(!Isa::best().has_avx2() || refuses(unsafe { sixteen::Avx2::new() }));
+        assert!(!Isa::best().has_avx512() || refuses(unsafe { sixteen::Avx512::new() }));
+    }
+}
+
 #[test]
 fn bounds_change_no_iteration() {
-    for (d, k) in [(1, 5), (2, 16), (3, 33), (8, 65), (8, 200), (2, 520), (3, 700)] {
+    for (d, k) in [(1, 5), (2, 16), (3, 33), (8, 65), (8, 200), (2, 520), (3, 700), (16, 40), (17, 30), (33, 20)] {
         // Sums of multiples of 2^-10 are exact in any order. The last block is not a whole one.
-        let x = some(6007 * d, 7, 1.0 / 1024.0);
-        let start = x[..k * d].to_vec();
-        let want = plain(&x, &start, d, 12);
-        for &isa in Isa::available() {
-            let fit = kmeans(&x, d, &options(k, Init::Given(&start)), isa, &Ctl::new(2)).unwrap();
-            assert!(fit.codebook == want.0 && fit.codes == want.1, "d {d}, k {k}, {}", isa.name());
+        let even = some(6007 * d, 7, 1.0 / 1024.0);
+        let mut outlier = even.clone();
+        outlier[..d].fill(60.0);
+        let apart: Vec<f64> = even.iter().enumerate().map(|(i, x)| x + [0.0, 30.0][i / d % 2]).collect();
+        for (what, x) in [("even", &even), ("an outlier", &outlier), ("apart", &apart)] {
+            let start = x[..k * d].to_vec();
+            let want = plain(x, &start, d, 12);
+            for &isa in Isa::available() {
+                let fit = kmeans(x, d, &options(k, Init::Given(&start)), isa, &Ctl::new(2)).unwrap();
+                assert!(fit.codebook == want.0 && fit.codes == want.1, "{what}, d {d}, k {k}, {}", isa.name());
+            }
         }
     }
 }

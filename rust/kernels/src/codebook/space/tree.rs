@@ -124,6 +124,8 @@ pub(super) struct Scratch {
     tested: usize,
     /// Points of a scan in integers, and those that are left to one in floats.
     pairs: Vec<Pair>,
+    /// Points of a scan for bounds, pair by pair.
+    pub(super) turned: Vec<[i32; 16]>,
     left: [u32; POINTS + rough::POINTS],
     left_count: usize,
 }
@@ -134,8 +136,8 @@ impl Scratch {
         let mut kept: Vec<(f32, u32)> = try_zeroed(k.next_multiple_of(8))?;
         kept.clear();
         let (points, pairs) = (try_zeroed(d)?, try_zeroed(d.div_ceil(2))?);
-        let (best, left) = (try_zeroed(top)?, [0; _]);
-        Ok(Scratch { kept, best, points, scanned: 0, tested: 0, pairs, left, left_count: 0 })
+        let (turned, best, left) = (try_zeroed(d.div_ceil(2))?, try_zeroed(top)?, [0; _]);
+        Ok(Scratch { kept, best, points, scanned: 0, tested: 0, pairs, turned, left, left_count: 0 })
     }
 
     /// Leaves a point to a scan in floats.
@@ -267,6 +269,12 @@ impl Tree {
         self.sound
     }
 
+    /// The length of the longest codeword.
+    pub(super) fn longest(&self) -> f32 {
+        let halves = self.halves.as_flattened().iter().filter(|half| half.is_finite());
+        halves.fold(0.0, |most, &half| most.max((2.0 * half).sqrt()))
+    }
+
     pub(super) fn order(&self) -> &[u32] {
         &self.order
     }
@@ -282,8 +290,8 @@ impl Tree {
     }
 
     #[inline(always)]
-    pub(super) fn tile_of(&self, code: u32) -> usize {
-        self.slot[code as usize] as usize / 8
+    pub(super) fn slot_of(&self, code: u32) -> u32 {
+        self.slot[code as usize]
     }
 
     #[inline(always)]
