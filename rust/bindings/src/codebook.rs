@@ -1,6 +1,7 @@
 //! Codebooks. `lowbit.codebook` hands over C-contiguous float32 or float64 rows and
 //! the arrays to fill; lengths are checked again by the kernel.
 
+use lowbit_kernels::Isa;
 use lowbit_kernels::codebook::{self, Code, Fit, Method, Options, Value, space};
 use numpy::{Element, PyArray1, PyArrayDyn};
 use pyo3::exceptions::{PyTypeError, PyValueError};
@@ -18,6 +19,7 @@ fn fit<T: Value + Element, C: Code + Element>(
     sample_weight: Option<&Bound<'_, PyAny>>,
     options: Options,
     codes: &Bound<'_, PyAny>,
+    isa: Isa,
 ) -> PyResult<Vec<Fit>> {
     let weights = sample_weight.map(|w| read::<f64>("sample_weight", w)).transpose()?;
     let weights = weights.as_ref().map(|w| w.as_slice()).transpose()?;
@@ -25,9 +27,9 @@ fn fit<T: Value + Element, C: Code + Element>(
     let (x, codes) = (x.as_slice()?, codes.as_slice_mut()?);
     run(py, x.len().saturating_mul(COST), Threads::default(), |ctl| {
         if rows == 1 {
-            Ok(vec![codebook::kmeans_1d(x, weights, options, codes, ctl)?])
+            Ok(vec![codebook::kmeans_1d(x, weights, options, codes, isa, ctl)?])
         } else {
-            codebook::kmeans_1d_rows(x, rows, weights, options, codes, ctl)
+            codebook::kmeans_1d_rows(x, rows, weights, options, codes, isa, ctl)
         }
     })
 }
@@ -46,7 +48,7 @@ fn kmeans_1d(
     levels: &Bound<'_, PyAny>,
     isa: Option<&str>,
 ) -> PyResult<Vec<(f64, usize)>> {
-    self::isa(isa)?; // the same arithmetic on each
+    let isa = self::isa(isa)?;
     let method = match method {
         "exact" => Method::Exact,
         "lloyd" => Method::Lloyd,
@@ -64,7 +66,7 @@ fn kmeans_1d(
         (true, c) if c.cast::<PyArrayDyn<u32>>().is_ok() => fit::<f64, u32>,
         _ => return Err(PyTypeError::new_err("codes: expected uint8, uint16 or uint32")),
     };
-    let fits = fit(py, x, rows, sample_weight, options, codes)?;
+    let fits = fit(py, x, rows, sample_weight, options, codes, isa)?;
     for (out, fit) in levels.as_slice_mut()?.chunks_mut(k).zip(&fits) {
         out.copy_from_slice(&fit.levels);
     }

@@ -27,11 +27,12 @@ fn fit<T: Number + Element>(
     let x = read::<T>("x", x)?;
     let x = x.as_slice()?;
     let work = x.len().saturating_add(rows.saturating_mul(options.n_levels)).saturating_mul(COST);
+    let isa = isa(None)?;
     run(py, work, Threads::default(), |ctl| {
         if rows == 1 {
-            Ok(vec![levels::fit(x, weights, options, ctl)?])
+            Ok(vec![levels::fit(x, weights, options, isa, ctl)?])
         } else {
-            levels::fit_rows(x, rows, weights, options, ctl)
+            levels::fit_rows(x, rows, weights, options, isa, ctl)
         }
     })
 }

@@ -30,7 +30,7 @@ use numbers::{Numbers, Scratch};
 use crate::codebook::{self, MOST, Value, levels_1d, power, times_power};
 use crate::error::bail;
 use crate::par::Parts;
-use crate::{Ctl, Result};
+use crate::{Ctl, Isa, Result};
 
 /// How levels are found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,9 +147,9 @@ pub const MOST_LEVELS: usize = 1 << 16;
 /// [`crate::Error::Value`] where `x` is empty or too long, lengths differ, `x` is not finite, a weight is
 /// negative or not finite, all are zero, the method does not make so many levels, or squares exceed float64;
 /// [`crate::Error::Interrupted`].
-pub fn fit<T: Value>(x: &[T], weights: Option<&[f64]>, options: Options, ctl: &Ctl) -> Result<Fit> {
+pub fn fit<T: Value>(x: &[T], weights: Option<&[f64]>, options: Options, isa: Isa, ctl: &Ctl) -> Result<Fit> {
     check(x.len(), weights.map(<[f64]>::len), options)?;
-    fit_with(x, weights, options, &mut Scratch::default(), ctl)
+    fit_with(x, weights, options, &mut Scratch::default(), isa, ctl)
 }
 
 fn fit_with<T: Value>(
@@ -157,12 +157,13 @@ fn fit_with<T: Value>(
     weights: Option<&[f64]>,
     options: Options,
     scratch: &mut Scratch<T>,
+    isa: Isa,
     ctl: &Ctl,
 ) -> Result<Fit> {
     let Options { n_levels, method, pin_zero } = options;
     if method == Method::Optimal {
         let options = codebook::Options { k: n_levels, pin_zero, method: codebook::Method::Exact };
-        let found = levels_1d(x, weights, options, ctl)?;
+        let found = levels_1d(x, weights, options, isa, ctl)?;
         let codebook::Fit { levels, inertia, n_distinct } = found;
         // The sum of weights may exceed float64 where their products with small squares do not.
         let shift = -weights.map_or(0, |w| power(w.iter().copied()));
@@ -181,6 +182,7 @@ pub fn fit_rows<T: Value>(
     rows: usize,
     weights: Option<&[f64]>,
     options: Options,
+    isa: Isa,
     ctl: &Ctl,
 ) -> Result<Vec<Fit>> {
     if rows == 0 || x.len() % rows != 0 {
@@ -194,7 +196,7 @@ pub fn fit_rows<T: Value>(
     let of = |row: usize| weights.map(|w| if w.len() == n { w } else { &w[row * n..][..n] });
     if n > LONG {
         // Long rows one by one, each of which asks whether to go on.
-        return x.chunks_exact(n).enumerate().map(|(row, x)| fit(x, of(row), options, ctl)).collect();
+        return x.chunks_exact(n).enumerate().map(|(row, x)| fit(x, of(row), options, isa, ctl)).collect();
     }
     let scratch: Vec<Mutex<Scratch<T>>> = (0..ctl.threads()).map(|_| Mutex::default()).collect();
     let mut fits: Vec<Option<Result<Fit>>> = (0..rows).map(|_| None).collect();
@@ -202,7 +204,7 @@ pub fn fit_rows<T: Value>(
     ctl.for_each(rows, &|slot, row| {
         let (x, out) = parts.take(row);
         let mut scratch = scratch[slot].lock().unwrap_or_else(|e| e.into_inner());
-        *out = Some(fit_with(x, of(row), options, &mut scratch, &Ctl::new(1)));
+        *out = Some(fit_with(x, of(row), options, &mut scratch, isa, &Ctl::new(1)));
     })?;
     fits.into_iter().map(|fit| fit.expect("every row ran")).collect()
 }

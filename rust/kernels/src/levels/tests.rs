@@ -84,7 +84,7 @@ proptest! {
 
     #[test]
     fn the_order_of_errors(x in prop::collection::vec(-1e3f32..1e3, 1..300), n_levels in 1usize..20, pin_zero: bool) {
-        let of = |method| fit(&x, None, Options { n_levels, method, pin_zero }, &alone()).unwrap().mse;
+        let of = |method| fit(&x, None, Options { n_levels, method, pin_zero }, Isa::best(), &alone()).unwrap().mse;
         let (optimal, lloyd) = (of(Method::Optimal), of(Method::LloydMax));
         prop_assert!(optimal <= lloyd * (1.0 + 1e-9) + 1e-20);
         for method in [Method::Uniform, Method::Laplace, Method::Gauss, Method::Quantile, Method::Pot] {
@@ -110,7 +110,8 @@ fn a_density_and_many_of_its_numbers_have_the_same_levels() {
             .collect();
         for method in [Method::LloydMax, Method::Uniform, Method::Laplace, Method::Gauss, Method::Pot, Method::Apot] {
             let exact = of_density(density, 15, method, false, &alone()).unwrap();
-            let found = fit(&x, None, Options { n_levels: 15, method, pin_zero: false }, &alone()).unwrap();
+            let found =
+                fit(&x, None, Options { n_levels: 15, method, pin_zero: false }, Isa::best(), &alone()).unwrap();
             assert!((found.mse / exact.mse - 1.0).abs() < 1e-2, "{density:?} {method:?} {} {}", found.mse, exact.mse);
         }
     }
@@ -130,9 +131,10 @@ fn rows_are_fits_one_by_one_on_any_number_of_threads() {
     let x: Vec<f32> = (0u32..9 * 100).map(|i| (i.wrapping_mul(2_654_435_761) >> 8) as f32 / 1e6 - 8.0).collect();
     for (_, method) in Method::NAMES {
         let options = Options { n_levels: 7, method, pin_zero: true };
-        let one_by_one: Vec<Fit> = x.chunks(100).map(|x| fit(x, None, options, &alone()).unwrap()).collect();
+        let one_by_one: Vec<Fit> =
+            x.chunks(100).map(|x| fit(x, None, options, Isa::best(), &alone()).unwrap()).collect();
         for threads in [1, 2, 7] {
-            let found = fit_rows(&x, 9, None, options, &Ctl::new(threads)).unwrap();
+            let found = fit_rows(&x, 9, None, options, Isa::best(), &Ctl::new(threads)).unwrap();
             for (a, b) in found.iter().zip(&one_by_one) {
                 assert_eq!((&a.levels, a.mse.to_bits(), a.n_distinct), (&b.levels, b.mse.to_bits(), b.n_distinct));
             }

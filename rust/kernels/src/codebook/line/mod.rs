@@ -6,9 +6,10 @@
 //! for a given fee takes a few steps a number ([`path`]), whatever k. Large
 //! problems are first solved on bins, which tell where boundaries cannot be ([`prune`]).
 //!
-//! It is scalar arithmetic in float64 in a fixed order: the same bytes
-//! everywhere, on any number of threads.
+//! It is arithmetic in float64 in a fixed order: the same bytes on every
+//! instruction set, on any number of threads.
 
+mod ahead;
 mod path;
 mod prune;
 mod search;
@@ -25,7 +26,7 @@ pub use sort::Value;
 
 use crate::error::{bail, try_zeroed};
 use crate::par::Parts;
-use crate::{Ctl, Error, Result};
+use crate::{Ctl, Error, Isa, Result};
 
 /// How [`kmeans_1d`] finds its levels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,10 +104,11 @@ pub fn kmeans_1d<T: Value, C: Code>(
     weights: Option<&[f64]>,
     options: Options,
     codes: &mut [C],
+    isa: Isa,
     ctl: &Ctl,
 ) -> Result<Fit> {
     check(x.len(), weights.map(<[f64]>::len), codes.len(), options.k, C::LEVELS)?;
-    let mut scratch = Scratch::default();
+    let mut scratch = Scratch::new(isa);
     let fit = fit(x, weights, options, &mut scratch, ctl)?;
     let steps = Steps::new(&fit.levels, x.len());
     let parts = Parts::new(x.chunks(TASK).zip(codes.chunks_mut(TASK)));
@@ -127,6 +129,7 @@ pub fn kmeans_1d_rows<T: Value, C: Code>(
     weights: Option<&[f64]>,
     options: Options,
     codes: &mut [C],
+    isa: Isa,
     ctl: &Ctl,
 ) -> Result<Vec<Fit>> {
     if rows == 0 || x.len() % rows != 0 {
@@ -142,9 +145,9 @@ pub fn kmeans_1d_rows<T: Value, C: Code>(
     if n > TASK {
         // Long rows one by one, each of which asks whether to go on.
         let rows = x.chunks_exact(n).zip(codes.chunks_exact_mut(n)).enumerate();
-        return rows.map(|(row, (x, codes))| kmeans_1d(x, of(row), options, codes, ctl)).collect();
+        return rows.map(|(row, (x, codes))| kmeans_1d(x, of(row), options, codes, isa, ctl)).collect();
     }
-    let scratch: Vec<Mutex<Scratch<T>>> = (0..ctl.threads()).map(|_| Mutex::default()).collect();
+    let scratch: Vec<Mutex<Scratch<T>>> = (0..ctl.threads()).map(|_| Mutex::new(Scratch::new(isa))).collect();
     let fits: Vec<Mutex<Option<Result<Fit>>>> = (0..rows).map(|_| Mutex::new(None)).collect();
     let parts = Parts::new(x.chunks_exact(n).zip(codes.chunks_exact_mut(n)));
     ctl.for_each(rows, &|slot, row| {
@@ -163,9 +166,9 @@ pub fn kmeans_1d_rows<T: Value, C: Code>(
 ///
 /// # Errors
 /// As [`kmeans_1d`].
-pub fn levels_1d<T: Value>(x: &[T], weights: Option<&[f64]>, options: Options, ctl: &Ctl) -> Result<Fit> {
+pub fn levels_1d<T: Value>(x: &[T], weights: Option<&[f64]>, options: Options, isa: Isa, ctl: &Ctl) -> Result<Fit> {
     check(x.len(), weights.map(<[f64]>::len), x.len(), options.k, <u32 as Code>::LEVELS)?;
-    fit(x, weights, options, &mut Scratch::default(), ctl)
+    fit(x, weights, options, &mut Scratch::new(isa), ctl)
 }
 
 fn check(n: usize, weights: Option<usize>, codes: usize, k: usize, most: usize) -> Result<()> {
@@ -193,14 +196,14 @@ struct Scratch<T: Value> {
     pass: Pass,
 }
 
-impl<T: Value> Default for Scratch<T> {
-    fn default() -> Self {
+impl<T: Value> Scratch<T> {
+    fn new(isa: Isa) -> Self {
         Scratch {
             keys: Default::default(),
             tagged: Default::default(),
             values: Vec::new(),
             points: Vec::new(),
-            pass: Pass::default(),
+            pass: Pass::new(isa),
         }
     }
 }
@@ -226,7 +229,7 @@ fn fit<T: Value>(
             let distinct = 1 + values.windows(2).filter(|v| v[0] != v[1]).count();
             if distinct > values.len() / 2 && options.k < distinct && shift == 0 {
                 let pass = &mut scratch.pass;
-                return levels(Plain(values), values.len() as f64, 1.0, options, pass, ctl);
+                return levels(Plain(values), distinct, values.len() as f64, 1.0, options, pass, ctl);
             }
             scratch.points.clear();
             scratch.points.try_reserve(distinct).map_err(|_| Error::Memory(16 * distinct))?;
@@ -239,7 +242,9 @@ fn fit<T: Value>(
     }
     let points = &scratch.points;
     let total: f64 = points.iter().map(|p| p[1]).sum();
-    let mut fit = levels(Weighted(points), total, least, options, &mut scratch.pass, ctl)?;
+    // Some may have become the same.
+    let distinct = 1 + points.windows(2).filter(|p| p[0][0] != p[1][0]).count();
+    let mut fit = levels(Weighted(points), distinct, total, least, options, &mut scratch.pass, ctl)?;
     for level in &mut fit.levels {
         *level = times_power(*level, shift);
     }
@@ -270,7 +275,7 @@ pub fn times_power(x: f64, shift: i32) -> f64 {
 /// [`Error::Value`] where lengths differ, a number or a weight is not finite, a weight is negative or all are zero.
 pub fn sorted_weighted<T: Value>(x: &[T], weights: &[f64], ctl: &Ctl) -> Result<Vec<[f64; 2]>> {
     check(x.len(), Some(weights.len()), x.len(), 1, 1)?;
-    let mut scratch = Scratch::default();
+    let mut scratch = Scratch::new(Isa::Scalar);
     sorted_with_weights(x, weights, -power(weights.iter().copied()), &mut scratch, ctl)?;
     Ok(scratch.points)
 }
@@ -344,12 +349,19 @@ fn all_finite(name: &str, x: impl Iterator<Item = f64> + Clone) -> Result<()> {
     Ok(())
 }
 
-/// The levels of sorted points.
-fn levels<P: Points>(p: P, total: f64, least: f64, options: Options, pass: &mut Pass, ctl: &Ctl) -> Result<Fit> {
+/// The levels of sorted points of so many values.
+fn levels<P: Points>(
+    p: P,
+    distinct: usize,
+    total: f64,
+    least: f64,
+    options: Options,
+    pass: &mut Pass,
+    ctl: &Ctl,
+) -> Result<Fit> {
     let Options { k, pin_zero, method } = options;
     let reach = path::reach(total, least);
-    let distinct = 1 + (1..p.len()).filter(|&i| p.x(i - 1) != p.x(i)).count();
-    let zero = (0..p.len()).find(|&i| p.x(i) >= 0.0).unwrap_or(p.len());
+    let zero = if pin_zero { (0..p.len()).find(|&i| p.x(i) >= 0.0).unwrap_or(p.len()) } else { p.len() };
     let has_zero = zero < p.len() && p.x(zero) == 0.0;
     if k >= distinct + usize::from(pin_zero && !has_zero) {
         let mut levels: Vec<f64> = (0..p.len()).map(|i| p.x(i)).collect();

@@ -12,8 +12,9 @@
 //! best path costs no more than [`reach`]. So an error of a cost is some 1e-12
 //! fees, whatever the distance of outliers or the common offset.
 
+use super::ahead::{self, AHEAD, Ahead};
 use crate::error::try_zeroed;
-use crate::{Ctl, Result};
+use crate::{Ctl, Isa, Result};
 
 /// Sorted values with positive weights.
 pub(super) trait Points: Copy + Sync {
@@ -119,7 +120,7 @@ const CHUNK: usize = 1 << 16;
 
 /// Calls `f(lane, t)` for t from `i` to `j`, four lanes in turn.
 #[inline(always)]
-fn lanes(i: usize, j: usize, mut f: impl FnMut(usize, usize)) {
+pub(super) fn lanes(i: usize, j: usize, mut f: impl FnMut(usize, usize)) {
     let whole = i + (j - i) / 4 * 4;
     for t in (i..whole).step_by(4) {
         for lane in 0..4 {
@@ -150,8 +151,8 @@ pub(super) fn reach(weight: f64, least: f64) -> f64 {
 }
 
 /// A best path's memory, used again from pass to pass.
-#[derive(Default)]
 pub(super) struct Pass {
+    isa: Isa,
     /// The least cost of the points before each position; the fee of every segment is in it.
     /// Inside [`Pass::run`], where the window is, potentials: the squares before less this.
     pub cost: Vec<f64>,
@@ -165,6 +166,15 @@ pub(super) struct Pass {
 }
 
 impl Pass {
+    pub fn new(isa: Isa) -> Pass {
+        let (cost, start, weights, sums, queue) = Default::default();
+        Pass { isa, cost, start, weights, sums, queue }
+    }
+
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
     /// Finds the best path through `p` for the fee `fee`; `reach` is [`reach`] of the points.
     pub fn run<P: Points>(&mut self, p: P, fee: f64, reach: f64, ctl: &Ctl) -> Result<()> {
         let n = p.len();
@@ -228,7 +238,8 @@ impl Pass {
             potential: &mut self.cost[first..=end],
             queue: &mut self.queue,
         };
-        best.sweep(fee, known - first, first, &mut self.start[first..=end], ctl)?;
+        let starts = Starts { first, start: &mut self.start[first..=end] };
+        sweep(&mut best, fee, known - first, starts, self.isa, ctl)?;
         let mut squares = 0.0;
         for t in first..end {
             let d = p.x(t) - origin;
@@ -270,15 +281,40 @@ struct Candidates<'a> {
     queue: &'a mut Vec<[u32; 2]>,
 }
 
+fn sweep(best: &mut Candidates, fee: f64, known: usize, start: Starts, isa: Isa, ctl: &Ctl) -> Result<()> {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx2,bmi1,bmi2")]
+        fn avx2(best: &mut Candidates, fee: f64, known: usize, start: Starts, ctl: &Ctl) -> Result<()> {
+            // SAFETY: the features of this function are those that the token stands for.
+            best.sweep(unsafe { ahead::Avx2::new() }, fee, known, start, ctl)
+        }
+        if isa.has_avx2() {
+            // SAFETY: an Isa exists only where the CPU has it.
+            return unsafe { avx2(best, fee, known, start, ctl) };
+        }
+    }
+    let _ = isa;
+    best.sweep(ahead::Portable, fee, known, start, ctl)
+}
+
+/// Where segments begin, from the one that ends at the window's first position on.
+struct Starts<'a> {
+    first: usize,
+    start: &'a mut [u32],
+}
+
 impl Candidates<'_> {
     /// Potentials and starts of the positions after `known`. Those up to it are given.
-    fn sweep(&mut self, fee: f64, known: usize, first: usize, start: &mut [u32], ctl: &Ctl) -> Result<()> {
+    #[inline(always)]
+    fn sweep(&mut self, v: impl Ahead, fee: f64, known: usize, starts: Starts, ctl: &Ctl) -> Result<()> {
+        let Starts { first, start } = starts;
         let end = self.weights.len() - 1;
         self.queue.clear();
         self.queue.push([0, known as u32 + 1]);
         let mut head = 0;
         for i in 1..=known {
-            self.insert(i, known + 1, head);
+            self.insert(v, i, known + 1, head);
         }
         for j in known + 1..=end {
             while head + 1 < self.queue.len() && self.queue[head + 1][1] as usize <= j {
@@ -289,7 +325,7 @@ impl Candidates<'_> {
             self.potential[j] = self.potential[i] + s * s / w - fee;
             start[j] = (first + i) as u32;
             if j < end {
-                self.insert(j, j + 1, head);
+                self.insert(v, j, j + 1, head);
             }
             if j % CHUNK == 0 {
                 ctl.check()?;
@@ -300,7 +336,7 @@ impl Candidates<'_> {
 
     /// Puts candidate `j` behind those it does not beat; it serves positions from `from` on.
     #[inline(always)]
-    fn insert(&mut self, j: usize, from: usize, head: usize) {
+    fn insert(&mut self, v: impl Ahead, j: usize, from: usize, head: usize) {
         let end = self.weights.len() - 1;
         loop {
             let &[i, since] = self.queue.last().expect("the queue has its head");
@@ -313,17 +349,25 @@ impl Candidates<'_> {
                 }
                 continue;
             }
-            if let Some(p) = self.first_beaten(j, i as usize, p, end) {
+            if let Some(p) = self.first_beaten(v, j, i as usize, p, end) {
                 self.queue.push([j as u32, p as u32]);
             }
             return;
         }
     }
 
-    /// The first position after `p` where `j` beats `i`: gallop, then bisect.
+    /// The first position after `p` where `j` beats `i`: look at some, then gallop, then bisect.
     #[inline(always)]
-    fn first_beaten(&self, j: usize, i: usize, p: usize, end: usize) -> Option<usize> {
+    fn first_beaten(&self, v: impl Ahead, j: usize, i: usize, p: usize, end: usize) -> Option<usize> {
         let (mut low, mut step) = (p, 1);
+        if let (Some(s), Some(w)) = (self.sums[p + 1..].first_chunk(), self.weights[p + 1..].first_chunk()) {
+            let (gain, i, j) = self.pair(j, i);
+            let first = v.first_beaten(gain, i, j, s, w);
+            if first < AHEAD {
+                return Some(p + 1 + first);
+            }
+            (low, step) = (p + AHEAD, AHEAD);
+        }
         let mut high = loop {
             let q = low + step;
             if q >= end {
@@ -344,12 +388,16 @@ impl Candidates<'_> {
         Some(high)
     }
 
-    /// Whether position `p` is served as well or better from `j` than from `i < j`, without a division.
+    /// What `j` offers more than `i`, and the sums and weights before each of both.
+    #[inline(always)]
+    fn pair(&self, j: usize, i: usize) -> (f64, [f64; 2], [f64; 2]) {
+        let at = |i: usize| [self.sums[i], self.weights[i]];
+        (self.potential[j] - self.potential[i], at(i), at(j))
+    }
+
     #[inline(always)]
     fn beats(&self, j: usize, i: usize, p: usize) -> bool {
-        let (s, w) = (self.sums[p], self.weights[p]);
-        let (si, wi) = (s - self.sums[i], w - self.weights[i]);
-        let (sj, wj) = (s - self.sums[j], w - self.weights[j]);
-        wi * ((self.potential[j] - self.potential[i]) * wj + sj * sj) >= si * si * wj
+        let (gain, i, j) = self.pair(j, i);
+        ahead::beats(gain, i, j, self.sums[p], self.weights[p])
     }
 }

@@ -1,7 +1,7 @@
 //! Large problems made small: coarse bins that give the fee, and finer ones that
 //! show where no boundary of the best path can be.
 
-use super::path::{Moments, Pass, Points, Reversed, Weighted};
+use super::path::{self, Moments, Pass, Points, Reversed, Weighted};
 use super::search::{self, Found, Free, Partition, Problem, chord, cube, join, segments};
 use crate::{Ctl, Result};
 
@@ -17,7 +17,7 @@ const KEPT: f64 = 0.6;
 /// A fee for which the best path probably has `k` segments, and about where they end.
 pub(super) fn estimate<P: Points>(p: P, k: usize, reach: f64, pass: &mut Pass, ctl: &Ctl) -> Result<(f64, Vec<u32>)> {
     let n = p.len();
-    let (ends, bins) = bins(p, &coarse(p, COARSE.min(n / 16).max(16 * k)));
+    let (ends, bins) = bins(p, &coarse(p, COARSE.min(n / 32).max(8 * k)));
     // The squares of the best levels for a smooth density: (∫ density^⅓)³ / 12 k².
     let root: f64 = bins.windows(2).map(|b| cube_root(b[0][1] * (b[1][0] - b[0][0]) * (b[1][0] - b[0][0]))).sum();
     let fee = cube(root) / 6.0 / cube(k as f64);
@@ -114,11 +114,14 @@ fn bins<P: Points>(p: P, cuts: &[u32]) -> (Vec<u32>, Vec<[f64; 2]>) {
     let (mut ends, mut bins) = (Vec::with_capacity(cuts.len()), Vec::with_capacity(cuts.len()));
     for (i, j) in segments(cuts).filter(|(i, j)| i < j) {
         let origin = p.x(i);
-        let (mut weight, mut sum) = (0.0, 0.0);
-        for t in i..j {
-            weight += p.w(t);
-            sum += p.w(t) * (p.x(t) - origin);
-        }
+        // Side by side: an addition has to wait for the one before.
+        let (mut weights, mut sums) = ([0.0; 4], [0.0; 4]);
+        path::lanes(i, j, |lane, t| {
+            weights[lane] += p.w(t);
+            sums[lane] += p.w(t) * (p.x(t) - origin);
+        });
+        let weight = (weights[0] + weights[1]) + (weights[2] + weights[3]);
+        let sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
         ends.push(j as u32);
         bins.push([origin + sum / weight, weight]);
     }
@@ -203,7 +206,8 @@ impl<'a, P: Points> Pruned<'a, P> {
         let most_fee = 1.5 * fee;
         let gap = (2.0 * reach * most_fee / least).sqrt();
         let grid = Grid::new(points, (FINE * k).min(points.len() / 8), gap, ctl)?;
-        Ok(Pruned { points, reach, grid, most_fee, k, forward: pass, backward: Pass::default() })
+        let backward = Pass::new(pass.isa());
+        Ok(Pruned { points, reach, grid, most_fee, k, forward: pass, backward })
     }
 
     /// The path for a fee, where few enough points are left to pay.

@@ -114,7 +114,12 @@ fn least(p: &[[f64; 2]], k: usize, pinned: bool) -> f64 {
 fn solved(x: &[f64], w: Option<&[f64]>, k: usize, pin_zero: bool) -> (Fit, Vec<u16>) {
     let mut codes = vec![0u16; x.len()];
     let options = Options { k, pin_zero, method: Method::Exact };
-    let fit = kmeans_1d(x, w, options, &mut codes, &Ctl::new(1)).unwrap();
+    let fit = kmeans_1d(x, w, options, &mut codes, Isa::Scalar, &Ctl::new(1)).unwrap();
+    for &isa in Isa::available() {
+        let mut others = codes.clone();
+        let other = kmeans_1d(x, w, options, &mut others, isa, &Ctl::new(1)).unwrap();
+        assert!(other == fit && others == codes, "{}", isa.name());
+    }
     (fit, codes)
 }
 
@@ -225,15 +230,15 @@ fn bins_leave_the_optimum_in() {
                 continue;
             }
             let (points, reach) = (Plain(&x), path::reach(n as f64, 1.0));
-            let mut pass = Pass::default();
+            let mut pass = Pass::new(Isa::best());
             let mut free = Free { points, reach, pass: &mut pass };
             let first = 2.0 * Moments::of(points, 0, n).squares / (k as f64).powi(3);
             let best = search::search(&mut free, k, first, search::EXACT, &ctl).unwrap();
             // At the optimum's fee and others near it.
             for factor in [1.0, 0.7, 1.3] {
                 let fee = best.fee * factor;
-                let expected = Free { points, reach, pass: &mut Pass::default() }.solve(fee, &ctl).unwrap();
-                let mut pass = Pass::default();
+                let expected = Free { points, reach, pass: &mut Pass::new(Isa::best()) }.solve(fee, &ctl).unwrap();
+                let mut pass = Pass::new(Isa::best());
                 let mut problem = Pruned::new(points, k, fee, reach, 1.0, &mut pass, &ctl).unwrap();
                 all += 1;
                 let Some(ends) = problem.pruned(fee, &ctl).unwrap() else { continue };
@@ -260,7 +265,7 @@ fn many_levels_and_large_problems_agree_with_a_plain_search() {
         let sorted = points(&x, None);
         let (points, reach) = (Weighted(&sorted), path::reach(n as f64, 1.0));
         let first = 2.0 * Moments::of(points, 0, n).squares / (k as f64).powi(3);
-        let mut pass = Pass::default();
+        let mut pass = Pass::new(Isa::best());
         let mut free = Free { points, reach, pass: &mut pass };
         let best = search::search(&mut free, k, first, search::EXACT, &Ctl::new(1)).unwrap().partition.squares;
         let ours = squares(&x, None, &codes, &fit, false);
@@ -319,12 +324,12 @@ fn rows_are_what_each_row_is_on_any_threads() {
     for weights in [None, Some(&weights[..n]), Some(&weights[..])] {
         for threads in [1, 2, 7] {
             let mut codes = vec![0u8; x.len()];
-            let fits = kmeans_1d_rows(&x, rows, weights, options, &mut codes, &Ctl::new(threads)).unwrap();
+            let fits = kmeans_1d_rows(&x, rows, weights, options, &mut codes, Isa::best(), &Ctl::new(threads)).unwrap();
             for row in 0..rows {
                 let part = row * n..(row + 1) * n;
                 let own = weights.map(|w| if w.len() == n { w } else { &w[part.clone()] });
                 let mut expected = vec![0u8; n];
-                let fit = kmeans_1d(&x[part.clone()], own, options, &mut expected, &Ctl::new(1)).unwrap();
+                let fit = kmeans_1d(&x[part.clone()], own, options, &mut expected, Isa::best(), &Ctl::new(1)).unwrap();
                 assert_eq!((&fits[row], &codes[part]), (&fit, &expected[..]));
             }
         }
@@ -335,7 +340,7 @@ fn rows_are_what_each_row_is_on_any_threads() {
 fn what_is_wrong_is_named() {
     let call = |x: &[f64], w: Option<&[f64]>, k: usize| {
         let mut codes = vec![0u8; x.len()];
-        kmeans_1d(x, w, Options { k, pin_zero: false, method: Method::Exact }, &mut codes, &Ctl::new(1))
+        kmeans_1d(x, w, Options { k, pin_zero: false, method: Method::Exact }, &mut codes, Isa::best(), &Ctl::new(1))
             .unwrap_err()
             .to_string()
     };
@@ -353,5 +358,5 @@ fn what_is_wrong_is_named() {
     let ctl = Ctl::with(1, false, &stop);
     let x: Vec<f32> = (0..3000).map(|i| (i * i % 977) as f32).collect();
     let options = Options { k: 4, pin_zero: false, method: Method::Exact };
-    assert_eq!(kmeans_1d(&x, None, options, &mut vec![0u8; 3000], &ctl), Err(Error::Interrupted));
+    assert_eq!(kmeans_1d(&x, None, options, &mut vec![0u8; 3000], Isa::best(), &ctl), Err(Error::Interrupted));
 }

@@ -363,10 +363,11 @@ fn pass(all: &All, block: &mut Block, s: &mut Scratch, isa: Isa) {
             // SAFETY: the features of this function are those that the token stands for.
             all.pass(unsafe { sixteen::Avx512::new() }, block, s);
         }
-        // SAFETY: an Isa exists only where the CPU has it.
         if isa.has_avx512() {
+            // SAFETY: an Isa exists only where the CPU has it.
             return unsafe { avx512(all, block, s) };
         } else if isa.has_avx2() {
+            // SAFETY: an Isa exists only where the CPU has it.
             return unsafe { avx2(all, block, s) };
         }
     }

@@ -197,13 +197,16 @@ fn scans_in_integers_are_the_same_on_every_instruction_set() {
         let want = sixteens(sixteen::Portable, &numbers);
         #[cfg(target_arch = "x86_64")]
         {
-            // SAFETY: the CPU has the instruction set.
             if Isa::best().has_avx2() {
-                assert_eq!(sixteens(unsafe { sixteen::Avx2::new() }, &numbers), want, "AVX2, seed {seed}");
+                // SAFETY: the CPU has AVX2.
+                let avx2 = unsafe { sixteen::Avx2::new() };
+                assert_eq!(sixteens(avx2, &numbers), want, "AVX2, seed {seed}");
                 counts.0 += 1;
             }
             if Isa::best().has_avx512() {
-                assert_eq!(sixteens(unsafe { sixteen::Avx512::new() }, &numbers), want, "AVX-512, seed {seed}");
+                // SAFETY: the CPU has AVX-512.
+                let avx512 = unsafe { sixteen::Avx512::new() };
+                assert_eq!(sixteens(avx512, &numbers), want, "AVX-512, seed {seed}");
                 counts.1 += 1;
             }
         }
@@ -225,8 +228,9 @@ fn nothing_is_gathered_from_outside() {
     assert!(refuses(sixteen::Portable));
     #[cfg(target_arch = "x86_64")]
     {
-        // SAFETY: the CPU has the instruction set.
+        // SAFETY: the CPU has AVX2.
         assert!(!Isa::best().has_avx2() || refuses(unsafe { sixteen::Avx2::new() }));
+        // SAFETY: the CPU has AVX-512.
         assert!(!Isa::best().has_avx512() || refuses(unsafe { sixteen::Avx512::new() }));
     }
 }
