@@ -78,6 +78,9 @@ pub(crate) trait Lanes: Copy {
         }
         sum
     }
+    /// Asks for what will be read.
+    #[inline(always)]
+    fn fetch(self, _: &[f32]) {}
     /// Of N columns of eight codes each, the first four of all and the others, 4N bytes, what is
     /// in `entries` at each code, from the column's of `tables` on: by code. Codes have `NBITS`.
     #[inline(always)]
@@ -471,6 +474,7 @@ mod x86 {
         type D = [__m256d; 2];
 
         intrinsics! {
+            fetch(x: &[f32]) { _mm_prefetch::<_MM_HINT_T0>(x.as_ptr().cast()) }
             splat(x: f32) -> __m256 { _mm256_set1_ps(x) }
             load(x: &[f32]) -> __m256 { assert!(x.len() == 8); _mm256_loadu_ps(x.as_ptr()) }
             store(x: __m256, out: &mut [f32]) { assert!(out.len() == 8); _mm256_storeu_ps(out.as_mut_ptr(), x) }
@@ -667,6 +671,7 @@ mod x86 {
         type D = [__m512d; 2];
 
         intrinsics! {
+            fetch(x: &[f32]) { _mm_prefetch::<_MM_HINT_T0>(x.as_ptr().cast()) }
             splat(x: f32) -> __m512 { _mm512_set1_ps(x) }
             load(x: &[f32]) -> __m512 { assert!(x.len() == 16); _mm512_loadu_ps(x.as_ptr()) }
             store(x: __m512, out: &mut [f32]) { assert!(out.len() == 16); _mm512_storeu_ps(out.as_mut_ptr(), x) }
@@ -755,6 +760,21 @@ mod x86 {
                 let biased = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
                 _mm512_castsi512_ps(_mm512_slli_epi32(biased, 23))
             }
+        }
+
+        #[inline(always)]
+        fn look_up<const NBITS: u32>(self, entries: &[f32], tables: &[u32], codes: [&[u8]; 2]) -> [__m512; 8] {
+            assert!(tables.len() == 16 && codes[0].len() == 64 && codes[1].len() == 64);
+            // SAFETY: what the token proves includes AVX2.
+            let avx2 = unsafe { Avx2::new() };
+            let low = avx2.look_up::<NBITS>(entries, &tables[..8], [&codes[0][..32], &codes[1][..32]]);
+            let high = avx2.look_up::<NBITS>(entries, &tables[8..], [&codes[0][32..], &codes[1][32..]]);
+            let mut both = [self.splat(0.0); 8];
+            for i in 0..8 {
+                // SAFETY: the token proves the instruction set.
+                both[i] = unsafe { _mm512_insertf32x8::<1>(_mm512_castps256_ps512(low[i]), high[i]) };
+            }
+            both
         }
     }
 }

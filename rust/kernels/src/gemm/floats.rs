@@ -8,7 +8,7 @@
 use std::ops::Range;
 
 use super::groups::{GroupPanel, SUPER, places};
-use super::tables::Codebook;
+use super::tables::{Codebook, Tables};
 use super::tiled::PANEL;
 use crate::affine::RowScale;
 use crate::lanes::{Lanes, on_isa};
@@ -17,8 +17,8 @@ use crate::lanes::{Lanes, on_isa};
 const SPAN: usize = 64;
 /// Rows of a tile: with two vectors of columns, 12 sums.
 const MR: usize = 6;
-/// Columns that [`add_from_registers`] sums at a time: enough vectors that no sum waits for its last term.
-const COLUMNS: usize = 32;
+/// Groups from one to that whose tables are asked for meanwhile.
+const SOON: usize = 4;
 /// Floats of scratch.
 pub(super) const SCRATCH: usize = SPAN * PANEL;
 /// Rows of a block: enough to repay unpacking, several times over.
@@ -167,7 +167,7 @@ macro_rules! with_values {
                 call!(Picked { table: $l.table(entries) })
             }
             Some(Codebook::Floats(entries)) => {
-                let tables = Entries::new($panel, $group, entries);
+                let tables = Entries::new($l, $panel, $group, entries);
                 match nbits {
                     2 => call!(LookedUp::<2>(tables)),
                     3 => call!(LookedUp::<3>(tables)),
@@ -248,20 +248,39 @@ fn add_from_registers<L: Lanes>(
     sums: &mut [f32; PANEL],
 ) {
     let row = 4 * panel.width;
-    for at in (0..panel.width).step_by(COLUMNS) {
-        let columns = at..(at + COLUMNS).min(panel.width);
-        let mut totals = [l.splat(0.0); COLUMNS];
-        let bytes = panel.codes[row * (span.start / 8)..].chunks_exact(row);
-        for (first, bytes) in span.clone().step_by(8).zip(bytes) {
-            let x = eight_of(&x[..span.end], first);
-            let bytes = bytes[4 * columns.start..4 * columns.end].chunks_exact(4 * L::N);
-            for (total, bytes) in totals[..columns.len() / L::N].iter_mut().zip(bytes) {
-                *total = l.add_eight(table, bytes, &x, *total);
-            }
+    let codes = &panel.codes[row * (span.start / 8)..];
+    let (fours, rest) = sums[..panel.width].split_at_mut(panel.width / (4 * L::N) * (4 * L::N));
+    for (i, sums) in fours.chunks_exact_mut(4 * L::N).enumerate() {
+        strip_from_registers::<L, 4>(l, x, codes, row, &span, table, 4 * i * L::N, sums);
+    }
+    let at = fours.len();
+    for (i, sums) in rest.chunks_exact_mut(L::N).enumerate() {
+        strip_from_registers::<L, 1>(l, x, codes, row, &span, table, at + i * L::N, sums);
+    }
+}
+
+/// [`add_from_registers`] for `V` vectors of columns from `at` on.
+#[inline(always)]
+fn strip_from_registers<L: Lanes, const V: usize>(
+    l: L,
+    x: &[f32],
+    codes: &[u8],
+    row: usize,
+    span: &Range<usize>,
+    table: &L::T,
+    at: usize,
+    sums: &mut [f32],
+) {
+    let mut totals = [l.splat(0.0); V];
+    for (first, bytes) in span.clone().step_by(8).zip(codes.chunks_exact(row)) {
+        let x = eight_of(&x[..span.end], first);
+        let bytes = &bytes[4 * at..4 * (at + V * L::N)];
+        for v in 0..V {
+            totals[v] = l.add_eight(table, &bytes[4 * v * L::N..4 * (v + 1) * L::N], &x, totals[v]);
         }
-        for (total, sum) in totals.into_iter().zip(sums[columns].chunks_exact_mut(L::N)) {
-            l.store(total, sum);
-        }
+    }
+    for v in 0..V {
+        l.store(totals[v], &mut sums[v * L::N..(v + 1) * L::N]);
     }
 }
 
@@ -330,8 +349,16 @@ struct Entries<'a> {
 
 impl<'a> Entries<'a> {
     #[inline(always)]
-    fn new(panel: &GroupPanel, group: usize, all: &'a [f32]) -> Self {
+    fn new<L: Lanes>(l: L, panel: &GroupPanel, group: usize, all: &'a [f32]) -> Self {
         let mut tables = [0; PANEL];
+        let soon = group + SOON;
+        if panel.groups.tables() == Some(Tables::Group) && soon < panel.groups.count(panel.k) {
+            // A column's tables follow each other, but the columns' are far apart: no CPU sees them coming.
+            panel.tables_of(soon, &mut tables);
+            for &table in &tables[..panel.width] {
+                l.fetch(&all[table as usize..]);
+            }
+        }
         panel.tables_of(group, &mut tables);
         Entries { all, tables }
     }
