@@ -467,6 +467,56 @@ mod x86 {
         }
     }
 
+    /// [`Lanes::look_up`] of eight columns; `$sixteen` looks up in a table of sixteen.
+    macro_rules! looked_up {
+        ($nbits:ident, $entries:expr, $tables:expr, $codes:expr, $sixteen:path) => {{
+            let (entries, tables, codes): (&[f32], &[u32], [&[u8]; 2]) = ($entries, $tables, $codes);
+            assert!(tables.len() == 8 && codes[0].len() == 32 && codes[1].len() == 32);
+            assert!((1usize << $nbits..=i32::MAX as usize).contains(&entries.len()));
+            // SAFETY: the token proves the instruction set; a table that would end past the entries is refused.
+            unsafe {
+                let last = _mm256_set1_epi32((entries.len() - (1 << $nbits)) as i32);
+                let first = _mm256_loadu_si256(tables.as_ptr().cast());
+                let past = _mm256_or_si256(_mm256_cmpgt_epi32(first, last), first);
+                assert!(_mm256_movemask_ps(_mm256_castsi256_ps(past)) == 0);
+                let [low, high] =
+                    [_mm256_loadu_si256(codes[0].as_ptr().cast()), _mm256_loadu_si256(codes[1].as_ptr().cast())];
+                // Of each column eight bytes: columns 0, 1, 4, 5, then 2, 3, 6, 7.
+                let mut eights = [0u64; 8];
+                _mm256_storeu_si256(eights.as_mut_ptr().cast(), _mm256_unpacklo_epi32(low, high));
+                _mm256_storeu_si256(eights[4..].as_mut_ptr().cast(), _mm256_unpackhi_epi32(low, high));
+                let mut columns = [_mm256_setzero_ps(); 8];
+                for j in 0..8 {
+                    let from = entries.as_ptr().add(tables[j] as usize);
+                    let eight = &eights[[0, 1, 4, 5, 2, 3, 6, 7][j]];
+                    let at = _mm256_cvtepu8_epi32(_mm_loadl_epi64((eight as *const u64).cast()));
+                    columns[j] = match $nbits {
+                        0..=2 => _mm256_permutevar8x32_ps(_mm256_castps128_ps256(_mm_loadu_ps(from)), at),
+                        3 => _mm256_permutevar8x32_ps(_mm256_loadu_ps(from), at),
+                        4 => $sixteen(_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8)), at),
+                        _ => _mm256_i32gather_ps::<4>(from, _mm256_and_si256(at, _mm256_set1_epi32((1 << $nbits) - 1))),
+                    };
+                }
+                transposed(columns)
+            }
+        }};
+    }
+
+    /// What is at the lower four bits of lanes, in eight floats and eight more.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn sixteen(low: __m256, high: __m256, at: __m256i) -> __m256 {
+        let (low, high) = (_mm256_permutevar8x32_ps(low, at), _mm256_permutevar8x32_ps(high, at));
+        _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32::<28>(at)))
+    }
+
+    /// The same in one instruction.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512vl")]
+    fn sixteen_at_once(low: __m256, high: __m256, at: __m256i) -> __m256 {
+        _mm256_permutex2var_ps(low, at, high)
+    }
+
     impl Lanes for Avx2 {
         const N: usize = 8;
         type F = __m256;
@@ -629,38 +679,7 @@ mod x86 {
 
         #[inline(always)]
         fn look_up<const NBITS: u32>(self, entries: &[f32], tables: &[u32], codes: [&[u8]; 2]) -> [__m256; 8] {
-            assert!(tables.len() == 8 && codes[0].len() == 32 && codes[1].len() == 32);
-            assert!((1usize << NBITS..=i32::MAX as usize).contains(&entries.len()));
-            // SAFETY: the token proves the instruction set; a table that would end past the entries is refused.
-            unsafe {
-                let last = _mm256_set1_epi32((entries.len() - (1 << NBITS)) as i32);
-                let first = _mm256_loadu_si256(tables.as_ptr().cast());
-                let past = _mm256_or_si256(_mm256_cmpgt_epi32(first, last), first);
-                assert!(_mm256_movemask_ps(_mm256_castsi256_ps(past)) == 0);
-                let [low, high] =
-                    [_mm256_loadu_si256(codes[0].as_ptr().cast()), _mm256_loadu_si256(codes[1].as_ptr().cast())];
-                // Of each column eight bytes: columns 0, 1, 4, 5, then 2, 3, 6, 7.
-                let mut eights = [0u64; 8];
-                _mm256_storeu_si256(eights.as_mut_ptr().cast(), _mm256_unpacklo_epi32(low, high));
-                _mm256_storeu_si256(eights[4..].as_mut_ptr().cast(), _mm256_unpackhi_epi32(low, high));
-                let mut columns = [_mm256_setzero_ps(); 8];
-                for j in 0..8 {
-                    let from = entries.as_ptr().add(tables[j] as usize);
-                    let eight = &eights[[0, 1, 4, 5, 2, 3, 6, 7][j]];
-                    let at = _mm256_cvtepu8_epi32(_mm_loadl_epi64((eight as *const u64).cast()));
-                    columns[j] = match NBITS {
-                        0..=2 => _mm256_permutevar8x32_ps(_mm256_castps128_ps256(_mm_loadu_ps(from)), at),
-                        3 => _mm256_permutevar8x32_ps(_mm256_loadu_ps(from), at),
-                        4 => {
-                            let low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(from), at);
-                            let high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(from.add(8)), at);
-                            _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32::<28>(at)))
-                        }
-                        _ => _mm256_i32gather_ps::<4>(from, _mm256_and_si256(at, _mm256_set1_epi32((1 << NBITS) - 1))),
-                    };
-                }
-                transposed(columns)
-            }
+            looked_up!(NBITS, entries, tables, codes, sixteen)
         }
     }
 
@@ -764,11 +783,10 @@ mod x86 {
 
         #[inline(always)]
         fn look_up<const NBITS: u32>(self, entries: &[f32], tables: &[u32], codes: [&[u8]; 2]) -> [__m512; 8] {
-            assert!(tables.len() == 16 && codes[0].len() == 64 && codes[1].len() == 64);
-            // SAFETY: what the token proves includes AVX2.
-            let avx2 = unsafe { Avx2::new() };
-            let low = avx2.look_up::<NBITS>(entries, &tables[..8], [&codes[0][..32], &codes[1][..32]]);
-            let high = avx2.look_up::<NBITS>(entries, &tables[8..], [&codes[0][32..], &codes[1][32..]]);
+            assert!(tables.len() == 16);
+            let halves = [[&codes[0][..32], &codes[1][..32]], [&codes[0][32..], &codes[1][32..]]];
+            let low = looked_up!(NBITS, entries, &tables[..8], halves[0], sixteen_at_once);
+            let high = looked_up!(NBITS, entries, &tables[8..], halves[1], sixteen_at_once);
             let mut both = [self.splat(0.0); 8];
             for i in 0..8 {
                 // SAFETY: the token proves the instruction set.

@@ -4,10 +4,10 @@
 //!
 //! # What is computed, and how far it can be off
 //!
-//! Points and codewords are rounded to 16 bits, `g = GRID / R` units of 1 for the longest point's R: no mean of points
-//! is longer. A point and a codeword each move by at most `0.51 √d` units (a half, and float32's own), so that
+//! Points and codewords are rounded to 16 bits, `g = GRID / R` units of 1 for the longest point's R: a mean of points is
+//! longer by what float64 rounds alone, and [`Bounds::tree`] says where that is too much. A point and a codeword each move by at most `0.51 √d` units (a half, and float32's own), so that
 //! distances are off by at most `E = 1.02 √d`. Between what is rounded they are exact: `t = ⌈|x|²/2⌉ + s` is a whole
-//! number of at least 0, where s is the score `⌊|c|²/2⌋ - x·c`, and twice the squared distance is within 1 of `4 t`. So
+//! number of at least 0, where s is the score `⌊|c|²/2⌋ - x·c`, and the squared distance is within 1 of `2 t`. So
 //! a codeword is at least `√(2 t) - 0.5 - E` away and at most `√(2 t) + 1 + E`, and one at most D away is nearer than
 //! all whose `2 t` is above `(D + E)² + 1`.
 //!
@@ -28,16 +28,17 @@ use super::rough::packed;
 use super::scalar::{self, Real};
 use super::sixteen::{self, BLOCK, Quad, Sixteen};
 use super::tree::{Frame, Query, Scratch, Tree};
-use crate::error::{Result, checked_product, try_zeroed};
+use crate::error::{Result, try_zeroed};
 use crate::par::Parts;
 use crate::{Ctl, Isa};
 
 /// Tiles of eight that bounds are kept for: with more, boxes around tiles are faster, and smaller.
 const MOST: usize = 256;
-/// Bytes that bounds may take.
-const ROOM: usize = 1 << 29;
-/// The longest point: its coordinates fit 16 bits, `GRID² (1/2 + 1)` 32.
+/// Bytes that bounds, and points beside them, may take.
+const ROOM: usize = 1 << 30;
+/// The longest point: its coordinates fit 16 bits, half the square of twice as much 32, and what is longer by [`LONGER`].
 const GRID: f32 = 32_000.0;
+const LONGER: f32 = 1.01;
 /// The distance that bounds tell apart, in those of points from their codewords.
 const RANGE: f32 = 16.0;
 /// How often E is in a distance of points from their codewords where integers tell enough apart.
@@ -60,6 +61,8 @@ pub(super) struct Bounds {
     /// Units of 1, in coordinates and in distances.
     grid: f32,
     unit: f32,
+    /// The longest point or codeword.
+    longest: f32,
     /// Points of whole blocks, as float32, and rounded, of a block quad by quad; `⌈|x|²/2⌉` of those.
     placed: Vec<f32>,
     quads: Vec<Quad>,
@@ -91,13 +94,22 @@ impl Bounds {
         let tiles = (codebook.len() / d).div_ceil(width);
         let tree = Tree::new(codebook, d, frame)?;
         let (blocks, quads) = (n.div_ceil(BLOCK), d.div_ceil(8));
-        let size = (blocks * BLOCK).checked_mul(tiles);
-        let size = size.filter(|&size| tree.tile_count() <= MOST && size <= ROOM / 2 && tree.sound());
-        let Some(size) = size else { return Ok(None) };
-        // Who has no memory for them goes on without.
-        let Ok(lower) = try_zeroed(size) else { return Ok(None) };
         let padded = blocks * BLOCK;
-        let mut placed = try_zeroed(checked_product("x", &[padded, d])?)?;
+        let bytes = size_of::<u16>() * (tiles + 1) + size_of::<f32>() * (d + 1) + size_of::<Quad>() * quads;
+        let room = padded.checked_mul(bytes).is_some_and(|bytes| bytes <= ROOM);
+        if tree.tile_count() > MOST || !room || !tree.sound() {
+            return Ok(None);
+        }
+        // Who has no memory for them goes on without.
+        let (Ok(lower), Ok(own), Ok(mut placed), Ok(mut points), Ok(mut squares)) = (
+            try_zeroed(padded * tiles),
+            try_zeroed(padded),
+            try_zeroed(padded * d),
+            try_zeroed::<Quad>(padded * quads),
+            try_zeroed(padded),
+        ) else {
+            return Ok(None);
+        };
         let mut most = vec![tree.longest() * tree.longest(); blocks];
         let parts = Parts::new(placed.chunks_mut(BLOCK * d).zip(&mut most).zip(x.chunks(BLOCK * d)));
         ctl.for_each(parts.len(), &|_, task| {
@@ -114,8 +126,6 @@ impl Bounds {
         if !tree.covers(most) || longest <= 1e-10 || typical * grid < FINE * off(d) {
             return Ok(None);
         }
-        let (mut points, mut squares) =
-            (try_zeroed::<Quad>(checked_product("x", &[padded, quads])?)?, try_zeroed(padded)?);
         let parts = points.chunks_mut(BLOCK * quads).zip(squares.chunks_mut(BLOCK));
         let parts = Parts::new(parts.zip(placed.chunks(BLOCK * d)));
         ctl.for_each(parts.len(), &|_, task| {
@@ -128,7 +138,7 @@ impl Bounds {
                 *square = (*square + 1) / 2;
             }
         })?;
-        let unit = (f32::from(u16::MAX) / (RANGE * typical)).min(1e30);
+        let unit = f32::from(u16::MAX) / (RANGE * typical);
         let slots = tiles * width;
         Ok(Some(Bounds {
             isa,
@@ -138,10 +148,11 @@ impl Bounds {
             tiles,
             grid,
             unit,
+            longest,
             placed,
             quads: points,
             squares,
-            own: try_zeroed(padded)?,
+            own,
             lower,
             drift: None,
             codewords: try_zeroed(slots * quads)?,
@@ -170,23 +181,29 @@ impl Bounds {
         Ok(())
     }
 
-    /// The nearest codeword of each point. `codes` are those of the pass before, unless `rewrite`.
+    /// Codewords in the tiles that the bounds speak of; `None` where integers do not hold them.
+    pub(super) fn tree<T: Real>(&self, codebook: &[T], frame: &Frame) -> Result<Option<Tree>> {
+        let tree = Tree::ordered(codebook, self.d, frame, Some(&self.order))?;
+        let holds = tree.sound() && tree.longest() <= LONGER * self.longest;
+        Ok(holds.then_some(tree))
+    }
+
+    /// The nearest codeword of each point, in a tree of [`Bounds::tree`]. `codes` are those of the pass before, unless `rewrite`.
     pub(super) fn pass<T: Real>(
         &mut self,
+        tree: &Tree,
         x: &[T],
         codebook: &[T],
-        frame: &Frame,
         codes: &mut [u32],
         rewrite: bool,
         slots: &super::Slots,
         ctl: &Ctl,
     ) -> Result<Passed> {
         let d = self.d;
-        let tree = Tree::ordered(codebook, d, frame, Some(&self.order))?;
-        self.take(&tree);
+        self.take(tree);
         let no_drift = vec![0; self.tiles];
         let all = All {
-            tree: &tree,
+            tree,
             d,
             tiles: self.tiles,
             first: self.drift.is_none(),
@@ -379,8 +396,9 @@ fn pass(all: &All, block: &mut Block, s: &mut Scratch, isa: Isa) {
 struct Known {
     /// The highest score that is not ruled out, the slot of the own codeword, `|x|²/2`.
     quads: [Quad; BLOCK],
+    /// How far the own codeword can be.
     reach: [u16; BLOCK],
-    /// Bit i: tile i of 64 may hold a nearer codeword, or one as near.
+    /// Bit t % 64: tile t may hold a nearer codeword, or one as near.
     tiles: [u64; BLOCK],
 }
 
@@ -594,8 +612,10 @@ impl All<'_> {
             let lower = &mut b.lower[tile * BLOCK + place];
             *lower = (*lower).min(below);
             b.own[place] = new as u16;
-            b.codes[place] = self.tree.code_of(new);
-            b.moved = true;
+            // The code may be that of a codeword that was filled since.
+            let code = self.tree.code_of(new);
+            b.moved |= b.codes[place] != code;
+            b.codes[place] = code;
         }
     }
 

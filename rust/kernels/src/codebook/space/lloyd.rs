@@ -373,9 +373,9 @@ fn lloyd<T: Real>(
     let mut bounds = Bounds::new(x, &codebook, d, frame, isa, ctl)?;
     while n_iter < o.max_iter {
         n_iter += 1;
-        let moved = match &mut bounds {
-            Some(bounds) => {
-                let passed = bounds.pass(x, &codebook, frame, &mut codes, filled, &slots, ctl)?;
+        let moved = match holding(&mut bounds, &codebook, frame)? {
+            Some((bounds, tree)) => {
+                let passed = bounds.pass(&tree, x, &codebook, &mut codes, filled, &slots, ctl)?;
                 coarse = passed.unclear;
                 passed.moved || !guessed
             }
@@ -414,6 +414,9 @@ fn lloyd<T: Real>(
             if weight > 0.0 {
                 for (c, sum) in c.iter_mut().zip(sum) {
                     let new = T::narrow(sum / weight);
+                    if !new.wide().is_finite() {
+                        bail!("x: sums of points exceed float64; scale x, or sample_weight, down");
+                    }
                     let off = new.wide() - c.wide();
                     shift += off * off;
                     *c = new;
@@ -434,9 +437,9 @@ fn lloyd<T: Real>(
     }
     let mut squares: Vec<f64> = try_zeroed(n.div_ceil(block))?;
     let weigh = |first: usize, i: usize, far: f64| o.weight.map_or(1.0, |w| w[first + i]) * far;
-    match &mut bounds {
-        Some(bounds) => {
-            bounds.pass(x, &codebook, frame, &mut codes, filled, &slots, ctl)?;
+    match holding(&mut bounds, &codebook, frame)? {
+        Some((bounds, tree)) => {
+            bounds.pass(&tree, x, &codebook, &mut codes, filled, &slots, ctl)?;
             let tasks = Parts::new(codes.chunks(block).zip(&mut squares));
             ctl.for_each(tasks.len(), &|_, task| {
                 let (codes, square) = tasks.take(task);
@@ -467,6 +470,22 @@ fn lloyd<T: Real>(
     }
     let inertia = squares.iter().sum();
     Ok(Fit { codebook, codes, inertia, n_iter, n_distinct: k })
+}
+
+/// The bounds, and a tree for them; none of both any longer where they do not hold.
+fn holding<'a, T: Real>(
+    bounds: &'a mut Option<Bounds>,
+    codebook: &[T],
+    frame: &Frame,
+) -> Result<Option<(&'a mut Bounds, Tree)>> {
+    let tree = match bounds {
+        Some(bounds) => bounds.tree(codebook, frame)?,
+        None => None,
+    };
+    if tree.is_none() {
+        *bounds = None;
+    }
+    Ok(bounds.as_mut().zip(tree))
 }
 
 /// The weighted sum and the weight of each codeword's points, into the first

@@ -78,10 +78,11 @@ fn options<T>(k: usize, init: Init<T>) -> Options<T> {
 }
 
 /// Lloyd's iterations by the definition alone, where no codeword loses its points.
-fn plain(x: &[f64], start: &[f64], d: usize, max_iter: usize) -> (Vec<f64>, Vec<u32>) {
+fn plain(x: &[f64], start: &[f64], d: usize, max_iter: usize) -> (Vec<f64>, Vec<u32>, usize) {
     let mut codebook = start.to_vec();
-    let mut codes = Vec::new();
-    for _ in 0..max_iter {
+    let (mut codes, mut n_iter) = (Vec::new(), 0);
+    while n_iter < max_iter {
+        n_iter += 1;
         let next = by_definition(x, &codebook, d, 1).0;
         if next == codes {
             break;
@@ -101,7 +102,7 @@ fn plain(x: &[f64], start: &[f64], d: usize, max_iter: usize) -> (Vec<f64>, Vec<
         }
     }
     let codes = by_definition(x, &codebook, d, 1).0;
-    (codebook, codes)
+    (codebook, codes, n_iter)
 }
 
 /// Small whole numbers, so that nothing is rounded.
@@ -248,7 +249,8 @@ fn bounds_change_no_iteration() {
             let want = plain(x, &start, d, 12);
             for &isa in Isa::available() {
                 let fit = kmeans(x, d, &options(k, Init::Given(&start)), isa, &Ctl::new(2)).unwrap();
-                assert!(fit.codebook == want.0 && fit.codes == want.1, "{what}, d {d}, k {k}, {}", isa.name());
+                let got = (fit.codebook, fit.codes, fit.n_iter);
+                assert!(got == want, "{what}, d {d}, k {k}, {}", isa.name());
             }
         }
     }
@@ -287,7 +289,27 @@ fn codewords_without_points_take_the_farthest() {
     let start = [0.0f32, 1000.0, 2000.0];
     for &isa in Isa::available() {
         let fit = kmeans(&x, 1, &options(3, Init::Given(&start)), isa, &Ctl::new(1)).unwrap();
-        assert_eq!((fit.codebook, fit.codes), (vec![1.5, 100.0, 50.0], vec![0, 0, 0, 0, 2, 1]));
+        assert_eq!((fit.codebook, fit.codes, fit.n_iter), (vec![1.5, 100.0, 50.0], vec![0, 0, 0, 0, 2, 1], 2));
+    }
+}
+
+#[test]
+fn means_beyond_the_points() {
+    // Each product with a weight is rounded to the least number that there is: means are 1 or -1.
+    let sign = |i: usize| if i % 2 == 0 { 1.0 } else { -1.0 };
+    let x: Vec<f64> =
+        (0..64 * 8).map(|i| sign(i / 8) * (0.51 + 0.001 * ((7 * (i / 8) + 3 * (i % 8)) % 64) as f64)).collect();
+    let weight = vec![5e-324; 64];
+    let o = Options { weight: Some(&weight), ..options(2, Init::Given(&x[..16])) };
+    for &isa in Isa::available() {
+        let fit = kmeans(&x, 8, &o, isa, &Ctl::new(1)).unwrap();
+        assert!(fit.codebook.iter().all(|c| c.abs() == 1.0) && (0..64).all(|i| fit.codes[i] == i as u32 % 2));
+    }
+    let huge: Vec<f64> = (0..100).map(|i| 1e308 * (1.0 + 0.7 * f64::from(i) / 99.0)).collect();
+    let start = [huge[12], huge[37], huge[62], huge[87]];
+    for &isa in Isa::available() {
+        let told = kmeans(&huge, 1, &options(4, Init::Given(&start)), isa, &Ctl::new(1)).unwrap_err().to_string();
+        assert!(told.contains("exceed float64"), "{told}");
     }
 }
 
