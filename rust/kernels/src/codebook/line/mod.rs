@@ -394,7 +394,9 @@ fn best<P: Points>(
         let fee = 2.0 * Moments::of(p, 0, n).squares / search::cube(k as f64);
         return Ok(search::search(&mut Free { points: p, reach, pass }, k, fee, search::EXACT, ctl)?.partition);
     }
-    let (fee, ends) = prune::estimate(p, k, reach, pass, ctl)?;
+    // A fee may be coarser than what Lloyd's iteration starts from.
+    let each = if method == Method::Lloyd { 16 } else { 32 };
+    let (fee, ends) = prune::estimate(p, k, each, reach, pass, ctl)?;
     if method == Method::Lloyd {
         return Ok(Partition::new(p, ends));
     }

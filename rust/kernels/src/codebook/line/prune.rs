@@ -14,10 +14,17 @@ const FINE: usize = 512;
 /// The share of the points beyond which pruning does not pay.
 const KEPT: f64 = 0.6;
 
-/// A fee for which the best path probably has `k` segments, and about where they end.
-pub(super) fn estimate<P: Points>(p: P, k: usize, reach: f64, pass: &mut Pass, ctl: &Ctl) -> Result<(f64, Vec<u32>)> {
+/// A fee for which the best path probably has `k` segments, and about where they end, by bins of about `each` points.
+pub(super) fn estimate<P: Points>(
+    p: P,
+    k: usize,
+    each: usize,
+    reach: f64,
+    pass: &mut Pass,
+    ctl: &Ctl,
+) -> Result<(f64, Vec<u32>)> {
     let n = p.len();
-    let (ends, bins) = bins(p, &coarse(p, COARSE.min(n / 32).max(8 * k)));
+    let (ends, bins) = bins(p, &coarse(p, COARSE.min(n / each).max(256 / each * k)));
     // The squares of the best levels for a smooth density: (∫ density^⅓)³ / 12 k².
     let root: f64 = bins.windows(2).map(|b| cube_root(b[0][1] * (b[1][0] - b[0][0]) * (b[1][0] - b[0][0]))).sum();
     let fee = cube(root) / 6.0 / cube(k as f64);
