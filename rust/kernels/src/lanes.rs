@@ -78,9 +78,6 @@ pub(crate) trait Lanes: Copy {
         }
         sum
     }
-    /// Asks for what will be read.
-    #[inline(always)]
-    fn fetch(self, _: &[f32]) {}
     /// Of N columns of eight codes each, the first four of all and the others, 4N bytes, what is
     /// in `entries` at each code, from the column's of `tables` on: by code. Codes have `NBITS`.
     #[inline(always)]
@@ -387,12 +384,14 @@ macro_rules! intrinsics {
     ($($name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)? $body:block)*) => {$(
         #[inline(always)]
         fn $name(self, $($arg: $ty),*) $(-> $ret)? {
-            // SAFETY: the token proves the instruction set (see `new`), and
-            // each slice's length is asserted before its pointer is used.
+            // SAFETY: the token proves the instruction set (see `new`); what is read or written through a
+            // pointer is an array of that size, or in a slice whose length is asserted before.
             unsafe { $body }
         }
     )*};
 }
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+pub(crate) use intrinsics;
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
@@ -428,7 +427,7 @@ mod x86 {
 
     impl Avx512 {
         /// # Safety
-        /// The CPU has AVX-512 F, BW, DQ and VL.
+        /// The CPU has what [`crate::Isa::has_avx512`] tells of: AVX-512 F, BW, DQ, VL and VNNI.
         #[inline(always)]
         pub(crate) unsafe fn new() -> Self {
             Avx512(())
@@ -524,7 +523,6 @@ mod x86 {
         type D = [__m256d; 2];
 
         intrinsics! {
-            fetch(x: &[f32]) { _mm_prefetch::<_MM_HINT_T0>(x.as_ptr().cast()) }
             splat(x: f32) -> __m256 { _mm256_set1_ps(x) }
             load(x: &[f32]) -> __m256 { assert!(x.len() == 8); _mm256_loadu_ps(x.as_ptr()) }
             store(x: __m256, out: &mut [f32]) { assert!(out.len() == 8); _mm256_storeu_ps(out.as_mut_ptr(), x) }
@@ -690,7 +688,6 @@ mod x86 {
         type D = [__m512d; 2];
 
         intrinsics! {
-            fetch(x: &[f32]) { _mm_prefetch::<_MM_HINT_T0>(x.as_ptr().cast()) }
             splat(x: f32) -> __m512 { _mm512_set1_ps(x) }
             load(x: &[f32]) -> __m512 { assert!(x.len() == 16); _mm512_loadu_ps(x.as_ptr()) }
             store(x: __m512, out: &mut [f32]) { assert!(out.len() == 16); _mm512_storeu_ps(out.as_mut_ptr(), x) }

@@ -11,7 +11,7 @@ use super::groups::{GroupPanel, SUPER, places};
 use super::tables::{Codebook, Tables};
 use super::tiled::PANEL;
 use crate::affine::RowScale;
-use crate::lanes::{Lanes, on_isa};
+use crate::lanes::{Lanes, on_isa, prefetch_line};
 
 /// The longest depth that is summed, and unpacked, at a time: 16 KiB of floats.
 const SPAN: usize = 64;
@@ -167,7 +167,7 @@ macro_rules! with_values {
                 call!(Picked { table: $l.table(entries) })
             }
             Some(Codebook::Floats(entries)) => {
-                let tables = Entries::new($l, $panel, $group, entries);
+                let tables = Entries::new($panel, $group, entries);
                 match nbits {
                     2 => call!(LookedUp::<2>(tables)),
                     3 => call!(LookedUp::<3>(tables)),
@@ -349,14 +349,14 @@ struct Entries<'a> {
 
 impl<'a> Entries<'a> {
     #[inline(always)]
-    fn new<L: Lanes>(l: L, panel: &GroupPanel, group: usize, all: &'a [f32]) -> Self {
+    fn new(panel: &GroupPanel, group: usize, all: &'a [f32]) -> Self {
         let mut tables = [0; PANEL];
         let soon = group + SOON;
         if panel.groups.tables() == Some(Tables::Group) && soon < panel.groups.count(panel.k) {
             // A column's tables follow each other, but the columns' are far apart: no CPU sees them coming.
             panel.tables_of(soon, &mut tables);
             for &table in &tables[..panel.width] {
-                l.fetch(&all[table as usize..]);
+                prefetch_line(all.as_ptr().wrapping_add(table as usize).cast());
             }
         }
         panel.tables_of(group, &mut tables);

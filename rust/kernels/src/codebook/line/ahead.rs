@@ -2,14 +2,18 @@
 //! that is worth a vector. Each position's arithmetic is that of `Candidates::beats`, so that
 //! results are the same bits on every instruction set.
 
+use crate::lanes::{Lanes, Scalar};
+
 /// Positions that are looked at side by side.
 pub(super) const AHEAD: usize = 8;
 
-/// A value is a token: holding one proves that the CPU has the instruction set.
-pub(super) trait Ahead: Copy {
+pub(super) trait Ahead: Lanes {
     /// The first of these positions that is served as well or better from `j` than from `i < j`, or [`AHEAD`]: see
     /// [`beats`].
-    fn first_beaten(self, gain: f64, i: [f64; 2], j: [f64; 2], s: &[f64; AHEAD], w: &[f64; AHEAD]) -> usize;
+    #[inline(always)]
+    fn first_beaten(self, gain: f64, i: [f64; 2], j: [f64; 2], s: &[f64; AHEAD], w: &[f64; AHEAD]) -> usize {
+        (0..AHEAD).position(|t| beats(gain, i, j, s[t], w[t])).unwrap_or(AHEAD)
+    }
 }
 
 /// Whether a position is served as well or better from `j` than from `i < j`, without a division. `gain` is what the
@@ -21,57 +25,48 @@ pub(super) fn beats(gain: f64, [si, wi]: [f64; 2], [sj, wj]: [f64; 2], s: f64, w
     wi * (gain * wj + sj * sj) >= si * si * wj
 }
 
-/// Portable Rust.
-#[derive(Clone, Copy)]
-pub(super) struct Portable;
-
-impl Ahead for Portable {
-    #[inline(always)]
-    fn first_beaten(self, gain: f64, i: [f64; 2], j: [f64; 2], s: &[f64; AHEAD], w: &[f64; AHEAD]) -> usize {
-        (0..AHEAD).position(|t| beats(gain, i, j, s[t], w[t])).unwrap_or(AHEAD)
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-pub(super) use x86::Avx2;
+impl Ahead for Scalar {}
+#[cfg(target_arch = "aarch64")]
+impl Ahead for crate::lanes::Neon {}
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::*;
 
     use super::{AHEAD, Ahead};
+    use crate::lanes::{Avx2, Avx512, intrinsics};
 
-    /// AVX2.
-    #[derive(Clone, Copy)]
-    pub(in super::super) struct Avx2(());
-
-    impl Avx2 {
-        /// # Safety
-        /// The CPU has AVX2.
-        #[inline(always)]
-        pub(in super::super) unsafe fn new() -> Self {
-            Avx2(())
+    impl Ahead for Avx2 {
+        intrinsics! {
+            first_beaten(gain: f64, i: [f64; 2], j: [f64; 2], s: &[f64; AHEAD], w: &[f64; AHEAD]) -> usize {
+                macro_rules! four {
+                    ($first:literal) => {{
+                        let s = _mm256_loadu_pd(s.as_ptr().add($first));
+                        let w = _mm256_loadu_pd(w.as_ptr().add($first));
+                        let (si, wi) = (_mm256_sub_pd(s, _mm256_set1_pd(i[0])), _mm256_sub_pd(w, _mm256_set1_pd(i[1])));
+                        let (sj, wj) = (_mm256_sub_pd(s, _mm256_set1_pd(j[0])), _mm256_sub_pd(w, _mm256_set1_pd(j[1])));
+                        // No fused operations, here and below: they would round otherwise.
+                        let left = _mm256_add_pd(_mm256_mul_pd(_mm256_set1_pd(gain), wj), _mm256_mul_pd(sj, sj));
+                        let (left, right) = (_mm256_mul_pd(wi, left), _mm256_mul_pd(_mm256_mul_pd(si, si), wj));
+                        _mm256_movemask_pd(_mm256_cmp_pd::<_CMP_GE_OQ>(left, right))
+                    }};
+                }
+                (four!(0) | four!(4) << 4 | 1 << AHEAD).trailing_zeros() as usize
+            }
         }
     }
 
-    impl Ahead for Avx2 {
-        #[inline(always)]
-        fn first_beaten(self, gain: f64, i: [f64; 2], j: [f64; 2], s: &[f64; AHEAD], w: &[f64; AHEAD]) -> usize {
-            macro_rules! four {
-                ($first:literal) => {{
-                    let s = _mm256_loadu_pd(s.as_ptr().add($first));
-                    let w = _mm256_loadu_pd(w.as_ptr().add($first));
-                    let (si, wi) = (_mm256_sub_pd(s, _mm256_set1_pd(i[0])), _mm256_sub_pd(w, _mm256_set1_pd(i[1])));
-                    let (sj, wj) = (_mm256_sub_pd(s, _mm256_set1_pd(j[0])), _mm256_sub_pd(w, _mm256_set1_pd(j[1])));
-                    // No fused operations: they would round otherwise.
-                    let left = _mm256_add_pd(_mm256_mul_pd(_mm256_set1_pd(gain), wj), _mm256_mul_pd(sj, sj));
-                    let (left, right) = (_mm256_mul_pd(wi, left), _mm256_mul_pd(_mm256_mul_pd(si, si), wj));
-                    _mm256_movemask_pd(_mm256_cmp_pd::<_CMP_GE_OQ>(left, right))
-                }};
+    impl Ahead for Avx512 {
+        intrinsics! {
+            first_beaten(gain: f64, i: [f64; 2], j: [f64; 2], s: &[f64; AHEAD], w: &[f64; AHEAD]) -> usize {
+                let (s, w) = (_mm512_loadu_pd(s.as_ptr()), _mm512_loadu_pd(w.as_ptr()));
+                let (si, wi) = (_mm512_sub_pd(s, _mm512_set1_pd(i[0])), _mm512_sub_pd(w, _mm512_set1_pd(i[1])));
+                let (sj, wj) = (_mm512_sub_pd(s, _mm512_set1_pd(j[0])), _mm512_sub_pd(w, _mm512_set1_pd(j[1])));
+                let left = _mm512_add_pd(_mm512_mul_pd(_mm512_set1_pd(gain), wj), _mm512_mul_pd(sj, sj));
+                let (left, right) = (_mm512_mul_pd(wi, left), _mm512_mul_pd(_mm512_mul_pd(si, si), wj));
+                let beaten = u32::from(_mm512_cmp_pd_mask::<_CMP_GE_OQ>(left, right));
+                (beaten | 1 << AHEAD).trailing_zeros() as usize
             }
-            // SAFETY: the token proves the instruction set; both arrays are of two vectors.
-            let beaten = unsafe { four!(0) | four!(4) << 4 };
-            (beaten | 1 << AHEAD).trailing_zeros() as usize
         }
     }
 }
@@ -79,6 +74,11 @@ mod x86 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Isa;
+
+    crate::lanes::on_isa! {
+        fn first_beaten(gain: f64, i: [f64; 2], j: [f64; 2], s: &[f64; AHEAD], w: &[f64; AHEAD]) -> usize = Ahead::first_beaten;
+    }
 
     #[test]
     fn vectors_are_by_the_definition() {
@@ -91,16 +91,16 @@ mod tests {
         for _ in 0..2000 {
             let (sums, weights) = (std::array::from_fn(|_| number()), std::array::from_fn(|t| 300.0 + t as f64));
             let (gain, i, j) = (number() / 8.0, [number(), 100.0], [number(), 150.0]);
-            let want = Portable.first_beaten(gain, i, j, &sums, &weights);
+            let want = Scalar.first_beaten(gain, i, j, &sums, &weights);
             some += usize::from(want != 0 && want != AHEAD);
-            #[cfg(target_arch = "x86_64")]
-            if crate::Isa::best().has_avx2() {
-                // SAFETY: the CPU has AVX2.
-                assert_eq!(unsafe { Avx2::new() }.first_beaten(gain, i, j, &sums, &weights), want);
-                cases += 1;
+            for &isa in Isa::available() {
+                assert_eq!(first_beaten(gain, i, j, &sums, &weights, isa), want, "{}", isa.name());
             }
+            cases += 1;
         }
         assert!(some > 200, "the test's data: {some}");
-        println!("positions ahead: {cases} cases on AVX2");
+        for isa in Isa::available() {
+            println!("positions ahead: {cases} cases on {}", isa.name());
+        }
     }
 }

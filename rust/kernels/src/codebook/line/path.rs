@@ -14,6 +14,7 @@
 
 use super::ahead::{self, AHEAD, Ahead};
 use crate::error::try_zeroed;
+use crate::lanes::on_isa;
 use crate::{Ctl, Isa, Result};
 
 /// Sorted values with positive weights.
@@ -239,7 +240,7 @@ impl Pass {
             queue: &mut self.queue,
         };
         let starts = Starts { first, start: &mut self.start[first..=end] };
-        sweep(&mut best, fee, known - first, starts, self.isa, ctl)?;
+        sweep(&mut best, fee, known - first, starts, ctl, self.isa)?;
         let mut squares = 0.0;
         for t in first..end {
             let d = p.x(t) - origin;
@@ -281,21 +282,14 @@ struct Candidates<'a> {
     queue: &'a mut Vec<[u32; 2]>,
 }
 
-fn sweep(best: &mut Candidates, fee: f64, known: usize, start: Starts, isa: Isa, ctl: &Ctl) -> Result<()> {
-    #[cfg(target_arch = "x86_64")]
-    {
-        #[target_feature(enable = "avx2,bmi1,bmi2")]
-        fn avx2(best: &mut Candidates, fee: f64, known: usize, start: Starts, ctl: &Ctl) -> Result<()> {
-            // SAFETY: the features of this function are those that the token stands for.
-            best.sweep(unsafe { ahead::Avx2::new() }, fee, known, start, ctl)
-        }
-        if isa.has_avx2() {
-            // SAFETY: an Isa exists only where the CPU has it.
-            return unsafe { avx2(best, fee, known, start, ctl) };
-        }
-    }
-    let _ = isa;
-    best.sweep(ahead::Portable, fee, known, start, ctl)
+on_isa! {
+    /// Potentials and starts of the positions after `known`. Those up to it are given.
+    fn sweep(best: &mut Candidates, fee: f64, known: usize, starts: Starts, ctl: &Ctl) -> Result<()> = sweep_in;
+}
+
+#[inline(always)]
+fn sweep_in(v: impl Ahead, best: &mut Candidates, fee: f64, known: usize, starts: Starts, ctl: &Ctl) -> Result<()> {
+    best.sweep(v, fee, known, starts, ctl)
 }
 
 /// Where segments begin, from the one that ends at the window's first position on.

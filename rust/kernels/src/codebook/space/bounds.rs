@@ -26,11 +26,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use super::eight::Eight;
 use super::rough::packed;
 use super::scalar::{self, Real};
-use super::sixteen::{self, BLOCK, Quad, Sixteen};
+use super::sixteen::{BLOCK, Quad, Sixteen};
 use super::tree::{Frame, Query, Scratch, Tree};
 use crate::error::{Result, try_zeroed};
 use crate::par::Parts;
-use crate::{Ctl, Isa};
+use crate::{Ctl, Isa, lanes};
 
 /// Tiles of eight that bounds are kept for: with more, boxes around tiles are faster, and smaller.
 const MOST: usize = 256;
@@ -359,12 +359,12 @@ struct Block<'a> {
 fn width(isa: Isa) -> usize {
     #[cfg(target_arch = "x86_64")]
     if isa.has_avx512() {
-        return sixteen::Avx512::TILE;
+        return lanes::Avx512::TILE;
     } else if isa.has_avx2() {
-        return sixteen::Avx2::TILE;
+        return lanes::Avx2::TILE;
     }
     let _ = isa;
-    sixteen::Portable::TILE
+    lanes::Scalar::TILE
 }
 
 fn pass(all: &All, block: &mut Block, s: &mut Scratch, isa: Isa) {
@@ -373,12 +373,12 @@ fn pass(all: &All, block: &mut Block, s: &mut Scratch, isa: Isa) {
         #[target_feature(enable = "avx2,fma,bmi1,bmi2,popcnt")]
         fn avx2(all: &All, block: &mut Block, s: &mut Scratch) {
             // SAFETY: the features of this function are those that the token stands for.
-            all.pass(unsafe { sixteen::Avx2::new() }, block, s);
+            all.pass(unsafe { lanes::Avx2::new() }, block, s);
         }
         #[target_feature(enable = "avx2,fma,bmi1,bmi2,popcnt,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
         fn avx512(all: &All, block: &mut Block, s: &mut Scratch) {
             // SAFETY: the features of this function are those that the token stands for.
-            all.pass(unsafe { sixteen::Avx512::new() }, block, s);
+            all.pass(unsafe { lanes::Avx512::new() }, block, s);
         }
         if isa.has_avx512() {
             // SAFETY: an Isa exists only where the CPU has it.
@@ -389,7 +389,7 @@ fn pass(all: &All, block: &mut Block, s: &mut Scratch, isa: Isa) {
         }
     }
     let _ = isa;
-    all.pass(sixteen::Portable, block, s);
+    all.pass(lanes::Scalar, block, s);
 }
 
 /// Points of a block, as scans know them.
@@ -452,12 +452,12 @@ impl All<'_> {
     fn turn<'s, W: Sixteen, const PAIRS: usize>(
         &self,
         w: W,
-        b: &Block,
+        points: &[Quad],
         at: &[u16; 16],
         to: &'s mut [[i32; 16]],
     ) -> &'s [[i32; 16]] {
         let to = &mut to[..if PAIRS > 0 { PAIRS } else { self.d.div_ceil(2) }];
-        for (points, to) in b.points.chunks_exact(BLOCK).zip(to.chunks_mut(4)) {
+        for (points, to) in points.chunks_exact(BLOCK).zip(to.chunks_mut(4)) {
             let quad = w.gather(points, at);
             for (to, pair) in to.iter_mut().zip(quad) {
                 w.store(pair, to);
@@ -478,7 +478,7 @@ impl All<'_> {
     #[inline(always)]
     fn scan_all<W: Sixteen, const PAIRS: usize>(&self, w: W, b: &mut Block, count: usize, s: &mut Scratch) {
         for first in (0..count).step_by(16) {
-            let points = self.turn::<W, PAIRS>(w, b, &run(first), &mut s.turned);
+            let points = self.turn::<W, PAIRS>(w, b.points, &run(first), &mut s.turned);
             let squares = w.load(b.squares[first..].first_chunk().unwrap_or(&[0; 16]));
             let (mut best, mut own) = (w.splat(i32::MAX), w.splat(0));
             for tile in 0..self.tiles {
@@ -510,7 +510,7 @@ impl All<'_> {
                 lanes[i] = i32::from(b.own[first + i]);
                 half[i] = self.halves[own[i] as usize];
             }
-            let points = self.turn::<W, PAIRS>(w, b, &run(first), &mut s.turned);
+            let points = self.turn::<W, PAIRS>(w, b.points, &run(first), &mut s.turned);
             let mut score = w.load(&half);
             for (codewords, x) in self.codewords.chunks_exact(slots).zip(points.chunks(4)) {
                 let c = w.gather(codewords, &own);
@@ -550,8 +550,9 @@ impl All<'_> {
             // Whole sixteens: the last one again and again.
             let last = list[len - 1];
             list[len..len + 16].fill(last);
+            let lower = &mut b.lower.as_chunks_mut::<BLOCK>().0[tile];
             for at in &list.as_chunks::<16>().0[..len.div_ceil(16)] {
-                let points = self.turn::<W, PAIRS>(w, b, at, &mut s.turned);
+                let points = self.turn::<W, PAIRS>(w, b.points, at, &mut s.turned);
                 let [limit, own, squares, _] = w.gather(&known.quads, at);
                 // Its place in this tile, if it is there.
                 let own = w.add(own, w.splat(-((tile * W::TILE) as i32)));
@@ -562,7 +563,6 @@ impl All<'_> {
                         least = w.min_unless(least, scores[i], own, w.splat(NUMBERS[4 * four + i]));
                     }
                 }
-                let lower = &mut b.lower[tile * BLOCK..][..BLOCK];
                 w.scatter(self.bounds(w, squares, least), drift, at, lower);
                 let mut within = w.le(least, limit);
                 while within != 0 {
@@ -570,7 +570,7 @@ impl All<'_> {
                     within &= within - 1;
                     near[place / 64] |= 1 << (place % 64);
                     known.tiles[place] |= 1 << (tile % 64);
-                    w.fetch(&b.placed[place * self.d..]);
+                    lanes::prefetch_line(b.placed[place * self.d..].as_ptr().cast());
                 }
             }
         }

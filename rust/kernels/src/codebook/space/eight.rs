@@ -1,11 +1,11 @@
 //! Eight lanes of f32 with comparisons: what scans tiles of eight codewords.
 //!
-//! A value of [`Eight`] is a token: holding one proves that the CPU has the
-//! instruction set. Unlike `lanes.rs`, results may differ in the last bits
+//! For the tokens of `lanes.rs`. Unlike there, results may differ in the last bits
 //! between instruction sets: they rule out codewords, within bounds that cover
 //! each of them.
 
 use super::scan::{Least, Points, VECTORS};
+use crate::lanes::Scalar;
 
 pub(super) trait Eight: Copy {
     /// The vector.
@@ -60,11 +60,7 @@ pub(super) trait Eight: Copy {
     }
 }
 
-/// Portable Rust.
-#[derive(Clone, Copy)]
-pub(super) struct Portable;
-
-impl Eight for Portable {
+impl Eight for Scalar {
     type F = [f32; 8];
 
     #[inline(always)]
@@ -110,36 +106,11 @@ impl Eight for Portable {
 }
 
 #[cfg(target_arch = "x86_64")]
-pub(super) use x86::Avx2;
-
-#[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::*;
 
     use super::{Eight, Least, Points};
-
-    /// AVX2 with FMA.
-    #[derive(Clone, Copy)]
-    pub(in super::super) struct Avx2(());
-
-    impl Avx2 {
-        /// # Safety
-        /// The CPU has AVX2 and FMA.
-        #[inline(always)]
-        pub(in super::super) unsafe fn new() -> Self {
-            Avx2(())
-        }
-    }
-
-    macro_rules! intrinsics {
-        ($($name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)? $body:block)*) => {$(
-            #[inline(always)]
-            fn $name(self, $($arg: $ty),*) $(-> $ret)? {
-                // SAFETY: the token proves the instruction set (see `new`); arrays have eight elements.
-                unsafe { $body }
-            }
-        )*};
-    }
+    use crate::lanes::{Avx2, intrinsics};
 
     impl Eight for Avx2 {
         type F = __m256;

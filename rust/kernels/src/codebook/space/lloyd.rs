@@ -369,14 +369,14 @@ fn lloyd<T: Real>(
     let mut sums: Vec<f64> = try_zeroed(checked_product("codebook", &[parts, k, d])?)?;
     let mut counts: Vec<f64> = try_zeroed(parts * k)?;
     let mut n_iter = 0;
-    let (mut guessed, mut filled, mut coarse) = (false, false, false);
+    let (mut guessed, mut filled, mut unclear) = (false, false, false);
     let mut bounds = Bounds::new(x, &codebook, d, frame, isa, ctl)?;
     while n_iter < o.max_iter {
         n_iter += 1;
         let moved = match holding(&mut bounds, &codebook, frame)? {
             Some((bounds, tree)) => {
                 let passed = bounds.pass(&tree, x, &codebook, &mut codes, filled, &slots, ctl)?;
-                coarse = passed.unclear;
+                unclear = passed.unclear;
                 passed.moved || !guessed
             }
             None => {
@@ -424,7 +424,7 @@ fn lloyd<T: Real>(
             }
         }
         match &mut bounds {
-            Some(_) if coarse => bounds = None,
+            Some(_) if unclear => bounds = None,
             Some(bounds) => bounds.moved(&before, &codebook, d, frame)?,
             None => (),
         }

@@ -1,10 +1,10 @@
 //! Sixteen lanes of i32 that hold points: what scans tiles of codewords in integers of 16 bits, two dimensions to
 //! a lane.
 //!
-//! A value of [`Sixteen`] is a token: holding one proves that the CPU has the instruction set. All instruction sets
-//! compute the same integers.
+//! For the tokens of `lanes.rs`. All instruction sets compute the same integers.
 
-use super::eight::{self, Eight};
+use super::eight::Eight;
+use crate::lanes::Scalar;
 
 /// Two dimensions each of four pairs of a point or codeword.
 pub(super) type Quad = [i32; 4];
@@ -56,24 +56,18 @@ pub(super) trait Sixteen: Copy {
     fn narrow(self, a: Self::I, b: u16) -> [u16; 16];
     /// [`narrow`](Sixteen::narrow), each to its place.
     fn scatter(self, a: Self::I, b: u16, at: &[u16; 16], out: &mut [u16]);
-    /// Asks for what will be read.
-    fn fetch(self, x: &[f32]);
     /// Lists where `a` less `b`, or 0, is at most `c`; `a` and `c` are as long, a multiple of 32 and at most [`BLOCK`].
     fn list(self, a: &[u16], b: u16, c: &[u16], list: &mut List) -> usize;
 }
 
-/// Portable Rust.
-#[derive(Clone, Copy)]
-pub(super) struct Portable;
-
-impl Sixteen for Portable {
-    type Eight = eight::Portable;
+impl Sixteen for Scalar {
+    type Eight = Scalar;
     type I = [i32; 16];
     const TILE: usize = 8;
 
     #[inline(always)]
-    fn eight(self) -> eight::Portable {
-        eight::Portable
+    fn eight(self) -> Scalar {
+        self
     }
     #[inline(always)]
     fn splat(self, x: i32) -> [i32; 16] {
@@ -154,8 +148,6 @@ impl Sixteen for Portable {
         at.iter().zip(self.narrow(a, b)).for_each(|(&at, a)| out[at as usize] = a);
     }
     #[inline(always)]
-    fn fetch(self, _: &[f32]) {}
-    #[inline(always)]
     fn list(self, a: &[u16], b: u16, c: &[u16], list: &mut List) -> usize {
         let mut len = 0;
         for (at, (a, c)) in a.iter().zip(c).enumerate() {
@@ -167,25 +159,12 @@ impl Sixteen for Portable {
 }
 
 #[cfg(target_arch = "x86_64")]
-pub(super) use x86::{Avx2, Avx512};
-
-#[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::asm;
     use std::arch::x86_64::*;
 
-    use super::{BLOCK, List, MOST, Quad, ROUNDED, Sixteen, eight};
-
-    macro_rules! intrinsics {
-        ($($name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)? $body:block)*) => {$(
-            #[inline(always)]
-            fn $name(self, $($arg: $ty),*) $(-> $ret)? {
-                // SAFETY: the token proves the instruction set (see `new`); what is loaded or stored is in an
-                // array of its size, or as asserted there.
-                unsafe { $body }
-            }
-        )*};
-    }
+    use super::{BLOCK, List, MOST, Quad, ROUNDED, Sixteen};
+    use crate::lanes::{Avx2, Avx512, intrinsics};
 
     /// Rows of four to columns, in each 128 bits: the same turns both ways.
     macro_rules! turned {
@@ -197,10 +176,11 @@ mod x86 {
         }};
     }
 
-    /// Words to their places, of a vector of them.
+    /// Words to their places, of a vector of them: faster than from memory.
     macro_rules! scattered {
         ($words:expr, $at:expr, $out:expr) => {{
-            let (low, high) = (_mm256_castsi256_si128($words), _mm256_extracti128_si256::<1>($words));
+            let words = $words;
+            let (low, high) = (_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
             scattered!($at, $out, low, 0: 0 1 2 3 4 5 6 7);
             scattered!($at, $out, high, 8: 0 1 2 3 4 5 6 7);
         }};
@@ -209,17 +189,14 @@ mod x86 {
         };
     }
 
-    /// AVX2 with FMA.
-    #[derive(Clone, Copy)]
-    pub(in super::super) struct Avx2(());
-
-    impl Avx2 {
-        /// # Safety
-        /// The CPU has AVX2 and FMA.
-        #[inline(always)]
-        pub(in super::super) unsafe fn new() -> Self {
-            Avx2(())
-        }
+    /// Two quads.
+    macro_rules! two {
+        ($from:ident, $at:ident: $a:expr, $b:expr) => {
+            _mm256_inserti128_si256::<1>(
+                _mm256_castsi128_si256(_mm_loadu_si128($from.add($at[$a] as usize))),
+                _mm_loadu_si128($from.add($at[$b] as usize)),
+            )
+        };
     }
 
     /// Numbers of the bits of a byte, the lowest first.
@@ -251,13 +228,22 @@ mod x86 {
         _mm256_testz_si256(over, over) == 1
     }
 
+    /// `a + b` as words.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn words(a: [__m256i; 2], b: u16) -> __m256i {
+        // Quarters 0 2 1 3.
+        let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packus_epi32(a[0], a[1]));
+        _mm256_adds_epu16(words, _mm256_set1_epi16(b as i16))
+    }
+
     impl Sixteen for Avx2 {
-        type Eight = eight::Avx2;
+        type Eight = Avx2;
         type I = [__m256i; 2];
         const TILE: usize = 8;
 
         intrinsics! {
-            eight() -> eight::Avx2 { eight::Avx2::new() }
+            eight() -> Avx2 { Avx2::new() }
             splat(x: i32) -> [__m256i; 2] { [_mm256_set1_epi32(x); 2] }
             load(x: &[i32; 16]) -> [__m256i; 2] {
                 let x = x.as_ptr().cast::<__m256i>();
@@ -319,22 +305,14 @@ mod x86 {
             gather(from: &[Quad], at: &[u16; 16]) -> [[__m256i; 2]; 4] {
                 assert!(inside(at, from.len()));
                 let from = from.as_ptr().cast::<__m128i>();
-                macro_rules! two {
-                    ($a:expr, $b:expr) => {
-                        _mm256_inserti128_si256::<1>(
-                            _mm256_castsi128_si256(_mm_loadu_si128(from.add(at[$a] as usize))),
-                            _mm_loadu_si128(from.add(at[$b] as usize)),
-                        )
-                    };
-                }
                 macro_rules! half {
                     ($first:literal) => {
                         turned!(
                             [
-                                two!($first, $first + 4),
-                                two!($first + 1, $first + 5),
-                                two!($first + 2, $first + 6),
-                                two!($first + 3, $first + 7),
+                                two!(from, at: $first, $first + 4),
+                                two!(from, at: $first + 1, $first + 5),
+                                two!(from, at: $first + 2, $first + 6),
+                                two!(from, at: $first + 3, $first + 7),
                             ],
                             _mm256_unpacklo_epi32, _mm256_unpackhi_epi32, _mm256_unpacklo_epi64, _mm256_unpackhi_epi64
                         )
@@ -368,13 +346,14 @@ mod x86 {
                 [one!(0), one!(1)]
             }
             narrow(a: [__m256i; 2], b: u16) -> [u16; 16] {
-                // Quarters 0 2 1 3.
-                let words = _mm256_packus_epi32(a[0], a[1]);
-                let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(words);
                 let mut out = [0; 16];
-                let sum = _mm256_adds_epu16(words, _mm256_set1_epi16(b as i16));
-                _mm256_storeu_si256(out.as_mut_ptr().cast(), sum);
+                _mm256_storeu_si256(out.as_mut_ptr().cast(), words(a, b));
                 out
+            }
+            scatter(a: [__m256i; 2], b: u16, at: &[u16; 16], out: &mut [u16]) {
+                assert!(inside(at, out.len()));
+                let out = out.as_mut_ptr();
+                scattered!(words(a, b), at, out);
             }
             half_square(a: [__m256i; 2], more: f32) -> [__m256i; 2] {
                 macro_rules! one {
@@ -388,14 +367,6 @@ mod x86 {
                 }
                 [one!(0), one!(1)]
             }
-            scatter(a: [__m256i; 2], b: u16, at: &[u16; 16], out: &mut [u16]) {
-                assert!(inside(at, out.len()));
-                let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packus_epi32(a[0], a[1]));
-                let words = _mm256_adds_epu16(words, _mm256_set1_epi16(b as i16));
-                let out = out.as_mut_ptr();
-                scattered!(words, at, out);
-            }
-            fetch(x: &[f32]) { _mm_prefetch::<_MM_HINT_T0>(x.as_ptr().cast()) }
             list(a: &[u16], b: u16, c: &[u16], list: &mut List) -> usize {
                 assert!(a.len() == c.len() && a.len() <= BLOCK && a.len().is_multiple_of(32));
                 let (b, mut len) = (_mm256_set1_epi16(b as i16), 0);
@@ -416,19 +387,6 @@ mod x86 {
                 }
                 len
             }
-        }
-    }
-
-    /// AVX-512 with VNNI.
-    #[derive(Clone, Copy)]
-    pub(in super::super) struct Avx512(());
-
-    impl Avx512 {
-        /// # Safety
-        /// The CPU has what [`crate::Isa::has_avx512`] stands for.
-        #[inline(always)]
-        pub(in super::super) unsafe fn new() -> Self {
-            Avx512(())
         }
     }
 
@@ -529,13 +487,20 @@ mod x86 {
         [s0, s1, s2, s3]
     }
 
+    /// `a + b` as words.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn words_of(a: __m512i, b: u16) -> __m256i {
+        _mm256_adds_epu16(_mm512_cvtepi32_epi16(a), _mm256_set1_epi16(b as i16))
+    }
+
     impl Sixteen for Avx512 {
-        type Eight = eight::Avx2;
+        type Eight = Avx2;
         type I = __m512i;
         const TILE: usize = 16;
 
         intrinsics! {
-            eight() -> eight::Avx2 { eight::Avx2::new() }
+            eight() -> Avx2 { Avx2::new() }
             splat(x: i32) -> __m512i { _mm512_set1_epi32(x) }
             load(x: &[i32; 16]) -> __m512i { _mm512_loadu_si512(x.as_ptr().cast()) }
             store(x: __m512i, out: &mut [i32; 16]) { _mm512_storeu_si512(out.as_mut_ptr().cast(), x) }
@@ -556,18 +521,10 @@ mod x86 {
             gather(from: &[Quad], at: &[u16; 16]) -> [__m512i; 4] {
                 assert!(inside(at, from.len()));
                 let from = from.as_ptr().cast::<__m128i>();
-                macro_rules! two {
-                    ($a:expr, $b:expr) => {
-                        _mm256_inserti128_si256::<1>(
-                            _mm256_castsi128_si256(_mm_loadu_si128(from.add(at[$a] as usize))),
-                            _mm_loadu_si128(from.add(at[$b] as usize)),
-                        )
-                    };
-                }
                 macro_rules! four {
                     ($i:literal) => {
                         _mm512_inserti64x4::<1>(
-                            _mm512_castsi256_si512(two!($i, $i + 4)), two!($i + 8, $i + 12),
+                            _mm512_castsi256_si512(two!(from, at: $i, $i + 4)), two!(from, at: $i + 8, $i + 12),
                         )
                     };
                 }
@@ -596,9 +553,13 @@ mod x86 {
             }
             narrow(a: __m512i, b: u16) -> [u16; 16] {
                 let mut out = [0; 16];
-                let sum = _mm256_adds_epu16(_mm512_cvtepi32_epi16(a), _mm256_set1_epi16(b as i16));
-                _mm256_storeu_si256(out.as_mut_ptr().cast(), sum);
+                _mm256_storeu_si256(out.as_mut_ptr().cast(), words_of(a, b));
                 out
+            }
+            scatter(a: __m512i, b: u16, at: &[u16; 16], out: &mut [u16]) {
+                assert!(inside(at, out.len()));
+                let out = out.as_mut_ptr();
+                scattered!(words_of(a, b), at, out);
             }
             half_square(a: __m512i, more: f32) -> __m512i {
                 let a = _mm512_cvtepi32_ps(a);
@@ -606,13 +567,6 @@ mod x86 {
                 let half = _mm512_mul_ps(_mm512_mul_ps(root, root), _mm512_set1_ps(ROUNDED));
                 _mm512_cvttps_epi32(_mm512_min_ps(_mm512_add_ps(half, _mm512_set1_ps(1.0)), _mm512_set1_ps(MOST)))
             }
-            scatter(a: __m512i, b: u16, at: &[u16; 16], out: &mut [u16]) {
-                assert!(inside(at, out.len()));
-                let words = _mm256_adds_epu16(_mm512_cvtepi32_epi16(a), _mm256_set1_epi16(b as i16));
-                let out = out.as_mut_ptr();
-                scattered!(words, at, out);
-            }
-            fetch(x: &[f32]) { _mm_prefetch::<_MM_HINT_T0>(x.as_ptr().cast()) }
             list(a: &[u16], b: u16, c: &[u16], list: &mut List) -> usize {
                 assert!(a.len() == c.len() && a.len() <= BLOCK && a.len().is_multiple_of(32));
                 let (b, mut len) = (_mm256_set1_epi16(b as i16), 0);

@@ -1,5 +1,5 @@
 use super::*;
-use crate::Error;
+use crate::{Error, lanes};
 
 /// Numbers with a distribution that has neighbours, ties and repeats.
 fn some(n: usize, seed: u64, step: f64) -> Vec<f64> {
@@ -108,7 +108,7 @@ fn plain(x: &[f64], start: &[f64], d: usize, max_iter: usize) -> (Vec<f64>, Vec<
 /// Small whole numbers, so that nothing is rounded.
 #[test]
 fn a_tile_is_taken_by_its_definition() {
-    use super::eight::{Eight, Portable};
+    use super::eight::Eight;
     use super::scan::{Least, POINTS, Points};
     let whole = |n, seed| some(n, seed, 1.0 / 8.0).into_iter().map(|x| (8.0 * x) as f32).collect::<Vec<f32>>();
     for d in [1, 2, 3, 4, 7, 8, 16, 33] {
@@ -126,7 +126,7 @@ fn a_tile_is_taken_by_its_definition() {
             let lows: Vec<_> = lows.collect();
             (lows, (0..POINTS).map(|p| least.of(p)).collect::<Vec<_>>())
         };
-        let expected = run(&|tile, halves, rows, least| Portable.take_tile(&points, tile, halves, rows, least));
+        let expected = run(&|tile, halves, rows, least| lanes::Scalar.take_tile(&points, tile, halves, rows, least));
         for (p, &(score, other, tile)) in expected.1.iter().enumerate() {
             let mut lows: Vec<f32> = expected.0.iter().map(|low| low[p / 8][p % 8]).collect();
             assert_eq!(lows[tile], score);
@@ -136,7 +136,7 @@ fn a_tile_is_taken_by_its_definition() {
         #[cfg(target_arch = "x86_64")]
         if Isa::best().has_avx2() {
             // SAFETY: the CPU has AVX2.
-            let avx2 = unsafe { super::eight::Avx2::new() };
+            let avx2 = unsafe { lanes::Avx2::new() };
             let got = run(&|tile, halves, rows, least| avx2.take_tile(&points, tile, halves, rows, least));
             assert_eq!(got, expected, "{d}");
         }
@@ -190,23 +190,22 @@ fn sixteens<W: super::sixteen::Sixteen>(w: W, numbers: &[i32]) -> Vec<i32> {
 
 #[test]
 fn scans_in_integers_are_the_same_on_every_instruction_set() {
-    use super::sixteen;
     let mut counts = (0, 0);
     for seed in 0..200 {
         let wide = [1.0, 3e4, 1e9][seed as usize % 3];
         let numbers: Vec<i32> = some(1200, 3 + seed, 0.0).into_iter().map(|x| (x * wide) as i32).collect();
-        let want = sixteens(sixteen::Portable, &numbers);
+        let want = sixteens(lanes::Scalar, &numbers);
         #[cfg(target_arch = "x86_64")]
         {
             if Isa::best().has_avx2() {
                 // SAFETY: the CPU has AVX2.
-                let avx2 = unsafe { sixteen::Avx2::new() };
+                let avx2 = unsafe { lanes::Avx2::new() };
                 assert_eq!(sixteens(avx2, &numbers), want, "AVX2, seed {seed}");
                 counts.0 += 1;
             }
             if Isa::best().has_avx512() {
                 // SAFETY: the CPU has AVX-512.
-                let avx512 = unsafe { sixteen::Avx512::new() };
+                let avx512 = unsafe { lanes::Avx512::new() };
                 assert_eq!(sixteens(avx512, &numbers), want, "AVX-512, seed {seed}");
                 counts.1 += 1;
             }
@@ -218,7 +217,7 @@ fn scans_in_integers_are_the_same_on_every_instruction_set() {
 
 #[test]
 fn nothing_is_gathered_from_outside() {
-    use super::sixteen::{self, Sixteen};
+    use super::sixteen::Sixteen;
     fn refuses(w: impl Sixteen + std::panic::UnwindSafe) -> bool {
         let gathered = std::panic::catch_unwind(move || {
             w.gather(&[[0; 4]; 9], &[9; 16]);
@@ -226,13 +225,13 @@ fn nothing_is_gathered_from_outside() {
         let scattered = std::panic::catch_unwind(move || w.scatter(w.splat(1), 0, &[9; 16], &mut [0; 9]));
         gathered.is_err() && scattered.is_err()
     }
-    assert!(refuses(sixteen::Portable));
+    assert!(refuses(lanes::Scalar));
     #[cfg(target_arch = "x86_64")]
     {
         // SAFETY: the CPU has AVX2.
-        assert!(!Isa::best().has_avx2() || refuses(unsafe { sixteen::Avx2::new() }));
+        assert!(!Isa::best().has_avx2() || refuses(unsafe { lanes::Avx2::new() }));
         // SAFETY: the CPU has AVX-512.
-        assert!(!Isa::best().has_avx512() || refuses(unsafe { sixteen::Avx512::new() }));
+        assert!(!Isa::best().has_avx512() || refuses(unsafe { lanes::Avx512::new() }));
     }
 }
 

@@ -622,7 +622,7 @@ pub(super) fn search<T: Real>(tree: &Tree, a: &mut Search<T>, s: &mut Scratch, i
         #[target_feature(enable = "avx2,fma,bmi1,bmi2,popcnt")]
         fn avx2<T: Real>(tree: &Tree, a: &mut Search<T>, s: &mut Scratch) {
             // SAFETY: the features of this function are those that the token stands for.
-            tree.search_any(unsafe { super::eight::Avx2::new() }, a, s);
+            tree.search_any(unsafe { crate::lanes::Avx2::new() }, a, s);
         }
         if isa.has_avx2() {
             // SAFETY: an Isa exists only where the CPU has it.
@@ -630,7 +630,7 @@ pub(super) fn search<T: Real>(tree: &Tree, a: &mut Search<T>, s: &mut Scratch, i
         }
     }
     let _ = isa;
-    tree.search_any(super::eight::Portable, a, s);
+    tree.search_any(crate::lanes::Scalar, a, s);
 }
 
 /// Orders codewords so that each tile, each eight tiles and so on are near each
