@@ -401,11 +401,11 @@ mod x86 {
 
     /// Eight lanes.
     #[derive(Clone, Copy)]
-    pub(crate) struct Avx2(());
+    pub struct Avx2(());
 
     /// Sixteen lanes.
     #[derive(Clone, Copy)]
-    pub(crate) struct Avx512(());
+    pub struct Avx512(());
 
     /// Sixteen floats: the first and the last eight; bytes 2 and 3 of all, in both lanes;
     /// and whether the others are 0.

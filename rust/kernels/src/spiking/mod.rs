@@ -35,6 +35,8 @@
 mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod pool;
 mod product;
 mod rows;
@@ -43,6 +45,8 @@ mod scalar;
 mod tests;
 pub mod training;
 mod words;
+#[cfg(target_arch = "x86_64")]
+mod x86;
 
 use crate::error::{bail, checked_product};
 use crate::{Ctl, Isa, Parts, Result};
@@ -59,8 +63,11 @@ pub use words::{count_spikes, greatest_count};
 /// potential: that, and one row of inputs, stays in the first-level cache.
 const BLOCK: usize = 1024;
 
-/// Neurons in one task, about: a whole number of blocks.
-const TASK: usize = 8 * BLOCK;
+/// Neurons in one task: a whole number of blocks. The more, the longer the rows that are read at once, as long as
+/// all threads have tasks and potentials stay in the second-level cache.
+fn task(neurons: usize) -> usize {
+    (neurons / 16 / BLOCK * BLOCK).clamp(8 * BLOCK, 64 * BLOCK)
+}
 
 /// A parameter: one value for all neurons, or neuron j's at j modulo the length.
 #[derive(Debug, Clone, Copy)]
@@ -272,7 +279,7 @@ pub fn simulate<V: Voltage>(
     };
     let bytes =
         |neurons: usize| if pack { neurons / row * row.div_ceil(8) + (neurons % row).div_ceil(8) } else { neurons };
-    let task = if row < n { row * TASK.div_ceil(row) } else { TASK };
+    let task = if row < n { row * task(n).div_ceil(row) } else { task(n) };
 
     let mut outs: Vec<Vec<&mut [u8]>> = (0..n.div_ceil(task)).map(|_| Vec::with_capacity(steps)).collect();
     let (of_step, of_task) = (bytes(n), bytes(task));

@@ -5,6 +5,8 @@
 use std::hint::select_unpredictable as select;
 
 use super::scalar::{self, One, Voltage};
+#[cfg(target_arch = "x86_64")]
+use super::x86::{Firing, Four};
 use super::{BLOCK, Each, Leak, Neurons, Reset, State};
 use crate::Isa;
 use crate::lanes::{Lanes, on_isa, prefetch};
@@ -12,9 +14,10 @@ use crate::lanes::{Lanes, on_isa, prefetch};
 /// Steps that plain neurons take together: as many rows of inputs are read side by side as memory
 /// gives the most from, and potentials stay in registers meanwhile.
 pub(super) const STEPS: usize = 4;
-/// Neurons with the same parameters that go through all steps together: rows of inputs are then long enough
-/// for the CPU to fetch them ahead, and potentials still in the first-level cache.
-const SPAN: usize = 4 * BLOCK;
+/// As many where spikes go past the caches: whose lines do not take the place of inputs.
+pub(super) const STEPS_PAST: usize = 8;
+/// Spikes, a byte each, from which on that is done: more than caches keep for whoever reads them.
+pub(super) const PAST: usize = 4 << 20;
 
 /// What all tasks read.
 pub(super) struct Rows<'a, V> {
@@ -97,11 +100,23 @@ fn blocks<L: Lanes, V: Voltage>(_: L, rows: &Rows<'_, V>, neurons: &Neurons<'_, 
     let mut currents = vec![V::default(); if flows { BLOCK } else { 0 }];
     let mut bytes = vec![0u8; if alone { 0 } else { BLOCK }];
     let mut scratch = Scratch::new(if alone { 0 } else { BLOCK });
-    let most = if alone && !flows && !levels.each { SPAN } else { BLOCK };
-    // Currents and traces go step by step.
-    let side_by_side = if alone && !flows && part.trace.is_empty() { STEPS } else { 1 };
+    // Of plain neurons the rows of inputs are as long as the task, since memory then gives the most; their potentials
+    // stay in the second-level cache.
+    let (plainly, traced) = (alone && !flows, !part.trace.is_empty());
+    let long = plainly && (!levels.each || levels.repeats && rows.first.is_multiple_of(BLOCK) && rows.row == rows.n);
+    let past = long && !traced && !levels.each && !rows.pack && rows.n.is_multiple_of(64) && isa.has_avx512();
+    let past = past && part.spikes.len() * rows.n >= PAST;
+    // Where spikes go past the caches, all rows of them reach a line together.
+    let lead = if past { part.spikes[0].as_ptr().align_offset(64) } else { 0 };
     let (mut at, mut byte) = (0, 0);
     while at < total {
+        let most = if !long {
+            BLOCK
+        } else if at < lead {
+            lead
+        } else {
+            total
+        };
         let len = most.min(total - at).min(rows.row - at % rows.row);
         let out_len = if rows.pack { len.div_ceil(8) } else { len };
         levels.fill(neurons, rows.first + at, len);
@@ -116,33 +131,30 @@ fn blocks<L: Lanes, V: Voltage>(_: L, rows: &Rows<'_, V>, neurons: &Neurons<'_, 
             take(start, rows.first + at, memory.v);
         }
         let from = |t: usize| t * rows.n + rows.first + at;
-        for (first, spikes) in (0..).step_by(side_by_side).zip(part.spikes.chunks_mut(side_by_side)) {
-            let count = spikes.len();
-            let mut x = [&[][..]; STEPS];
-            for (x, t) in x[..count].iter_mut().zip(first..) {
-                *x = &rows.x[from(t)..][..len];
-            }
-            let mut outs: [&mut [u8]; STEPS] = Default::default();
-            for (out, spikes) in outs.iter_mut().zip(spikes) {
-                *out = &mut spikes[byte..byte + out_len];
-            }
-            if !alone || flows {
+        // All steps at once; currents and traces go step by step.
+        let at_once = if plainly && !traced { part.spikes.len() } else { 1 };
+        for (first, spikes) in (0..).step_by(at_once).zip(part.spikes.chunks_mut(at_once)) {
+            let mut x = Steps { x: &rows.x[from(first)..], stride: rows.n, steps: spikes.len() };
+            if !plainly {
                 // The next row lies far from this one.
                 prefetch(rows.x.get(from(first + 1)..from(first + 1) + len).unwrap_or_default());
             }
             if flows {
-                flow(x[0], &levels, memory.i, &mut currents);
-                x[0] = &currents[..len];
+                flow(&x.x[..len], &levels, memory.i, &mut currents);
+                x.x = &currents[..len];
             }
-            let outs = &mut outs[..count];
-            match (alone, rows.pack) {
-                (true, false) => plain::<V, Bytes>(&x[..count], memory.v, &levels, outs, isa),
-                (true, true) => plain::<V, Bits>(&x[..count], memory.v, &levels, outs, isa),
-                (false, false) => staged(x[0], neurons, &mut memory, &levels, &mut scratch, outs[0]),
-                (false, true) => {
-                    staged(x[0], neurons, &mut memory, &levels, &mut scratch, &mut bytes[..len]);
-                    pack_bits(&bytes[..len], outs[0]);
+            if alone {
+                if rows.pack {
+                    let out = Out { rows: spikes, from: 8 * byte, past };
+                    plain::<V, Bits>(x, memory.v, &levels, out, isa);
+                } else {
+                    plain::<V, Bytes>(x, memory.v, &levels, Out { rows: spikes, from: at, past }, isa);
                 }
+            } else if rows.pack {
+                staged(&x.x[..len], neurons, &mut memory, &levels, &mut scratch, &mut bytes[..len]);
+                pack_bits(&bytes[..len], &mut spikes[0][byte..byte + out_len]);
+            } else {
+                staged(&x.x[..len], neurons, &mut memory, &levels, &mut scratch, &mut spikes[0][at..at + len]);
             }
             if let Some(trace) = part.trace.get_mut(first) {
                 trace[at..at + len].copy_from_slice(memory.v);
@@ -179,6 +191,8 @@ pub(super) struct Levels<V> {
     /// The least h that fires.
     pub fire: Vec<V>,
     pub threshold: Vec<V>,
+    /// What a spike takes off the potential: the threshold, or nothing.
+    pub lowered: Vec<V>,
     pub to: Vec<V>,
     alpha: Vec<f32>,
     gain: Vec<f32>,
@@ -235,6 +249,7 @@ impl<V: Voltage> Levels<V> {
             drive: values(),
             fire: values(),
             threshold: values(),
+            lowered: values(),
             to: values(),
             alpha: floats(current),
             gain: floats(current),
@@ -247,7 +262,8 @@ impl<V: Voltage> Levels<V> {
     /// With room for one of each parameter for each neuron, whatever they are.
     pub fn for_each(neurons: &Neurons<'_, V>) -> Self {
         let mut levels = Levels::new(neurons);
-        for values in [&mut levels.beta, &mut levels.drive, &mut levels.fire, &mut levels.threshold, &mut levels.to] {
+        let Levels { beta, drive, fire, threshold, lowered, to, .. } = &mut levels;
+        for values in [beta, drive, fire, threshold, lowered, to] {
             values.resize(BLOCK, V::default());
         }
         levels
@@ -272,6 +288,9 @@ impl<V: Voltage> Levels<V> {
         take(&neurons.threshold, first, &mut self.threshold[..len]);
         for (fire, threshold) in self.fire[..len].iter_mut().zip(&self.threshold) {
             *fire = if neurons.strict { threshold.above() } else { *threshold };
+        }
+        if let Reset::Soft = neurons.reset {
+            self.lowered[..len].copy_from_slice(&self.threshold[..len]);
         }
         match &neurons.leak {
             Leak::None => {}
@@ -299,14 +318,35 @@ pub(super) fn take<V: Copy>(each: &Each<'_, V>, first: usize, out: &mut [V]) {
     match *each {
         Each::All(x) => out.fill(x),
         Each::Channel(x) => {
-            let mut from = first % x.len();
-            let mut out = out;
-            while !out.is_empty() {
-                let (head, tail) = out.split_at_mut(out.len().min(x.len() - from));
-                head.copy_from_slice(&x[from..from + head.len()]);
-                (out, from) = (tail, 0);
+            let (before, after) = x.split_at(first % x.len());
+            let mut done = 0;
+            for part in [after, before] {
+                let (from, len) = (done, part.len().min(out.len() - done));
+                out[from..from + len].copy_from_slice(&part[..len]);
+                done += len;
+            }
+            // Twice as many each time: channels may be few.
+            while done < out.len() {
+                let len = done.min(out.len() - done);
+                out.copy_within(..len, done);
+                done += len;
             }
         }
+    }
+}
+
+/// Inputs of some steps: those of step t begin at t times the stride.
+#[derive(Clone, Copy)]
+pub(super) struct Steps<'a, V> {
+    pub x: &'a [V],
+    pub stride: usize,
+    pub steps: usize,
+}
+
+impl<'a, V> Steps<'a, V> {
+    /// Each step's inputs, and what lies behind them.
+    fn rows(self) -> impl Iterator<Item = &'a [V]> {
+        self.x.chunks(self.stride).take(self.steps)
     }
 }
 
@@ -318,12 +358,15 @@ pub(super) trait Spiked {
     fn elements(n: usize) -> usize;
     /// Neuron j's; they come in ascending order.
     fn put(out: &mut [Self::E], j: usize, fired: bool);
-    /// Writes those of 32 neurons.
+    /// Writes those of four vectors.
     ///
     /// # Safety
-    /// The CPU has AVX2; `elements(32)` elements from `out` on are writable.
+    /// As many elements from `out` on are writable.
     #[cfg(target_arch = "x86_64")]
-    unsafe fn write(fired: [std::arch::x86_64::__m256i; 4], out: *mut Self::E);
+    unsafe fn write<L: Firing>(l: L, fired: Four<L>, out: *mut Self::E, past: bool);
+    /// Writes those of the first lanes of one.
+    #[cfg(target_arch = "x86_64")]
+    fn write_some<L: Firing>(l: L, fired: L::Fired, len: usize, out: &mut [Self::E]);
 }
 
 /// A byte of 0 or 1 for each neuron.
@@ -334,7 +377,7 @@ pub(super) enum Bits {}
 pub(super) enum Floats {}
 
 macro_rules! spiked {
-    ($name:ident, $e:ty, $write:ident, $elements:expr, $put:expr) => {
+    ($name:ident, $e:ty, $elements:expr, $put:expr, $write:expr, $write_some:expr) => {
         impl Spiked for $name {
             type E = $e;
             #[inline(always)]
@@ -347,91 +390,138 @@ macro_rules! spiked {
             }
             #[cfg(target_arch = "x86_64")]
             #[inline(always)]
-            unsafe fn write(fired: [std::arch::x86_64::__m256i; 4], out: *mut $e) {
+            unsafe fn write<L: Firing>(l: L, fired: Four<L>, out: *mut $e, past: bool) {
                 // SAFETY: the caller's promise.
-                unsafe { super::avx2::$write(fired, out) }
+                unsafe { $write(l, fired, out, past) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[inline(always)]
+            fn write_some<L: Firing>(l: L, fired: L::Fired, len: usize, out: &mut [$e]) {
+                $write_some(l, fired, len, out);
             }
         }
     };
 }
-spiked!(Bytes, u8, write_bytes, |n| n, |out: &mut [u8], j: usize, fired| out[j] = u8::from(fired));
-spiked!(Floats, f32, write_floats, |n| n, |out: &mut [f32], j: usize, fired| out[j] = f32::from(fired));
-spiked!(Bits, u8, write_bits, |n: usize| n.div_ceil(8), |out: &mut [u8], j: usize, fired| {
-    let before = if j % 8 == 0 { 0 } else { out[j / 8] };
-    out[j / 8] = before | u8::from(fired) << (j % 8);
-});
+spiked!(
+    Bytes,
+    u8,
+    |n| n,
+    |out: &mut [u8], j: usize, fired| out[j] = u8::from(fired),
+    |l: L, Four(a, b, c, d): Four<L>, out, past| l.bytes(a, b, c, d, out, past),
+    |l: L, fired, _, out| l.some_bytes(fired, out)
+);
+spiked!(
+    Floats,
+    f32,
+    |n| n,
+    |out: &mut [f32], j: usize, fired| out[j] = f32::from(fired),
+    |l: L, Four(a, b, c, d): Four<L>, out, _| l.floats(a, b, c, d, out),
+    |l: L, fired, _, out| l.some_floats(fired, out)
+);
+spiked!(
+    Bits,
+    u8,
+    |n: usize| n.div_ceil(8),
+    |out: &mut [u8], j: usize, fired| {
+        let before = if j % 8 == 0 { 0 } else { out[j / 8] };
+        out[j / 8] = before | u8::from(fired) << (j % 8);
+    },
+    |l: L, Four(a, b, c, d): Four<L>, out, _| l.bits(a, b, c, d, out),
+    |l: L, fired, len, out| l.some_bits(fired, len, out)
+);
 
-/// Some steps of neurons that have a potential and nothing else.
+/// Where the spikes of some steps go: of each a row, in which the first neuron's are at `from`.
+pub(super) struct Out<'o, 'a, E> {
+    pub rows: &'o mut [&'a mut [E]],
+    /// In neurons; of bits the first of a byte.
+    pub from: usize,
+    /// Bytes that are so many that they are written past the caches.
+    pub past: bool,
+}
+
+/// Some steps of neurons that have a potential and nothing else; parameters that differ repeat after [`BLOCK`].
 #[inline(always)]
 pub(super) fn plain<V: Voltage, S: Spiked>(
-    x: &[&[V]],
+    x: Steps<'_, V>,
     v: &mut [V],
     levels: &Levels<V>,
-    spikes: &mut [&mut [S::E]],
+    out: Out<'_, '_, S::E>,
     isa: Isa,
 ) {
+    // What lowers a potential by nothing stands for no reset, where parameters differ a drive of 0 for none and inputs
+    // shifted by 0 for such that are not: these are compiled many times.
     macro_rules! by_reset {
-        ($leak:ident, $each:literal) => {
+        ($leak:expr, $each:literal) => {
             match levels.reset {
-                HARD => steps::<V, S, $leak, HARD, $each>(x, v, levels, spikes, isa),
-                SOFT => steps::<V, S, $leak, SOFT, $each>(x, v, levels, spikes, isa),
-                _ => steps::<V, S, $leak, NO_RESET, $each>(x, v, levels, spikes, isa),
+                HARD => steps::<V, S, { $leak }, HARD, $each>(x, v, levels, out, isa),
+                _ => steps::<V, S, { $leak }, SOFT, $each>(x, v, levels, out, isa),
             }
         };
     }
-    const NO_LEAK_SHIFTED: u8 = NO_LEAK | SHIFTED;
-    const KEEP_SHIFTED: u8 = KEEP | SHIFTED;
-    const DRIVE_SHIFTED: u8 = KEEP_AND_DRIVE | SHIFTED;
-    macro_rules! by_leak {
-        ($each:literal) => {
-            if V::FLOAT {
-                match levels.leak {
-                    NO_LEAK => by_reset!(NO_LEAK, $each),
-                    KEEP => by_reset!(KEEP, $each),
-                    KEEP_AND_DRIVE => by_reset!(KEEP_AND_DRIVE, $each),
-                    TOWARD_ZERO => by_reset!(TOWARD_ZERO, $each),
-                    _ => by_reset!(TOWARD, $each),
-                }
-            } else {
-                match (levels.leak, levels.fraction > 0) {
-                    (NO_LEAK, false) => by_reset!(NO_LEAK, $each),
-                    (KEEP, false) => by_reset!(KEEP, $each),
-                    (_, false) => by_reset!(KEEP_AND_DRIVE, $each),
-                    (NO_LEAK, true) => by_reset!(NO_LEAK_SHIFTED, $each),
-                    (KEEP, true) => by_reset!(KEEP_SHIFTED, $each),
-                    (_, true) => by_reset!(DRIVE_SHIFTED, $each),
-                }
-            }
-        };
+    match (levels.each, V::FLOAT, levels.leak, levels.fraction) {
+        (true, true, NO_LEAK, _) => by_reset!(NO_LEAK, true),
+        (true, true, KEEP | KEEP_AND_DRIVE, _) => by_reset!(KEEP_AND_DRIVE, true),
+        (true, true, TOWARD_ZERO, _) => by_reset!(TOWARD_ZERO, true),
+        (true, true, ..) => by_reset!(TOWARD, true),
+        (true, false, NO_LEAK, _) => by_reset!(NO_LEAK | SHIFTED, true),
+        (true, false, ..) => by_reset!(KEEP_AND_DRIVE | SHIFTED, true),
+        (false, _, NO_LEAK, 0) => by_reset!(NO_LEAK, false),
+        (false, _, KEEP, 0) => by_reset!(KEEP, false),
+        (false, _, KEEP_AND_DRIVE, 0) => by_reset!(KEEP_AND_DRIVE, false),
+        (false, true, TOWARD_ZERO, _) => by_reset!(TOWARD_ZERO, false),
+        (false, true, ..) => by_reset!(TOWARD, false),
+        (false, false, NO_LEAK, _) => by_reset!(NO_LEAK | SHIFTED, false),
+        (false, false, KEEP, _) => by_reset!(KEEP | SHIFTED, false),
+        (false, false, ..) => by_reset!(KEEP_AND_DRIVE | SHIFTED, false),
     }
-    if levels.each { by_leak!(true) } else { by_leak!(false) }
 }
 
 /// All of a step in one loop, each case of it with a loop of its own.
 #[inline(always)]
 fn steps<V: Voltage, S: Spiked, const LEAK: u8, const RESET: u8, const EACH: bool>(
-    x: &[&[V]],
+    x: Steps<'_, V>,
     v: &mut [V],
     levels: &Levels<V>,
-    spikes: &mut [&mut [S::E]],
+    out: Out<'_, '_, S::E>,
     isa: Isa,
 ) {
+    // There is no such case, and none is compiled.
+    if V::FLOAT && LEAK & SHIFTED != 0 || !V::FLOAT && matches!(LEAK, TOWARD | TOWARD_ZERO) {
+        unreachable!("leak {LEAK}");
+    }
     #[cfg(target_arch = "x86_64")]
-    if isa.has_avx2() {
-        // SAFETY: an Isa exists only where the CPU has it.
-        return unsafe { super::avx2::fused::<V, S, LEAK, RESET, EACH>(x, v, levels, spikes) };
+    {
+        if isa.has_avx512() {
+            // SAFETY: an Isa exists only where the CPU has it.
+            return unsafe { super::avx512::fused::<V, S, LEAK, RESET, EACH>(x, v, levels, out) };
+        }
+        if isa.has_avx2() {
+            // SAFETY: an Isa exists only where the CPU has it.
+            return unsafe { super::avx2::fused::<V, S, LEAK, RESET, EACH>(x, v, levels, out) };
+        }
     }
     let _ = isa;
-    let at = |levels: &[V], j: usize| if EACH { levels[j] } else { levels[0] };
-    for (x, spikes) in x.iter().zip(spikes) {
-        let n = x.len();
-        let v = &mut v[..n];
+    portable::<V, S, LEAK, RESET, EACH>(x, v, levels, out);
+}
+
+/// The same by loops of which the compiler makes what vectors it can.
+#[inline(never)]
+fn portable<V: Voltage, S: Spiked, const LEAK: u8, const RESET: u8, const EACH: bool>(
+    x: Steps<'_, V>,
+    v: &mut [V],
+    levels: &Levels<V>,
+    out: Out<'_, '_, S::E>,
+) {
+    let at = |levels: &[V], j: usize| if EACH { levels[j % BLOCK] } else { levels[0] };
+    let n = v.len();
+    for (x, row) in x.rows().zip(out.rows) {
+        let (x, spikes) = (&x[..n], &mut row[S::elements(out.from)..][..S::elements(n)]);
         for j in 0..n {
             let h = charge::<V, LEAK>(v[j], x[j].shifted(levels.fraction), at(&levels.beta, j), at(&levels.drive, j));
             let fired = h >= at(&levels.fire, j);
             v[j] = match RESET {
                 HARD if fired => at(&levels.to, j),
-                SOFT if fired => h.less(at(&levels.threshold, j)),
+                SOFT if fired => h.less(at(&levels.lowered, j)),
                 _ => h,
             };
             S::put(spikes, j, fired);

@@ -1,15 +1,13 @@
 //! The definition: one neuron, one step.
 
-#[cfg(target_arch = "x86_64")]
-use super::avx2::Vector as Lane;
 use super::{Leak, Neurons, Reset};
 
-/// No vectors of one's own.
+/// What vectors of it there are.
+#[cfg(target_arch = "x86_64")]
+pub trait Lane: super::x86::Vector<crate::lanes::Avx2> + super::x86::Vector<crate::lanes::Avx512> {}
 #[cfg(not(target_arch = "x86_64"))]
 pub trait Lane {}
-#[cfg(not(target_arch = "x86_64"))]
 impl Lane for f32 {}
-#[cfg(not(target_arch = "x86_64"))]
 impl Lane for i32 {}
 
 /// The number that a potential is: each operation is one of IEEE float32, or of

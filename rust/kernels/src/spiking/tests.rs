@@ -255,8 +255,11 @@ fn every_path_equals_the_definition() {
 
 #[test]
 fn tasks_and_blocks() {
+    /// Neurons of a task of few.
+    const FEW: usize = 8 * BLOCK;
     let mut ran = Ran("tasks", BTreeMap::new());
-    for (n, row) in [(TASK + 8, TASK + 8), (3 * TASK, 24), (5 * 3001, 3001), (2 * TASK + 2, 2), (BLOCK + 1, BLOCK + 1)]
+    for (n, row) in
+        [(FEW + 8, FEW + 8), (3 * FEW, 24), (3 * FEW, 32), (5 * 3001, 3001), (2 * FEW + 2, 2), (BLOCK + 1, BLOCK + 1)]
     {
         let layer = Layer {
             leak: 3,
@@ -279,6 +282,28 @@ fn tasks_and_blocks() {
                 check_case(&layer, &x, &vec![0.25; n], row, 1, threads, &mut ran);
             }
         }
+    }
+}
+
+#[test]
+fn spikes_past_the_caches() {
+    let mut ran = Ran("past the caches", BTreeMap::new());
+    let layer = Layer {
+        leak: 3,
+        reset: 2,
+        strict: false,
+        refractory: 0,
+        current: false,
+        adapts: false,
+        fraction: 0,
+        each: 0,
+        levels: [vec![0.5], vec![0.0], vec![1.0], vec![0.0]],
+        floats: [const { Vec::new() }; 4],
+    };
+    // So many spikes that they are written so; rows of whole lines and others, tasks that end within one.
+    for n in [rows::PAST / 10, rows::PAST / 10 / 64 * 64 + 64] {
+        let x: Vec<f32> = (0..11 * n).map(|i| (i * 7 % 31) as f32 / 8.0 - 1.0).collect();
+        check_case(&layer, &x, &vec![0.25; n], n, 0, 2, &mut ran);
     }
 }
 

@@ -7,7 +7,7 @@
 //! The backward pass takes a block of neurons through its steps again, which
 //! costs less than reading stored potentials from memory.
 
-use super::rows::{self, HARD, KEEP, Levels, NO_LEAK, SOFT, STEPS, TOWARD, TOWARD_ZERO};
+use super::rows::{self, Floats, HARD, KEEP, Levels, NO_LEAK, Out, SOFT, STEPS, Steps, TOWARD, TOWARD_ZERO};
 use super::{BLOCK, Each, Leak, Neurons, Voltage, check_levels};
 use crate::error::{bail, try_zeroed};
 use crate::lanes::{Lanes, on_isa};
@@ -213,22 +213,26 @@ fn fire_in<L: Lanes, V: Voltage>(
     isa: Isa,
 ) {
     let mut levels = Levels::new(neurons);
-    let (mut rooms, mut potentials) = ([[V::default(); BLOCK]; STEPS], [V::default(); BLOCK]);
+    let (mut rooms, mut potentials) = ([V::default(); STEPS * BLOCK], [V::default(); BLOCK]);
+    // Integers are made of a few steps at a time.
+    let at_once = if V::FLOAT { outs.len() } else { STEPS };
     for (block, v) in v.chunks_mut(BLOCK).enumerate() {
         let (at, len) = (block * BLOCK, v.len());
         levels.fill(neurons, first + at, len);
         let potentials = &mut potentials[..len];
         from_floats(v, potentials);
-        for (t, outs) in (0..).step_by(STEPS).zip(outs.chunks_mut(STEPS)) {
-            let count = outs.len();
-            let (mut inputs, mut spikes): ([&[V]; STEPS], [&mut [f32]; STEPS]) = Default::default();
-            for (i, room) in rooms[..count].iter_mut().enumerate() {
-                inputs[i] = V::of_floats(&x[(t + i) * n + first + at..][..len], &mut room[..len]);
-            }
-            for (spikes, out) in spikes.iter_mut().zip(outs) {
-                *spikes = &mut out[at..at + len];
-            }
-            rows::plain::<V, rows::Floats>(&inputs[..count], potentials, &levels, &mut spikes[..count], isa);
+        for (t, outs) in (0..).step_by(at_once).zip(outs.chunks_mut(at_once)) {
+            let steps = outs.len();
+            let inputs = if V::FLOAT {
+                Steps { x: V::of_floats(&x[t * n + first + at..], &mut []), stride: n, steps }
+            } else {
+                for (i, room) in rooms.chunks_mut(BLOCK).take(steps).enumerate() {
+                    V::of_floats(&x[(t + i) * n + first + at..][..len], &mut room[..len]);
+                }
+                Steps { x: &rooms, stride: BLOCK, steps }
+            };
+            let out = Out { rows: outs, from: at, past: false };
+            rows::plain::<V, Floats>(inputs, potentials, &levels, out, isa);
         }
         for (v, potential) in v.iter_mut().zip(potentials) {
             *v = potential.float();

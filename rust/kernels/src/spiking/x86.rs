@@ -1,0 +1,259 @@
+//! Steps of plain neurons in vectors: [`super::rows::plain`], written once over what [`super::avx2`] and
+//! [`super::avx512`] have.
+
+use super::BLOCK;
+use super::rows::{HARD, Levels, Out, STEPS, STEPS_PAST, Spiked, Steps};
+use super::scalar::Voltage;
+
+/// Bytes of inputs that the second-level cache may hold.
+const CACHED: usize = 1 << 20;
+
+/// An instruction set's token, which proves that the CPU has it, and what it does with lanes that fired. Where there
+/// are four vectors of those, they come one by one: an array of masks would go through memory.
+pub trait Firing: Copy {
+    /// Lanes of a vector.
+    const N: usize;
+    /// Its registers hold the parameters of four vectors of neurons that differ.
+    const HOLDS: bool;
+    /// Which lanes of a vector fired.
+    type Fired: Copy;
+    /// A bit for each lane of four vectors.
+    ///
+    /// # Safety
+    /// `out` is writable for them.
+    unsafe fn bits(self, a: Self::Fired, b: Self::Fired, c: Self::Fired, d: Self::Fired, out: *mut u8);
+    /// A byte of 0 or 1 for each; if `past`, past the caches where that can be, and [`Firing::settle`] comes after.
+    ///
+    /// # Safety
+    /// `out` is writable for them.
+    unsafe fn bytes(self, a: Self::Fired, b: Self::Fired, c: Self::Fired, d: Self::Fired, out: *mut u8, past: bool);
+    /// A float of 0 or 1 for each.
+    ///
+    /// # Safety
+    /// `out` is writable for them.
+    unsafe fn floats(self, a: Self::Fired, b: Self::Fired, c: Self::Fired, d: Self::Fired, out: *mut f32);
+    /// What went past the caches is there for other threads.
+    fn settle(self);
+    /// A bit for each of the first lanes of one vector.
+    fn some_bits(self, fired: Self::Fired, len: usize, out: &mut [u8]);
+    /// A byte for each, as many as there are.
+    fn some_bytes(self, fired: Self::Fired, out: &mut [u8]);
+    /// A float for each.
+    fn some_floats(self, fired: Self::Fired, out: &mut [f32]);
+}
+
+/// Which lanes of four vectors fired.
+pub struct Four<L: Firing>(pub L::Fired, pub L::Fired, pub L::Fired, pub L::Fired);
+
+/// Potentials as vectors of the instruction set whose token is `L`.
+pub trait Vector<L: Firing>: Copy {
+    /// `L::N` of them.
+    type V: Copy;
+    /// Eight vectors go through a step together, where registers hold them, with parameters that all neurons have;
+    /// else four.
+    const EIGHT: bool;
+    /// # Safety
+    /// `L::N` elements from `x` on are readable.
+    unsafe fn load(l: L, x: *const Self) -> Self::V;
+    /// # Safety
+    /// `L::N` elements from `out` on are writable.
+    unsafe fn store(l: L, x: Self::V, out: *mut Self);
+    /// Up to `L::N` elements, and zeros behind them.
+    fn load_some(l: L, x: &[Self]) -> Self::V;
+    /// As many as `out` has, up to `L::N`.
+    fn store_some(l: L, x: Self::V, out: &mut [Self]);
+    /// The same in every lane.
+    fn splat(l: L, x: Self) -> Self::V;
+    /// The potential before the comparison, of inputs shifted by `fraction` if the leak says so.
+    fn charge<const LEAK: u8>(l: L, v: Self::V, x: Self::V, beta: Self::V, drive: Self::V, fraction: u32) -> Self::V;
+    /// Where h is at least `fire`.
+    fn fires(l: L, h: Self::V, fire: Self::V) -> L::Fired;
+    /// `to` where fired, else h.
+    fn select(l: L, fired: L::Fired, to: Self::V, h: Self::V) -> Self::V;
+    /// h less the threshold where fired.
+    fn reduced(l: L, fired: L::Fired, threshold: Self::V, h: Self::V) -> Self::V;
+}
+
+/// A vector of potentials.
+type Of<V, L> = <V as Vector<L>>::V;
+
+/// Methods of [`Vector`] whose bodies are intrinsics of the token's instruction set.
+macro_rules! vectors {
+    ($token:ty: $($name:ident($($arg:ident: $ty:ty),*) $(-> $ret:ty)? $body:block)*) => {$(
+        #[inline(always)]
+        fn $name(_: $token, $($arg: $ty),*) $(-> $ret)? {
+            // SAFETY: the token proves the instruction set; what is read or written lies in a slice that has as many.
+            unsafe { $body }
+        }
+    )*};
+}
+pub(super) use vectors;
+
+/// [`super::rows::plain`].
+#[inline(always)]
+pub(super) fn fused<L: Firing, V: Voltage + Vector<L>, S: Spiked, const LEAK: u8, const RESET: u8, const EACH: bool>(
+    l: L,
+    x: Steps<'_, V>,
+    v: &mut [V],
+    levels: &Levels<V>,
+    out: Out<'_, '_, S::E>,
+) {
+    let Out { rows, from, past } = out;
+    // What a cache holds needs no rows side by side: shorter chains of operations are quicker there.
+    let cached = !EACH && size_of_val(x.x) <= CACHED;
+    let together = if past {
+        STEPS_PAST
+    } else if cached {
+        STEPS / 2
+    } else {
+        STEPS
+    };
+    let params = Params::new::<EACH>(l, levels);
+    let len = v.len();
+    let group = if <V as Vector<L>>::EIGHT && !EACH { 8 } else { 4 } * L::N;
+    for first in (0..x.steps).step_by(together) {
+        let count = together.min(x.steps - first);
+        let mut steps = [Step { x: std::ptr::null(), out: std::ptr::null_mut() }; STEPS_PAST];
+        for (t, step) in (first..).zip(&mut steps[..count]) {
+            step.x = x.x[t * x.stride..][..len].as_ptr();
+            step.out = rows[t][S::elements(from)..][..S::elements(len)].as_mut_ptr();
+        }
+        let whole = len - len % group;
+        for at in (0..whole).step_by(group) {
+            let v = v[at..at + group].as_mut_ptr();
+            // SAFETY: `group` elements from `at` on lie within v and each step's inputs, and S::elements(group) from
+            // there on within its spikes; parameters have a whole block if EACH, of which a group's are a part.
+            unsafe { groups::<L, V, S, LEAK, RESET, EACH>(l, &steps[..count], at, v, &params, past) };
+        }
+        for at in (whole..len).step_by(L::N) {
+            let v = &mut v[at..len.min(at + L::N)];
+            // SAFETY: parameters have a whole block if EACH.
+            let levels = unsafe { params.levels::<EACH>(l, at % BLOCK) };
+            let mut potential = V::load_some(l, v);
+            for (t, row) in (first..).zip(&mut rows[first..first + count]) {
+                let x = V::load_some(l, &x.x[t * x.stride + at..][..v.len()]);
+                let fired = step::<L, V, LEAK, RESET>(l, &mut potential, x, levels, params.fraction);
+                let from = S::elements(from + at);
+                S::write_some(l, fired, v.len(), &mut row[from..from + S::elements(v.len())]);
+            }
+            V::store_some(l, potential, v);
+        }
+    }
+    if past {
+        l.settle();
+    }
+}
+
+/// Where a step's inputs and spikes begin.
+struct Step<V, E> {
+    x: *const V,
+    out: *mut E,
+}
+impl<V, E> Clone for Step<V, E> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<V, E> Copy for Step<V, E> {}
+
+/// The parameters where no store can change them, as far as the compiler knows.
+struct Params<L: Firing, V: Vector<L>> {
+    /// What all neurons have.
+    all: [V::V; 5],
+    /// Where each neuron's are.
+    each: [*const V; 5],
+    fraction: u32,
+}
+
+/// Their places.
+const BETA: usize = 0;
+const DRIVE: usize = 1;
+const FIRE: usize = 2;
+const THRESHOLD: usize = 3;
+const TO: usize = 4;
+
+impl<L: Firing, V: Voltage + Vector<L>> Params<L, V> {
+    #[inline(always)]
+    fn new<const EACH: bool>(l: L, levels: &Levels<V>) -> Self {
+        const { assert!(BLOCK.is_multiple_of(8 * L::N)) };
+        let lists = [&levels.beta, &levels.drive, &levels.fire, &levels.lowered, &levels.to];
+        assert!(lists.iter().all(|x| x.len() >= if EACH { BLOCK } else { 1 }));
+        Params { all: lists.map(|x| V::splat(l, x[0])), each: lists.map(|x| x.as_ptr()), fraction: levels.fraction }
+    }
+
+    /// Those of the neurons from `at` on.
+    ///
+    /// # Safety
+    /// If EACH, `L::N` parameters from `at` on are readable.
+    #[inline(always)]
+    unsafe fn levels<const EACH: bool>(&self, l: L, at: usize) -> [Of<V, L>; 5] {
+        // SAFETY: the caller's promise.
+        if EACH { self.each.map(|x| unsafe { V::load(l, x.add(at)) }) } else { self.all }
+    }
+}
+
+/// One step of a vector of neurons: who fires.
+#[inline(always)]
+fn step<L: Firing, V: Voltage + Vector<L>, const LEAK: u8, const RESET: u8>(
+    l: L,
+    v: &mut Of<V, L>,
+    x: Of<V, L>,
+    levels: [Of<V, L>; 5],
+    fraction: u32,
+) -> L::Fired {
+    let h = V::charge::<LEAK>(l, *v, x, levels[BETA], levels[DRIVE], fraction);
+    let fired = V::fires(l, h, levels[FIRE]);
+    *v = if RESET == HARD { V::select(l, fired, levels[TO], h) } else { V::reduced(l, fired, levels[THRESHOLD], h) };
+    fired
+}
+
+/// Some steps of four or eight vectors of neurons, whose inputs and spikes are those from `from` on.
+///
+/// # Safety
+/// As many elements from `v` and from `from` on of each step's `x` are readable, those of `v` writable, and
+/// S::elements of as many writable in its spikes from there on; and, if EACH, so many parameters from `from` on,
+/// modulo [`BLOCK`].
+#[inline(always)]
+unsafe fn groups<L: Firing, V: Voltage + Vector<L>, S: Spiked, const LEAK: u8, const RESET: u8, const EACH: bool>(
+    l: L,
+    steps: &[Step<V, S::E>],
+    from: usize,
+    v: *mut V,
+    params: &Params<L, V>,
+    past: bool,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        // Written out: potentials in an array would go through memory. Where there are but four vectors, the others
+        // are never used.
+        let eight = <V as Vector<L>>::EIGHT && !EACH;
+        let vector = |i: usize| V::load(l, v.add(if eight { i } else { i % 4 } * L::N));
+        let (mut v0, mut v1, mut v2, mut v3) = (vector(0), vector(1), vector(2), vector(3));
+        let (mut v4, mut v5, mut v6, mut v7) = (vector(4), vector(5), vector(6), vector(7));
+        let at = |i: usize| (from + i * L::N) % BLOCK;
+        // Where registers hold them, once for all steps.
+        let held = if L::HOLDS { [0, 1, 2, 3].map(|i| params.levels::<EACH>(l, at(i))) } else { [params.all; 4] };
+        for one in steps {
+            let (x, out) = (one.x.add(from), one.out.add(S::elements(from)));
+            macro_rules! fires {
+                ($v:ident, $i:literal) => {{
+                    let levels = if L::HOLDS { held[$i % 4] } else { params.levels::<EACH>(l, at($i)) };
+                    step::<L, V, LEAK, RESET>(l, &mut $v, V::load(l, x.add($i * L::N)), levels, params.fraction)
+                }};
+            }
+            S::write(l, Four(fires!(v0, 0), fires!(v1, 1), fires!(v2, 2), fires!(v3, 3)), out, past);
+            if eight {
+                let out = out.add(S::elements(4 * L::N));
+                S::write(l, Four(fires!(v4, 4), fires!(v5, 5), fires!(v6, 6), fires!(v7, 7)), out, past);
+            }
+        }
+        for (i, potential) in [v0, v1, v2, v3].into_iter().enumerate() {
+            V::store(l, potential, v.add(i * L::N));
+        }
+        if eight {
+            for (i, potential) in [v4, v5, v6, v7].into_iter().enumerate() {
+                V::store(l, potential, v.add((4 + i) * L::N));
+            }
+        }
+    }
+}
