@@ -8,6 +8,8 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod conv;
 mod lists;
 mod pairs;
@@ -324,6 +326,7 @@ fn add_rows<T: Sum, B: AsRef<[u8]>>(
     isa: Isa,
 ) {
     let origin = panels.start * PANEL;
+    let panels = T::side_by_side(weight, panels, lists, start, out, isa);
     for p in panels {
         let mut panel = weight.panel(p);
         #[cfg(target_arch = "x86_64")]
@@ -347,6 +350,18 @@ trait Sum: Copy + Default + Send + Sync {
     fn most(form: SpikeForm, start: Option<&[Self]>) -> u64;
     /// Where a panel's sums start: of rows that list what spiked, and of those that list what did not.
     fn starts(panel: &Panel, start: Option<&[Self]>) -> [[Self; PANEL]; 2];
+    /// The listed rows times as many panels as can be gone through together; those that are left.
+    fn side_by_side<B: AsRef<[u8]>>(
+        weight: &SpikeWeight<B>,
+        panels: Range<usize>,
+        lists: &Lists,
+        start: Option<&[Self]>,
+        out: &mut [&mut [Self]],
+        isa: Isa,
+    ) -> Range<usize> {
+        let _ = (weight, lists, start, out, isa);
+        panels
+    }
     /// One listed row times a panel.
     fn row(panel: &Panel, lists: &Lists, row: &lists::Row, starts: &[[Self; PANEL]; 2], out: &mut [Self], isa: Isa);
 }
@@ -379,6 +394,35 @@ impl Sum for i32 {
         [plus, minus]
     }
 
+    #[cfg(target_arch = "x86_64")]
+    fn side_by_side<B: AsRef<[u8]>>(
+        weight: &SpikeWeight<B>,
+        mut panels: Range<usize>,
+        lists: &Lists,
+        start: Option<&[i32]>,
+        out: &mut [&mut [i32]],
+        isa: Isa,
+    ) -> Range<usize> {
+        // Few rows do better to ask for what is far.
+        if !isa.has_avx512() || weight.form() != SpikeForm::Codes(8) || lists.rows.len() <= FEW_ROWS {
+            return panels;
+        }
+        let (origin, units) = (panels.start * PANEL, units(lists, weight.k(), isa));
+        // Those of 64 columns: the last one may be narrower.
+        let whole = panels.end.min(weight.n() / PANEL);
+        while panels.start < whole {
+            let columns = panels.start * PANEL - origin;
+            if whole - panels.start >= avx512::MANY {
+                let panels = std::array::from_fn(|p| weight.panel(panels.start + p));
+                panel_sums::<{ avx512::MANY }, { avx512::FEW }>(&panels, &units, lists, start, out, columns, isa);
+            } else {
+                panel_sums::<1, 1>(&[weight.panel(panels.start)], &units, lists, start, out, columns, isa);
+            }
+            panels.start += if whole - panels.start >= avx512::MANY { avx512::MANY } else { 1 };
+        }
+        panels
+    }
+
     fn row(panel: &Panel, lists: &Lists, row: &lists::Row, starts: &[[i32; PANEL]; 2], out: &mut [i32], isa: Isa) {
         let planes = &lists.planes[row.planes.clone()];
         let start = &starts[usize::from(row.minus)];
@@ -402,6 +446,73 @@ impl Sum for i32 {
         let mut tile = [0; PANEL];
         add(&mut tile);
         out.copy_from_slice(&tile[..out.len()]);
+    }
+}
+
+/// Rows from one on that are added together: alone, or some that share inputs.
+#[cfg(target_arch = "x86_64")]
+type Unit = (usize, Option<avx512::Shared>);
+
+#[cfg(target_arch = "x86_64")]
+fn units(lists: &Lists, k: usize, isa: Isa) -> Vec<Unit> {
+    let mut units = Vec::new();
+    let mut at = 0;
+    while at < lists.rows.len() {
+        let shared = lists.rows[at..].first_chunk().and_then(|rows: &[lists::Row; avx512::TOGETHER]| {
+            let [Some(a), Some(b), Some(c)] = rows.each_ref().map(|row| lists.dense(row)) else { return None };
+            let mut shared = avx512::Shared::default();
+            shared.list(isa, k, [a, b, c]).then_some(shared)
+        });
+        let rows = if shared.is_some() { avx512::TOGETHER } else { 1 };
+        units.push((at, shared));
+        at += rows;
+    }
+    units
+}
+
+/// The listed rows times P panels, D of them at a time for rows that share inputs, whose columns begin at `columns` of
+/// each row of `out`.
+#[cfg(target_arch = "x86_64")]
+fn panel_sums<const P: usize, const D: usize>(
+    panels: &[Panel; P],
+    units: &[Unit],
+    lists: &Lists,
+    start: Option<&[i32]>,
+    out: &mut [&mut [i32]],
+    columns: usize,
+    isa: Isa,
+) {
+    fn part<const P: usize>(out: &mut [i32], columns: usize) -> &mut [[i32; PANEL]; P] {
+        out[columns..].as_chunks_mut().0.first_chunk_mut().unwrap_or_else(|| unreachable!("whole panels"))
+    }
+    let each = panels.each_ref().map(|panel| i32::starts(panel, start));
+    let starts = [each.map(|[plus, _]| plus), each.map(|[_, minus]| minus)];
+    for (first, shared) in units {
+        if let Some(shared) = shared {
+            let minus = std::array::from_fn(|i| lists.rows[first + i].minus);
+            let from: [_; avx512::TOGETHER] = minus.map(|minus| starts[usize::from(minus)].as_chunks::<D>().0);
+            let [a, b, c] = &mut out[*first..first + avx512::TOGETHER] else { unreachable!("as many rows") };
+            for (d, panels) in panels.as_chunks::<D>().0.iter().enumerate() {
+                let columns = columns + d * D * PANEL;
+                let out = [part(a, columns), part(b, columns), part(c, columns)];
+                shared.add(isa, panels, minus, from.map(|from| &from[d]), out);
+            }
+            continue;
+        }
+        let (row, out) = (&lists.rows[*first], part(out[*first], columns));
+        let from = &starts[usize::from(row.minus)];
+        let planes = &lists.planes[row.planes.clone()];
+        if planes.is_empty() {
+            *out = *from;
+        }
+        for (i, plane) in planes.iter().enumerate() {
+            let list = &lists.indices[plane.at.clone()];
+            if i == 0 {
+                avx512::codes(isa, panels, list, plane.shift, row.minus, from, out);
+            } else {
+                avx512::codes(isa, panels, list, plane.shift, row.minus, &out.clone(), out);
+            }
+        }
     }
 }
 

@@ -7,6 +7,9 @@ use crate::{Error, Isa, Result};
 /// Inputs that are looked at together.
 pub(super) const WORD: usize = 64;
 
+/// Per cent of the inputs from which on rows share enough of them that it is worth to look for them.
+const DENSE: usize = 16;
+
 /// Inputs of some rows, in ascending order within each plane.
 #[derive(Default)]
 pub(super) struct Lists {
@@ -16,6 +19,8 @@ pub(super) struct Lists {
     pub planes: Vec<Plane>,
     pub rows: Vec<Row>,
     words: Vec<u64>,
+    /// Of dense rows, what `words` was.
+    dense: Vec<u64>,
     spare: Vec<u32>,
     spare_bytes: Vec<u8>,
 }
@@ -31,6 +36,8 @@ pub(super) struct Row {
     pub planes: Range<usize>,
     /// The indices are those of the inputs that did not spike: they count against the columns' sums.
     pub minus: bool,
+    /// Of a row of one plane that has many indices: where its bits are.
+    dense: Option<Range<usize>>,
 }
 
 /// How rows become lists.
@@ -133,6 +140,12 @@ impl Lists {
         self.counts.clear();
         self.planes.clear();
         self.rows.clear();
+        self.dense.clear();
+    }
+
+    /// The indices of a row that has many, as bits.
+    pub(super) fn dense(&self, row: &Row) -> Option<&[u64]> {
+        row.dense.clone().map(|at| &self.dense[at])
     }
 
     /// A row of packed spikes; its sum.
@@ -253,6 +266,13 @@ impl Lists {
         let at = self.indices.len();
         append_numbers(isa, &self.words, count, &mut self.indices)?;
         self.push(at, minus)?;
+        if kind == Kind::Spikes && count > DENSE * k / 100 {
+            let from = self.dense.len();
+            grow(&mut self.dense, self.words.len())?;
+            self.dense.extend_from_slice(&self.words);
+            let Some(row) = self.rows.last_mut() else { unreachable!("it was pushed") };
+            row.dense = Some(from..self.dense.len());
+        }
         Ok(ones as u64)
     }
 
@@ -275,7 +295,7 @@ impl Lists {
         grow(&mut self.planes, 1)?;
         grow(&mut self.rows, 1)?;
         self.planes.push(Plane { shift: 0, at: at..self.indices.len() });
-        self.rows.push(Row { planes: self.planes.len() - 1..self.planes.len(), minus });
+        self.rows.push(Row { planes: self.planes.len() - 1..self.planes.len(), minus, dense: None });
         Ok(())
     }
 
@@ -304,7 +324,7 @@ impl Lists {
         let sum = self.counts.iter().map(|&count| u64::from(count)).sum();
         self.counts.clear();
         grow(&mut self.rows, 1)?;
-        self.rows.push(Row { planes: first..self.planes.len(), minus: false });
+        self.rows.push(Row { planes: first..self.planes.len(), minus: false, dense: None });
         Ok(sum)
     }
 }

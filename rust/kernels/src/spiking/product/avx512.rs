@@ -1,0 +1,252 @@
+//! Rows of weights added with AVX-512, several panels side by side.
+//!
+//! Sums are kept as [`super::avx2`] keeps them, 64 columns to a vector. A list is gone through once for all the
+//! panels, whose rows come from the second-level cache: what a loop costs to begin and to end is shared.
+
+use std::arch::x86_64::*;
+
+use super::weight::{PANEL, Panel};
+use crate::Isa;
+
+/// Codes of 8 bits whose sum fits 16.
+const MOST: usize = u16::MAX as usize / u8::MAX as usize;
+
+/// Panels of which sums stay in registers.
+pub(super) const MANY: usize = 4;
+
+/// As [`super::scalar::codes`], of each of P panels of 64 columns of codes of 8 bits.
+pub(super) fn codes<const P: usize>(
+    isa: Isa,
+    panels: &[Panel; P],
+    list: &[u32],
+    shift: u32,
+    minus: bool,
+    from: &[[i32; PANEL]; P],
+    out: &mut [[i32; PANEL]; P],
+) {
+    assert!(isa.has_avx512() && panels.iter().all(|panel| panel.row_bytes == PANEL));
+    let rows = panels.each_ref().map(|panel| panel.rows.as_ptr().cast());
+    let (part, rest) = list.split_at(list.len().min(MOST));
+    // SAFETY: an `Isa` that has AVX-512 exists only where the CPU has it; a list's numbers are below K, and each panel
+    // has so many rows.
+    unsafe {
+        let sums = if minus { sums::<P, true> } else { sums::<P, false> };
+        sums(rows, part, shift, from, out);
+        for part in rest.chunks(MOST) {
+            sums(rows, part, shift, &out.clone(), out);
+        }
+    }
+}
+
+/// # Safety
+/// The CPU has AVX-512; the list's numbers, at most [`MOST`], are those of rows.
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn sums<const P: usize, const MINUS: bool>(
+    rows: [*const [u8; PANEL]; P],
+    list: &[u32],
+    shift: u32,
+    from: &[[i32; PANEL]; P],
+    out: &mut [[i32; PANEL]; P],
+) {
+    let (mut all, mut odd) = ([_mm512_setzero_si512(); P], [_mm512_setzero_si512(); P]);
+    for &k in list {
+        for p in 0..P {
+            // SAFETY: the caller's promise.
+            let x = unsafe { _mm512_loadu_si512(rows[p].add(k as usize).cast()) };
+            all[p] = _mm512_add_epi16(all[p], x);
+            odd[p] = _mm512_add_epi16(odd[p], _mm512_srli_epi16::<8>(x));
+        }
+    }
+    for p in 0..P {
+        let offset = 128 * list.len() as i32;
+        // SAFETY: both have 64 elements.
+        unsafe { spread::<MINUS>(all[p], odd[p], shift, offset, from[p].as_ptr(), out[p].as_mut_ptr()) };
+    }
+}
+
+/// `from` plus or minus sums of 64 columns, 2^shift times each, from which `offset` is taken before.
+///
+/// # Safety
+/// 64 elements from `from` on are readable, from `out` on writable; they may be the same.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn spread<const MINUS: bool>(
+    all: __m512i,
+    odd: __m512i,
+    shift: u32,
+    offset: i32,
+    from: *const i32,
+    out: *mut i32,
+) {
+    let (count, low) = (_mm_cvtsi32_si128(shift as i32), _mm512_set1_epi32(0xffff));
+    let offset = _mm512_set1_epi32(offset << shift);
+    let even = _mm512_sub_epi16(all, _mm512_slli_epi16::<8>(odd));
+    let mut sums = [
+        _mm512_and_si512(even, low),
+        _mm512_and_si512(odd, low),
+        _mm512_srli_epi32::<16>(even),
+        _mm512_srli_epi32::<16>(odd),
+    ];
+    if shift > 0 {
+        sums = sums.map(|sum| _mm512_sll_epi32(sum, count));
+    }
+    // A panel's columns are in the order of vectors of 256 bits: see `place`.
+    let sums = [
+        _mm512_shuffle_i64x2::<0x44>(sums[0], sums[1]),
+        _mm512_shuffle_i64x2::<0x44>(sums[2], sums[3]),
+        _mm512_shuffle_i64x2::<0xee>(sums[0], sums[1]),
+        _mm512_shuffle_i64x2::<0xee>(sums[2], sums[3]),
+    ];
+    for (i, sum) in sums.into_iter().enumerate() {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let before = _mm512_loadu_si512(from.add(16 * i).cast());
+            let after = if MINUS {
+                _mm512_sub_epi32(_mm512_add_epi32(before, offset), sum)
+            } else {
+                _mm512_add_epi32(_mm512_sub_epi32(before, offset), sum)
+            };
+            _mm512_storeu_si512(out.add(16 * i).cast(), after);
+        }
+    }
+}
+
+/// Rows of inputs that are taken together where they are dense: an input that several have is added once for them.
+pub(super) const TOGETHER: usize = 3;
+/// Words of 64 inputs of a block: all of these may have fired.
+const WORDS: usize = MOST / 64;
+/// Panels whose sums for all the rows stay in registers.
+pub(super) const FEW: usize = 2;
+/// Which of the rows have an input, if any.
+const KINDS: usize = (1 << TOGETHER) - 1;
+/// The inputs of some rows, block by block, by which of the rows have them.
+#[derive(Default)]
+pub(super) struct Shared {
+    inputs: Vec<u32>,
+    /// Where those of a block end, each kind's.
+    ends: Vec<[usize; KINDS]>,
+}
+
+impl Shared {
+    /// Those of rows of so many bits; false where there is no memory.
+    pub(super) fn list(&mut self, isa: Isa, k: usize, rows: [&[u64]; TOGETHER]) -> bool {
+        #[target_feature(enable = "avx512f,popcnt")]
+        fn run(shared: &mut Shared, rows: [&[u64]; TOGETHER]) {
+            let lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+            let (words, mut end) = (rows[0].len(), 0);
+            // Twice as many inputs where no row has more of them than a sum of 16 bits holds codes.
+            let many = |row: &&[u64]| row.chunks(2 * WORDS).any(|words| super::lists::count_in(words) > MOST);
+            let block = if rows.iter().any(many) { WORDS } else { 2 * WORDS };
+            for first in (0..words).step_by(block) {
+                let mut ends = [0; KINDS];
+                for (kind, ends) in (1..).zip(&mut ends) {
+                    for w in first..words.min(first + block) {
+                        let of = |row: usize| if kind >> row & 1 == 1 { rows[row][w] } else { !rows[row][w] };
+                        let word = of(0) & of(1) & of(2);
+                        for part in 0..4 {
+                            let (mask, base) = ((word >> (16 * part)) as u16, 64 * w + 16 * part);
+                            let inputs = _mm512_add_epi32(lanes, _mm512_set1_epi32(base as i32));
+                            let Some(to) = shared.inputs[end..].first_chunk_mut::<16>() else { unreachable!("room") };
+                            // SAFETY: sixteen are written, which `to` has.
+                            unsafe {
+                                _mm512_storeu_si512(to.as_mut_ptr().cast(), _mm512_maskz_compress_epi32(mask, inputs));
+                            }
+                            end += mask.count_ones() as usize;
+                        }
+                    }
+                    *ends = end;
+                }
+                shared.ends.push(ends);
+            }
+        }
+        let (inputs, words) = (k + 16, k.div_ceil(64));
+        assert!(isa.has_avx512() && rows.iter().all(|row| row.len() == words));
+        self.ends.clear();
+        self.inputs.clear();
+        if self.inputs.try_reserve(inputs).is_err() || self.ends.try_reserve(words.div_ceil(WORDS)).is_err() {
+            return false;
+        }
+        self.inputs.resize(inputs, 0);
+        // SAFETY: an `Isa` that has AVX-512 exists only where the CPU has it, and `popcnt`.
+        unsafe { run(self, rows) };
+        true
+    }
+
+    /// As [`codes`], of all the rows.
+    pub(super) fn add<const P: usize>(
+        &self,
+        isa: Isa,
+        panels: &[Panel; P],
+        minus: [bool; TOGETHER],
+        from: [&[[i32; PANEL]; P]; TOGETHER],
+        mut out: [&mut [[i32; PANEL]; P]; TOGETHER],
+    ) {
+        #[target_feature(enable = "avx512f,avx512bw")]
+        fn run<const P: usize>(
+            rows: [*const [u8; PANEL]; P],
+            shared: &Shared,
+            minus: [bool; TOGETHER],
+            from: [&[[i32; PANEL]; P]; TOGETHER],
+            out: &mut [&mut [[i32; PANEL]; P]; TOGETHER],
+        ) {
+            let zero = [_mm512_setzero_si512(); P];
+            let mut begin = 0;
+            for (block, ends) in shared.ends.iter().enumerate() {
+                let (mut all, mut odd, mut count) = ([zero; TOGETHER], [zero; TOGETHER], [0; TOGETHER]);
+                // Written out: sums in an array that a loop goes through would lie in memory.
+                macro_rules! add {
+                    ($kind:literal: $($row:literal)*) => {{
+                        let (mut some, mut some_odd) = (zero, zero);
+                        let inputs = &shared.inputs[begin..ends[$kind - 1]];
+                        for &k in inputs {
+                            for p in 0..P {
+                                // SAFETY: inputs are below K, and each panel has so many rows.
+                                let x = unsafe { _mm512_loadu_si512(rows[p].add(k as usize).cast()) };
+                                some[p] = _mm512_add_epi16(some[p], x);
+                                some_odd[p] = _mm512_add_epi16(some_odd[p], _mm512_srli_epi16::<8>(x));
+                            }
+                        }
+                        begin = ends[$kind - 1];
+                        $(
+                            count[$row] += inputs.len();
+                            for p in 0..P {
+                                all[$row][p] = _mm512_add_epi16(all[$row][p], some[p]);
+                                odd[$row][p] = _mm512_add_epi16(odd[$row][p], some_odd[p]);
+                            }
+                        )*
+                    }};
+                }
+                add!(1: 0);
+                add!(2: 1);
+                add!(3: 0 1);
+                add!(4: 2);
+                add!(5: 0 2);
+                add!(6: 1 2);
+                add!(7: 0 1 2);
+                macro_rules! finish {
+                    ($($row:literal)*) => {$(
+                        for p in 0..P {
+                            let to = out[$row][p].as_mut_ptr();
+                            let from = if block == 0 { from[$row][p].as_ptr() } else { to };
+                            let (all, odd, offset) = (all[$row][p], odd[$row][p], 128 * count[$row] as i32);
+                            // SAFETY: both have 64 elements.
+                            unsafe {
+                                if minus[$row] {
+                                    spread::<true>(all, odd, 0, offset, from, to);
+                                } else {
+                                    spread::<false>(all, odd, 0, offset, from, to);
+                                }
+                            }
+                        }
+                    )*};
+                }
+                finish!(0 1 2);
+            }
+        }
+        let rows = panels.each_ref().map(|panel| panel.rows.as_chunks::<PANEL>().0);
+        assert!(isa.has_avx512() && panels.iter().all(|panel| panel.row_bytes == PANEL));
+        assert!(rows.iter().all(|rows| rows.len() + 16 == self.inputs.len()));
+        // SAFETY: an `Isa` that has AVX-512 exists only where the CPU has it.
+        unsafe { run(rows.map(|rows| rows.as_ptr()), self, minus, from, &mut out) }
+    }
+}
