@@ -54,7 +54,8 @@ def limit(additions: int) -> tuple[Candidates, int]:
     """The loop of so many additions, and how often it does them, so that its call costs nothing."""
     times = max(1, round(1e8 / max(additions, 1)))
     try:
-        peak = next(p for p in limits.peaks() if p.instruction.startswith("2 vpaddw"))
+        register = "zmm" if lowbit.isa().startswith("avx512") else "ymm"
+        peak = next(p for p in limits.peaks() if p.instruction == f"2 vpaddw + vpsrlw {register}")
         return {"limit": peak.work(max(additions, 1) * times)}, times
     except (Skip, StopIteration):
         return {}, times

@@ -124,6 +124,7 @@ def main() -> None:
     sections.append(run("Convolutions", "bench_conv.py", *rounds))
     sections.append(run("Spiking neurons", "bench_spiking.py", *rounds))
     sections.append(run("Products of spikes", "bench_spike_product.py", *rounds))
+    sections.append(run("Products of spikes, held to AVX2", "bench_spike_product.py", "--avx2", *rounds))
     sections.append(run("Spiking networks", "bench_snn.py", *rounds))
     sections.append(run("Integer networks", "bench_integer.py", *rounds, *quick))
     sections.append(run("Integer networks, held to AVX2", "bench_integer.py", "--avx2", *rounds, *quick))

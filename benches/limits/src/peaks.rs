@@ -62,6 +62,12 @@ mod x86 {
             supported: || is_x86_feature_detected!("avx2"),
             run: add_bytes_ymm,
         },
+        Peak {
+            name: c"2 vpaddw + vpsrlw zmm",
+            ops: 4 * 64,
+            supported: || is_x86_feature_detected!("avx512bw"),
+            run: add_bytes_zmm,
+        },
         // One chain: a turn is the cycles that its additions take, which tells the clock.
         Peak { name: c"dependent add", ops: 16, supported: || true, run: cycles },
     ];
@@ -150,6 +156,27 @@ mod x86 {
                 "vpaddw ymm3, ymm3, ymm15",
                 "vpsrlw ymm11, ymm15, 8",
                 "vpaddw ymm7, ymm7, ymm11",
+            )
+        }
+    }
+
+    unsafe fn add_bytes_zmm(turns: u64) {
+        // SAFETY: the CPU has AVX-512BW; the block declares every register it writes.
+        unsafe {
+            turns!(
+                turns,
+                "vpaddw zmm0, zmm0, zmm15",
+                "vpsrlw zmm8, zmm15, 8",
+                "vpaddw zmm4, zmm4, zmm8",
+                "vpaddw zmm1, zmm1, zmm15",
+                "vpsrlw zmm9, zmm15, 8",
+                "vpaddw zmm5, zmm5, zmm9",
+                "vpaddw zmm2, zmm2, zmm15",
+                "vpsrlw zmm10, zmm15, 8",
+                "vpaddw zmm6, zmm6, zmm10",
+                "vpaddw zmm3, zmm3, zmm15",
+                "vpsrlw zmm11, zmm15, 8",
+                "vpaddw zmm7, zmm7, zmm11",
             )
         }
     }

@@ -59,6 +59,11 @@ def simulate(
     return Spikes(spike_seq, NeuronState(**memory), v_seq if return_v else None)
 
 
+def _drive(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A drive that adds nothing where it is 0, not even to the sign of a 0."""
+    return np.where(x == 0, np.float32(-0.0), x)
+
+
 def _floats(x: NDArray[np.float32], neuron: IF, memory: dict[str, Any]) -> NDArray[np.bool_]:
     """One step; ``memory`` becomes what it leaves."""
     f32 = np.float32
@@ -69,14 +74,14 @@ def _floats(x: NDArray[np.float32], neuron: IF, memory: dict[str, Any]) -> NDArr
 
     bias = np.asarray(neuron.bias, np.float64)
     if not isinstance(neuron, LIF):
-        h = (v + bias.astype(f32)) + x
+        h = (v + _drive(bias.astype(f32))) + x
     elif neuron.decay_input:
         rate = (1.0 / np.asarray(neuron.tau, np.float64)).astype(f32)
         h = v + (x - (v - (np.asarray(neuron.v_leak, np.float64) + bias).astype(f32))) * rate
     else:
         beta = np.asarray(neuron.beta, np.float64)
         drive = (np.asarray(neuron.v_leak, np.float64) * (1.0 - beta) + bias).astype(f32)
-        h = (beta.astype(f32) * v + drive) + x
+        h = (beta.astype(f32) * v + _drive(drive)) + x
     if neuron.reset_delay and neuron.reset != "none":
         late = h - threshold if neuron.reset == "soft" else np.asarray(neuron.v_reset, f32)
         h = np.where(fires(v, threshold), late, h)

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::rows::{KEEP, KEEP_AND_DRIVE, Levels, NO_LEAK, Out, SHIFTED, Spiked, Steps, TOWARD_ZERO};
+use super::rows::{KEEP_AND_DRIVE, Levels, NO_LEAK, Out, SHIFTED, Spiked, Steps};
 use super::scalar::{MOST, Voltage};
 use super::x86::{self, Firing, Vector, vectors};
 use crate::lanes::{Avx2, intrinsics};
@@ -99,17 +99,8 @@ impl Vector<Avx2> for f32 {
         unsafe { _mm256_storeu_ps(out, x) };
     }
     #[inline(always)]
-    fn charge<const LEAK: u8>(_: Avx2, v: __m256, x: __m256, beta: __m256, drive: __m256, _fraction: u32) -> __m256 {
-        // SAFETY: the token proves the instruction set.
-        unsafe {
-            match LEAK {
-                NO_LEAK => _mm256_add_ps(v, x),
-                KEEP => _mm256_add_ps(_mm256_mul_ps(beta, v), x),
-                KEEP_AND_DRIVE => _mm256_add_ps(_mm256_add_ps(_mm256_mul_ps(beta, v), drive), x),
-                TOWARD_ZERO => _mm256_add_ps(v, _mm256_mul_ps(_mm256_sub_ps(x, v), beta)),
-                _ => _mm256_add_ps(v, _mm256_mul_ps(_mm256_sub_ps(x, _mm256_sub_ps(v, drive)), beta)),
-            }
-        }
+    fn charge<const LEAK: u8>(l: Avx2, v: __m256, x: __m256, beta: __m256, drive: __m256, _: u32) -> __m256 {
+        x86::charge::<Avx2, LEAK>(l, v, x, beta, drive)
     }
     vectors! { Avx2:
         load_some(x: &[f32]) -> __m256 {

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::rows::{KEEP, KEEP_AND_DRIVE, Levels, NO_LEAK, Out, SHIFTED, Spiked, Steps, TOWARD_ZERO};
+use super::rows::{KEEP_AND_DRIVE, Levels, NO_LEAK, Out, SHIFTED, Spiked, Steps};
 use super::scalar::{MOST, Voltage};
 use super::x86::{self, Firing, Vector, vectors};
 use crate::lanes::{Avx512, intrinsics};
@@ -93,17 +93,8 @@ impl Vector<Avx512> for f32 {
         unsafe { _mm512_storeu_ps(out, x) };
     }
     #[inline(always)]
-    fn charge<const LEAK: u8>(_: Avx512, v: __m512, x: __m512, beta: __m512, drive: __m512, _fraction: u32) -> __m512 {
-        // SAFETY: the token proves the instruction set.
-        unsafe {
-            match LEAK {
-                NO_LEAK => _mm512_add_ps(v, x),
-                KEEP => _mm512_add_ps(_mm512_mul_ps(beta, v), x),
-                KEEP_AND_DRIVE => _mm512_add_ps(_mm512_add_ps(_mm512_mul_ps(beta, v), drive), x),
-                TOWARD_ZERO => _mm512_add_ps(v, _mm512_mul_ps(_mm512_sub_ps(x, v), beta)),
-                _ => _mm512_add_ps(v, _mm512_mul_ps(_mm512_sub_ps(x, _mm512_sub_ps(v, drive)), beta)),
-            }
-        }
+    fn charge<const LEAK: u8>(l: Avx512, v: __m512, x: __m512, beta: __m512, drive: __m512, _: u32) -> __m512 {
+        x86::charge::<Avx512, LEAK>(l, v, x, beta, drive)
     }
     vectors! { Avx512:
         load_some(x: &[f32]) -> __m512 {

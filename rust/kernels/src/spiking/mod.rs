@@ -59,14 +59,15 @@ pub use product::{
 pub use scalar::Voltage;
 pub use words::{count_spikes, greatest_count};
 
-/// Neurons that are taken through all steps together, where each has parameters of its own or more than a
-/// potential: that, and one row of inputs, stays in the first-level cache.
+/// Neurons that are taken through all steps together, where they have more than a potential or each has parameters of
+/// its own: those, and one row of inputs, stay in the first-level cache.
 const BLOCK: usize = 1024;
 
-/// Neurons in one task: a whole number of blocks. The more, the longer the rows that are read at once, as long as
-/// all threads have tasks and potentials stay in the second-level cache.
-fn task(neurons: usize) -> usize {
-    (neurons / 16 / BLOCK * BLOCK).clamp(8 * BLOCK, 64 * BLOCK)
+/// Neurons in one task: a whole number of blocks. Of plain neurons the more, the longer the rows that are read at
+/// once, as long as all threads have tasks, potentials stay in the second-level cache and Ctrl-C need not wait.
+fn task(neurons: usize, steps: usize, threads: usize) -> usize {
+    let most = ((1 << 28) / steps / BLOCK).clamp(8, 64);
+    (neurons / (4 * threads) / BLOCK).clamp(8, most) * BLOCK
 }
 
 /// A parameter: one value for all neurons, or neuron j's at j modulo the length.
@@ -279,7 +280,8 @@ pub fn simulate<V: Voltage>(
     };
     let bytes =
         |neurons: usize| if pack { neurons / row * row.div_ceil(8) + (neurons % row).div_ceil(8) } else { neurons };
-    let task = if row < n { row * task(n).div_ceil(row) } else { task(n) };
+    let task = if neurons.is_plain() { task(n, steps, ctl.threads()) } else { 8 * BLOCK };
+    let task = if row < n { row * task.div_ceil(row) } else { task };
 
     let mut outs: Vec<Vec<&mut [u8]>> = (0..n.div_ceil(task)).map(|_| Vec::with_capacity(steps)).collect();
     let (of_step, of_task) = (bytes(n), bytes(task));

@@ -1,7 +1,7 @@
 //! Products of spikes with weights, at a cost proportional to the spikes.
 //!
-//! For each row the inputs that spiked are listed once; then, panel by panel of the weight, the
-//! rows at those inputs are added, the sums of 64 columns in registers. Sums of codes are exact;
+//! For each row the inputs that spiked are listed; then, some panels of the weight at a time, the
+//! rows at those inputs are added, the sums of their columns in registers. Sums of codes are exact;
 //! where most inputs spiked, the others' rows are taken from the columns' sums. A count is a sum
 //! of powers of two, each a spike in a plane of its own. Sums of floats go by ascending input,
 //! from the bias on, one addition each: the same bits on every instruction set.
@@ -38,7 +38,7 @@ use crate::{Ctl, Error, Isa, Result};
 use lists::{Kind, Lists};
 use weight::{PANEL, Panel};
 
-/// Indices that are listed before their rows are added: with a panel they stay in L2.
+/// Indices that are listed before their rows are added: with some panels they stay in L2.
 const LISTED: usize = 1 << 16;
 /// Additions of a task, at most, were every input a spike: so that Ctrl-C waits for 0.1 s at most.
 const TASK: usize = 1 << 30;
@@ -407,18 +407,20 @@ impl Sum for i32 {
         if !isa.has_avx512() || weight.form() != SpikeForm::Codes(8) || lists.rows.len() <= FEW_ROWS {
             return panels;
         }
-        let (origin, units) = (panels.start * PANEL, units(lists, weight.k(), isa));
+        let origin = panels.start * PANEL;
         // Those of 64 columns: the last one may be narrower.
         let whole = panels.end.min(weight.n() / PANEL);
+        let shared = if panels.start < whole { sharing(lists, weight.k(), isa) } else { Vec::new() };
         while panels.start < whole {
             let columns = panels.start * PANEL - origin;
-            if whole - panels.start >= avx512::MANY {
-                let panels = std::array::from_fn(|p| weight.panel(panels.start + p));
-                panel_sums::<{ avx512::MANY }, { avx512::FEW }>(&panels, &units, lists, start, out, columns, isa);
+            if whole - panels.start >= avx512::MANY && weight.k() <= avx512::MANY_INPUTS {
+                let some = std::array::from_fn(|p| weight.panel(panels.start + p));
+                panel_sums::<{ avx512::MANY }, { avx512::FEW }>(&some, &shared, lists, start, out, columns, isa);
+                panels.start += avx512::MANY;
             } else {
-                panel_sums::<1, 1>(&[weight.panel(panels.start)], &units, lists, start, out, columns, isa);
+                panel_sums::<1, 1>(&[weight.panel(panels.start)], &shared, lists, start, out, columns, isa);
+                panels.start += 1;
             }
-            panels.start += if whole - panels.start >= avx512::MANY { avx512::MANY } else { 1 };
         }
         panels
     }
@@ -449,25 +451,25 @@ impl Sum for i32 {
     }
 }
 
-/// Rows from one on that are added together: alone, or some that share inputs.
+/// Rows that are added together, each time the first of them, and the inputs that they share.
 #[cfg(target_arch = "x86_64")]
-type Unit = (usize, Option<avx512::Shared>);
+type Sharing = Vec<(usize, avx512::Shared)>;
 
 #[cfg(target_arch = "x86_64")]
-fn units(lists: &Lists, k: usize, isa: Isa) -> Vec<Unit> {
-    let mut units = Vec::new();
-    let mut at = 0;
-    while at < lists.rows.len() {
-        let shared = lists.rows[at..].first_chunk().and_then(|rows: &[lists::Row; avx512::TOGETHER]| {
-            let [Some(a), Some(b), Some(c)] = rows.each_ref().map(|row| lists.dense(row)) else { return None };
+fn sharing(lists: &Lists, k: usize, isa: Isa) -> Sharing {
+    let (mut all, mut at) = (Vec::new(), 0);
+    while let Some(rows) = lists.rows[at..].first_chunk::<{ avx512::TOGETHER }>() {
+        at += 1;
+        if let [Some(a), Some(b), Some(c)] = rows.each_ref().map(|row| lists.dense(row)) {
             let mut shared = avx512::Shared::default();
-            shared.list(isa, k, [a, b, c]).then_some(shared)
-        });
-        let rows = if shared.is_some() { avx512::TOGETHER } else { 1 };
-        units.push((at, shared));
-        at += rows;
+            if all.try_reserve(1).is_err() || !shared.list(isa, k, [a, b, c]) {
+                break; // no memory: they are added one by one
+            }
+            all.push((at - 1, shared));
+            at += avx512::TOGETHER - 1;
+        }
     }
-    units
+    all
 }
 
 /// The listed rows times P panels, D of them at a time for rows that share inputs, whose columns begin at `columns` of
@@ -475,7 +477,7 @@ fn units(lists: &Lists, k: usize, isa: Isa) -> Vec<Unit> {
 #[cfg(target_arch = "x86_64")]
 fn panel_sums<const P: usize, const D: usize>(
     panels: &[Panel; P],
-    units: &[Unit],
+    shared: &Sharing,
     lists: &Lists,
     start: Option<&[i32]>,
     out: &mut [&mut [i32]],
@@ -487,19 +489,22 @@ fn panel_sums<const P: usize, const D: usize>(
     }
     let each = panels.each_ref().map(|panel| i32::starts(panel, start));
     let starts = [each.map(|[plus, _]| plus), each.map(|[_, minus]| minus)];
-    for (first, shared) in units {
-        if let Some(shared) = shared {
-            let minus = std::array::from_fn(|i| lists.rows[first + i].minus);
+    let (mut at, mut shared) = (0, shared.iter().peekable());
+    while at < lists.rows.len() {
+        if let Some((_, shared)) = shared.next_if(|(first, _)| *first == at) {
+            let minus = std::array::from_fn(|i| lists.rows[at + i].minus);
             let from: [_; avx512::TOGETHER] = minus.map(|minus| starts[usize::from(minus)].as_chunks::<D>().0);
-            let [a, b, c] = &mut out[*first..first + avx512::TOGETHER] else { unreachable!("as many rows") };
+            let [a, b, c] = &mut out[at..at + avx512::TOGETHER] else { unreachable!("as many rows") };
             for (d, panels) in panels.as_chunks::<D>().0.iter().enumerate() {
                 let columns = columns + d * D * PANEL;
                 let out = [part(a, columns), part(b, columns), part(c, columns)];
                 shared.add(isa, panels, minus, from.map(|from| &from[d]), out);
             }
+            at += avx512::TOGETHER;
             continue;
         }
-        let (row, out) = (&lists.rows[*first], part(out[*first], columns));
+        let (row, out) = (&lists.rows[at], part(out[at], columns));
+        at += 1;
         let from = &starts[usize::from(row.minus)];
         let planes = &lists.planes[row.planes.clone()];
         if planes.is_empty() {
@@ -507,10 +512,10 @@ fn panel_sums<const P: usize, const D: usize>(
         }
         for (i, plane) in planes.iter().enumerate() {
             let list = &lists.indices[plane.at.clone()];
-            if i == 0 {
-                avx512::codes(isa, panels, list, plane.shift, row.minus, from, out);
-            } else {
-                avx512::codes(isa, panels, list, plane.shift, row.minus, &out.clone(), out);
+            let last = *out;
+            // SAFETY: a list's numbers are below K.
+            unsafe {
+                avx512::codes(isa, panels, list, plane.shift, row.minus, if i == 0 { from } else { &last }, out);
             }
         }
     }

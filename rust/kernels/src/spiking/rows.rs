@@ -14,9 +14,7 @@ use crate::lanes::{Lanes, on_isa, prefetch};
 /// Steps that plain neurons take together: as many rows of inputs are read side by side as memory
 /// gives the most from, and potentials stay in registers meanwhile.
 pub(super) const STEPS: usize = 4;
-/// As many where spikes go past the caches: whose lines do not take the place of inputs.
-pub(super) const STEPS_PAST: usize = 8;
-/// Spikes, a byte each, from which on that is done: more than caches keep for whoever reads them.
+/// Spikes, a byte each, from which on they are written past the caches: more than those keep for whoever reads them.
 pub(super) const PAST: usize = 4 << 20;
 
 /// What all tasks read.
@@ -91,7 +89,7 @@ fn by_definition<V: Voltage>(rows: &Rows<'_, V>, neurons: &Neurons<'_, V>, mut p
     }
 }
 
-/// A block of neurons after the other, each through all steps.
+/// A task's neurons through all steps, a block of them after the other where they are not plain.
 #[inline(always)]
 fn blocks<L: Lanes, V: Voltage>(_: L, rows: &Rows<'_, V>, neurons: &Neurons<'_, V>, mut part: Part<'_, V>, isa: Isa) {
     let total = part.state.v.len();
@@ -218,7 +216,6 @@ const HARD_LATER: u8 = 4;
 impl<V: Voltage> Levels<V> {
     pub fn new(neurons: &Neurons<'_, V>) -> Self {
         let zero = V::default();
-        // A drive of 0 changes no sum but the sign of 0, which nothing shows.
         let no_drive = |drive: &Each<'_, V>| matches!(drive, Each::All(x) if *x == zero);
         let leak = match &neurons.leak {
             Leak::None => NO_LEAK,
@@ -287,7 +284,7 @@ impl<V: Voltage> Levels<V> {
     fn read(&mut self, neurons: &Neurons<'_, V>, first: usize, len: usize) {
         take(&neurons.threshold, first, &mut self.threshold[..len]);
         for (fire, threshold) in self.fire[..len].iter_mut().zip(&self.threshold) {
-            *fire = if neurons.strict { threshold.above() } else { *threshold };
+            *fire = threshold.fire(neurons.strict);
         }
         if let Reset::Soft = neurons.reset {
             self.lowered[..len].copy_from_slice(&self.threshold[..len]);
@@ -298,6 +295,9 @@ impl<V: Voltage> Levels<V> {
                 take(a, first, &mut self.beta[..len]);
                 take(b, first, &mut self.drive[..len]);
             }
+        }
+        if let Leak::Keep { .. } = neurons.leak {
+            self.drive[..len].iter_mut().for_each(|drive| *drive = drive.drive());
         }
         if let Reset::Hard(to) | Reset::HardLater(to) = &neurons.reset {
             take(to, first, &mut self.to[..len]);
@@ -436,6 +436,7 @@ pub(super) struct Out<'o, 'a, E> {
     /// In neurons; of bits the first of a byte.
     pub from: usize,
     /// Bytes that are so many that they are written past the caches.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code))]
     pub past: bool,
 }
 
@@ -512,19 +513,22 @@ fn portable<V: Voltage, S: Spiked, const LEAK: u8, const RESET: u8, const EACH: 
     levels: &Levels<V>,
     out: Out<'_, '_, S::E>,
 ) {
-    let at = |levels: &[V], j: usize| if EACH { levels[j % BLOCK] } else { levels[0] };
-    let n = v.len();
-    for (x, row) in x.rows().zip(out.rows) {
-        let (x, spikes) = (&x[..n], &mut row[S::elements(out.from)..][..S::elements(n)]);
-        for j in 0..n {
-            let h = charge::<V, LEAK>(v[j], x[j].shifted(levels.fraction), at(&levels.beta, j), at(&levels.drive, j));
-            let fired = h >= at(&levels.fire, j);
-            v[j] = match RESET {
-                HARD if fired => at(&levels.to, j),
-                SOFT if fired => h.less(at(&levels.lowered, j)),
-                _ => h,
-            };
-            S::put(spikes, j, fired);
+    let at = |levels: &[V], j: usize| if EACH { levels[j] } else { levels[0] };
+    for (start, v) in (0..).step_by(BLOCK).zip(v.chunks_mut(BLOCK)) {
+        let n = v.len();
+        for (x, row) in x.rows().zip(out.rows.iter_mut()) {
+            let (x, spikes) = (&x[start..start + n], &mut row[S::elements(out.from + start)..][..S::elements(n)]);
+            for j in 0..n {
+                let (x, beta, drive) = (x[j].shifted(levels.fraction), at(&levels.beta, j), at(&levels.drive, j));
+                let h = charge::<V, LEAK>(v[j], x, beta, drive);
+                let fired = h >= at(&levels.fire, j);
+                v[j] = match RESET {
+                    HARD if fired => at(&levels.to, j),
+                    SOFT if fired => h.less(at(&levels.lowered, j)),
+                    _ => h,
+                };
+                S::put(spikes, j, fired);
+            }
         }
     }
 }

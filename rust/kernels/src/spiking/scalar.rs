@@ -29,8 +29,10 @@ pub trait Voltage: Lane + Copy + Default + PartialOrd + Send + Sync + std::fmt::
     fn charged(self, x: Self) -> Self;
     /// The difference.
     fn less(self, other: Self) -> Self;
-    /// The least number above: h > threshold where h is at least this.
-    fn above(self) -> Self;
+    /// What h has to be at least to fire at this threshold, or above it if `strict`.
+    fn fire(self, strict: bool) -> Self;
+    /// A drive that adds nothing where it is 0, not even to the sign of a 0.
+    fn drive(self) -> Self;
     /// As float32, which floats are already; what floats alone have is not asked of integers.
     fn float(self) -> f32;
     /// Back from it.
@@ -62,8 +64,16 @@ impl Voltage for f32 {
         self - other
     }
     #[inline(always)]
-    fn above(self) -> f32 {
-        self.next_up()
+    fn fire(self, strict: bool) -> f32 {
+        match strict {
+            false => self,
+            true if self == f32::INFINITY => f32::NAN,
+            true => self.next_up(),
+        }
+    }
+    #[inline(always)]
+    fn drive(self) -> f32 {
+        if self == 0.0 { -0.0 } else { self }
     }
     #[inline(always)]
     fn float(self) -> f32 {
@@ -105,8 +115,13 @@ impl Voltage for i32 {
         self.wrapping_sub(other)
     }
     #[inline(always)]
-    fn above(self) -> i32 {
-        self.saturating_add(1)
+    fn fire(self, strict: bool) -> i32 {
+        // No potential is less than the least.
+        if strict { self.saturating_add(1).max(-MOST) } else { self.max(-MOST) }
+    }
+    #[inline(always)]
+    fn drive(self) -> i32 {
+        self
     }
     fn float(self) -> f32 {
         self as f32
@@ -145,7 +160,7 @@ pub(super) fn step<V: Voltage>(neurons: &Neurons<'_, V>, j: usize, one: &mut One
     let before = one.v;
     let mut h = match neurons.leak {
         Leak::None => before.charged(input),
-        Leak::Keep { beta, drive } if V::FLOAT => before.kept(beta.at(j)).plus(drive.at(j)).charged(input),
+        Leak::Keep { beta, drive } if V::FLOAT => before.kept(beta.at(j)).plus(drive.at(j).drive()).charged(input),
         Leak::Keep { beta, drive } => before.kept(beta.at(j)).charged(input.plus(drive.at(j))),
         Leak::Toward { rate, rest } => {
             let (v, rate, rest) = (before.float(), rate.at(j).float(), rest.at(j).float());

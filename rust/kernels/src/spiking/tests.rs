@@ -300,10 +300,53 @@ fn spikes_past_the_caches() {
         levels: [vec![0.5], vec![0.0], vec![1.0], vec![0.0]],
         floats: [const { Vec::new() }; 4],
     };
-    // So many spikes that they are written so; rows of whole lines and others, tasks that end within one.
-    for n in [rows::PAST / 10, rows::PAST / 10 / 64 * 64 + 64] {
+    let ints = Layer {
+        leak: 1,
+        levels: [vec![128], vec![0], vec![100], vec![0]],
+        floats: layer.floats.clone(),
+        reset: layer.reset,
+        strict: layer.strict,
+        refractory: layer.refractory,
+        current: layer.current,
+        adapts: layer.adapts,
+        fraction: layer.fraction,
+        each: layer.each,
+    };
+    // So many spikes that they are written so: rows of whole lines, of which a task may end within one, and others.
+    let n = rows::PAST / 10 / 64 * 64 + 64;
+    for n in [n, n + 1] {
         let x: Vec<f32> = (0..11 * n).map(|i| (i * 7 % 31) as f32 / 8.0 - 1.0).collect();
         check_case(&layer, &x, &vec![0.25; n], n, 0, 2, &mut ran);
+        let x: Vec<i32> = (0..11 * n).map(|i| (i * 7 % 31) as i32 * 10 - 80).collect();
+        check_case(&ints, &x, &vec![25; n], n, 0, 1, &mut ran);
+    }
+}
+
+#[test]
+fn zeros_keep_their_sign() {
+    // -0 halved and no drive: the sum with an input of -0 is -0, on every path and with parameters of either kind.
+    for each in [0, 0b1111] {
+        let levels = [vec![0.5], vec![0.0], vec![1.0], vec![0.0]];
+        for &isa in Isa::available() {
+            for leak in [1, 2] {
+                let levels = levels.clone().map(|x| x.repeat(80));
+                let floats = [const { Vec::new() }; 4];
+                let layer = Layer {
+                    leak,
+                    reset: 2,
+                    strict: false,
+                    refractory: 0,
+                    current: false,
+                    adapts: false,
+                    fraction: 0,
+                    each,
+                    levels,
+                    floats,
+                };
+                let got = run(&layer, &[-0.0; 160], &[-0.0; 80], 1, None, true, isa, 1);
+                assert!(got.trace.iter().all(|v| v.to_bits() == (-0.0f32).to_bits()), "{} {layer:?}", isa.name());
+            }
+        }
     }
 }
 

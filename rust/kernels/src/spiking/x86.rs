@@ -2,9 +2,12 @@
 //! [`super::avx512`] have.
 
 use super::BLOCK;
-use super::rows::{HARD, Levels, Out, STEPS, STEPS_PAST, Spiked, Steps};
+use super::rows::{HARD, KEEP, KEEP_AND_DRIVE, Levels, NO_LEAK, Out, STEPS, Spiked, Steps, TOWARD_ZERO};
 use super::scalar::Voltage;
+use crate::lanes::Lanes;
 
+/// As [`STEPS`] where spikes go past the caches: whose lines do not take the place of inputs.
+const STEPS_PAST: usize = 8;
 /// Bytes of inputs that the second-level cache may hold.
 const CACHED: usize = 1 << 20;
 
@@ -72,6 +75,18 @@ pub trait Vector<L: Firing>: Copy {
     fn select(l: L, fired: L::Fired, to: Self::V, h: Self::V) -> Self::V;
     /// h less the threshold where fired.
     fn reduced(l: L, fired: L::Fired, threshold: Self::V, h: Self::V) -> Self::V;
+}
+
+/// The float potential before the comparison.
+#[inline(always)]
+pub(super) fn charge<L: Lanes, const LEAK: u8>(l: L, v: L::F, x: L::F, beta: L::F, drive: L::F) -> L::F {
+    match LEAK {
+        NO_LEAK => l.add(v, x),
+        KEEP => l.add(l.mul(beta, v), x),
+        KEEP_AND_DRIVE => l.add(l.add(l.mul(beta, v), drive), x),
+        TOWARD_ZERO => l.add(v, l.mul(l.sub(x, v), beta)),
+        _ => l.add(v, l.mul(l.sub(x, l.sub(v, drive)), beta)),
+    }
 }
 
 /// A vector of potentials.
@@ -178,7 +193,10 @@ impl<L: Firing, V: Voltage + Vector<L>> Params<L, V> {
         const { assert!(BLOCK.is_multiple_of(8 * L::N)) };
         let lists = [&levels.beta, &levels.drive, &levels.fire, &levels.lowered, &levels.to];
         assert!(lists.iter().all(|x| x.len() >= if EACH { BLOCK } else { 1 }));
-        Params { all: lists.map(|x| V::splat(l, x[0])), each: lists.map(|x| x.as_ptr()), fraction: levels.fraction }
+        // No closure: the intrinsics would not be inlined in it.
+        let [beta, drive, fire, threshold, to] = lists.each_ref().map(|x| x[0]);
+        let all = [V::splat(l, beta), V::splat(l, drive), V::splat(l, fire), V::splat(l, threshold), V::splat(l, to)];
+        Params { all, each: lists.map(|x| x.as_ptr()), fraction: levels.fraction }
     }
 
     /// Those of the neurons from `at` on.

@@ -1,7 +1,7 @@
 //! Rows of weights added with AVX-512, several panels side by side.
 //!
-//! Sums are kept as [`super::avx2`] keeps them, 64 columns to a vector. A list is gone through once for all the
-//! panels, whose rows come from the second-level cache: what a loop costs to begin and to end is shared.
+//! Sums are kept as [`super::avx2`] keeps them, 64 columns to a vector. A list is gone through once for some panels,
+//! whose rows come from the second-level cache: what a loop costs to begin and to end is shared.
 
 use std::arch::x86_64::*;
 
@@ -13,9 +13,14 @@ const MOST: usize = u16::MAX as usize / u8::MAX as usize;
 
 /// Panels of which sums stay in registers.
 pub(super) const MANY: usize = 4;
+/// Inputs up to which the second-level cache has room for so many.
+pub(super) const MANY_INPUTS: usize = 1 << 11;
 
 /// As [`super::scalar::codes`], of each of P panels of 64 columns of codes of 8 bits.
-pub(super) fn codes<const P: usize>(
+///
+/// # Safety
+/// The list's numbers are rows of the panels.
+pub(super) unsafe fn codes<const P: usize>(
     isa: Isa,
     panels: &[Panel; P],
     list: &[u32],
@@ -27,8 +32,7 @@ pub(super) fn codes<const P: usize>(
     assert!(isa.has_avx512() && panels.iter().all(|panel| panel.row_bytes == PANEL));
     let rows = panels.each_ref().map(|panel| panel.rows.as_ptr().cast());
     let (part, rest) = list.split_at(list.len().min(MOST));
-    // SAFETY: an `Isa` that has AVX-512 exists only where the CPU has it; a list's numbers are below K, and each panel
-    // has so many rows.
+    // SAFETY: an `Isa` that has AVX-512 exists only where the CPU has it; the caller's promise.
     unsafe {
         let sums = if minus { sums::<P, true> } else { sums::<P, false> };
         sums(rows, part, shift, from, out);
@@ -160,7 +164,9 @@ impl Shared {
             }
         }
         let (inputs, words) = (k + 16, k.div_ceil(64));
-        assert!(isa.has_avx512() && rows.iter().all(|row| row.len() == words));
+        // None past the last.
+        let whole = |row: &&[u64]| k % 64 == 0 || row.last().is_some_and(|last| last >> (k % 64) == 0);
+        assert!(isa.has_avx512() && rows.iter().all(|row| row.len() == words) && rows.iter().all(whole));
         self.ends.clear();
         self.inputs.clear();
         if self.inputs.try_reserve(inputs).is_err() || self.ends.try_reserve(words.div_ceil(WORDS)).is_err() {

@@ -36,7 +36,7 @@ pub(super) struct Row {
     pub planes: Range<usize>,
     /// The indices are those of the inputs that did not spike: they count against the columns' sums.
     pub minus: bool,
-    /// Of a row of one plane that has many indices: where its bits are.
+    /// Of a row of one plane that has many indices: where its bits are, with AVX-512.
     dense: Option<Range<usize>>,
 }
 
@@ -144,6 +144,7 @@ impl Lists {
     }
 
     /// The indices of a row that has many, as bits.
+    #[cfg(target_arch = "x86_64")]
     pub(super) fn dense(&self, row: &Row) -> Option<&[u64]> {
         row.dense.clone().map(|at| &self.dense[at])
     }
@@ -159,6 +160,8 @@ impl Lists {
             last[..rest.len()].copy_from_slice(rest);
             self.words.push(u64::from_le_bytes(last));
         }
+        // Bits past K were looked for, but a caller's bytes may have changed meanwhile.
+        self.end_at(k);
         self.push_words(isa, k, kind)
     }
 
@@ -201,6 +204,11 @@ impl Lists {
     /// Turns the bits of `len` inputs.
     fn invert(&mut self, len: usize) {
         self.words.iter_mut().for_each(|word| *word = !*word);
+        self.end_at(len);
+    }
+
+    /// Bits of more than `len` inputs are 0.
+    fn end_at(&mut self, len: usize) {
         if len % WORD != 0
             && let Some(last) = self.words.last_mut()
         {
@@ -266,7 +274,7 @@ impl Lists {
         let at = self.indices.len();
         append_numbers(isa, &self.words, count, &mut self.indices)?;
         self.push(at, minus)?;
-        if kind == Kind::Spikes && count > DENSE * k / 100 {
+        if kind == Kind::Spikes && isa.has_avx512() && count > DENSE * k / 100 {
             let from = self.dense.len();
             grow(&mut self.dense, self.words.len())?;
             self.dense.extend_from_slice(&self.words);

@@ -187,6 +187,19 @@ fn densities_up_to_all() {
 }
 
 #[test]
+fn rows_that_share_inputs() {
+    let mut ran = Ran::new("shared");
+    // Seven rows: two times three, and one alone; five panels, four of them side by side, and a narrow one. About
+    // half of the inputs, blocks of 512 of them have more than a sum of 16 bits holds, or not quite.
+    for percent in [15, 20, 33, 47, 49, 50, 51, 53, 70, 85] {
+        for k in [257, 512, 1100] {
+            check_case((7, k, 321), 8, percent, 1, 2, percent * 7 + k as u64, &mut ran);
+        }
+    }
+    check_case((9, 2049, 300), 8, 40, 1, 1, 3, &mut ran);
+}
+
+#[test]
 fn extremes_past_every_bound_of_16_bits() {
     let mut ran = Ran::new("extremes");
     // 257 codes of 255 fill 16 bits, 4369 of 15, 21,845 of 3; inputs past 65,536 do not fit an index of 16.
@@ -195,7 +208,8 @@ fn extremes_past_every_bound_of_16_bits() {
     {
         for k in counts {
             for code in [-(1i32 << (nbits - 1)), (1 << (nbits - 1)) - 1] {
-                let (n, m) = (65, 2);
+                // So many rows and columns that panels go side by side, and rows share inputs.
+                let (n, m) = if nbits == 8 { (321, 7) } else { (65, 2) };
                 let w = vec![code as i8; k * n];
                 let tiled = SpikeWeight::from_codes(&w, k, n, nbits).unwrap();
                 // The second half of the inputs is there to keep the first from being most of them.
@@ -206,7 +220,7 @@ fn extremes_past_every_bound_of_16_bits() {
                 for &isa in Isa::available() {
                     for (count, times) in [(1, 1), (255, 255)] {
                         let x: Vec<u8> = x.iter().map(|&x| x * count).collect();
-                        let rows = [&x[..], &x[..]].concat();
+                        let rows = x.repeat(m);
                         let form = if count == 1 { Spikes::Bytes(&rows) } else { Spikes::Counts(&rows) };
                         let mut out = vec![0; m * n];
                         spike_matmul(form, m, &twice, Start::Zero, Sums::I32(&mut out), isa, &Ctl::new(1)).unwrap();
