@@ -512,11 +512,15 @@ fn panel_sums<const P: usize, const D: usize>(
         }
         for (i, plane) in planes.iter().enumerate() {
             let list = &lists.indices[plane.at.clone()];
-            let last = *out;
+            let copy;
+            let from = if i == 0 {
+                from
+            } else {
+                copy = *out;
+                &copy
+            };
             // SAFETY: a list's numbers are below K.
-            unsafe {
-                avx512::codes(isa, panels, list, plane.shift, row.minus, if i == 0 { from } else { &last }, out);
-            }
+            unsafe { avx512::codes(isa, panels, list, plane.shift, row.minus, from, out) };
         }
     }
 }

@@ -37,6 +37,7 @@ pub(super) struct Row {
     /// The indices are those of the inputs that did not spike: they count against the columns' sums.
     pub minus: bool,
     /// Of a row of one plane that has many indices: where its bits are, with AVX-512.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code))]
     dense: Option<Range<usize>>,
 }
 
