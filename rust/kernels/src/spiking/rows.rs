@@ -6,7 +6,7 @@ use std::hint::select_unpredictable as select;
 
 use super::scalar::{self, One, Voltage};
 #[cfg(target_arch = "x86_64")]
-use super::x86::{Firing, Four};
+use super::x86::Written;
 use super::{BLOCK, Each, Leak, Neurons, Reset, State};
 use crate::Isa;
 use crate::lanes::{Lanes, on_isa, prefetch};
@@ -351,22 +351,13 @@ impl<'a, V> Steps<'a, V> {
 }
 
 /// How spikes lie in memory.
-pub(super) trait Spiked {
+pub(super) trait Spiked: Written<Self::E> {
     /// What memory is made of.
     type E: Copy + Default;
     /// Elements of this many neurons.
     fn elements(n: usize) -> usize;
     /// Neuron j's; they come in ascending order.
     fn put(out: &mut [Self::E], j: usize, fired: bool);
-    /// Writes those of four vectors.
-    ///
-    /// # Safety
-    /// As many elements from `out` on are writable.
-    #[cfg(target_arch = "x86_64")]
-    unsafe fn write<L: Firing>(l: L, fired: Four<L>, out: *mut Self::E, past: bool);
-    /// Writes those of the first lanes of one.
-    #[cfg(target_arch = "x86_64")]
-    fn write_some<L: Firing>(l: L, fired: L::Fired, len: usize, out: &mut [Self::E]);
 }
 
 /// A byte of 0 or 1 for each neuron.
@@ -377,7 +368,7 @@ pub(super) enum Bits {}
 pub(super) enum Floats {}
 
 macro_rules! spiked {
-    ($name:ident, $e:ty, $elements:expr, $put:expr, $write:expr, $write_some:expr) => {
+    ($name:ident, $e:ty, $elements:expr, $put:expr) => {
         impl Spiked for $name {
             type E = $e;
             #[inline(always)]
@@ -388,47 +379,21 @@ macro_rules! spiked {
             fn put(out: &mut [$e], j: usize, fired: bool) {
                 $put(out, j, fired);
             }
-            #[cfg(target_arch = "x86_64")]
-            #[inline(always)]
-            unsafe fn write<L: Firing>(l: L, fired: Four<L>, out: *mut $e, past: bool) {
-                // SAFETY: the caller's promise.
-                unsafe { $write(l, fired, out, past) }
-            }
-            #[cfg(target_arch = "x86_64")]
-            #[inline(always)]
-            fn write_some<L: Firing>(l: L, fired: L::Fired, len: usize, out: &mut [$e]) {
-                $write_some(l, fired, len, out);
-            }
         }
     };
 }
-spiked!(
-    Bytes,
-    u8,
-    |n| n,
-    |out: &mut [u8], j: usize, fired| out[j] = u8::from(fired),
-    |l: L, Four(a, b, c, d): Four<L>, out, past| l.bytes(a, b, c, d, out, past),
-    |l: L, fired, _, out| l.some_bytes(fired, out)
-);
-spiked!(
-    Floats,
-    f32,
-    |n| n,
-    |out: &mut [f32], j: usize, fired| out[j] = f32::from(fired),
-    |l: L, Four(a, b, c, d): Four<L>, out, _| l.floats(a, b, c, d, out),
-    |l: L, fired, _, out| l.some_floats(fired, out)
-);
-spiked!(
-    Bits,
-    u8,
-    |n: usize| n.div_ceil(8),
-    |out: &mut [u8], j: usize, fired| {
-        let before = if j % 8 == 0 { 0 } else { out[j / 8] };
-        out[j / 8] = before | u8::from(fired) << (j % 8);
-    },
-    |l: L, Four(a, b, c, d): Four<L>, out, _| l.bits(a, b, c, d, out),
-    |l: L, fired, len, out| l.some_bits(fired, len, out)
-);
+spiked!(Bytes, u8, |n| n, |out: &mut [u8], j: usize, fired| out[j] = u8::from(fired));
+spiked!(Floats, f32, |n| n, |out: &mut [f32], j: usize, fired| out[j] = f32::from(fired));
+spiked!(Bits, u8, |n: usize| n.div_ceil(8), |out: &mut [u8], j: usize, fired| {
+    let before = if j % 8 == 0 { 0 } else { out[j / 8] };
+    out[j / 8] = before | u8::from(fired) << (j % 8);
+});
+
+/// Nothing more is asked of them.
+#[cfg(not(target_arch = "x86_64"))]
+pub(super) trait Written<E> {}
+#[cfg(not(target_arch = "x86_64"))]
+impl<S, E> Written<E> for S {}
 
 /// Where the spikes of some steps go: of each a row, in which the first neuron's are at `from`.
 pub(super) struct Out<'o, 'a, E> {

@@ -31,6 +31,13 @@ struct Layer<V> {
 }
 
 impl<V: Voltage> Layer<V> {
+    /// Plain neurons, all alike.
+    fn plain(leak: u8, reset: u8, levels: [Vec<V>; 4]) -> Self {
+        let floats = [const { Vec::new() }; 4];
+        let (strict, refractory, current, adapts, fraction, each) = (false, 0, false, false, 0, 0);
+        Layer { leak, reset, strict, refractory, current, adapts, fraction, each, levels, floats }
+    }
+
     fn with<T>(&self, body: impl FnOnce(&Neurons<'_, V>) -> T) -> T {
         fn each<T: Copy>(bits: u16, bit: usize, values: &[T]) -> Each<'_, T> {
             if bits >> bit & 1 == 0 { Each::All(values[0]) } else { Each::Channel(values) }
@@ -261,18 +268,8 @@ fn tasks_and_blocks() {
     for (n, row) in
         [(FEW + 8, FEW + 8), (3 * FEW, 24), (3 * FEW, 32), (5 * 3001, 3001), (2 * FEW + 2, 2), (BLOCK + 1, BLOCK + 1)]
     {
-        let layer = Layer {
-            leak: 3,
-            reset: 2,
-            strict: false,
-            refractory: 0,
-            current: false,
-            adapts: false,
-            fraction: 0,
-            each: 4,
-            levels: [vec![0.5], vec![0.0], (0..row).map(|i| (i % 13) as f32 / 8.0 + 0.25).collect(), vec![0.0]],
-            floats: [const { Vec::new() }; 4],
-        };
+        let thresholds = (0..row).map(|i| (i % 13) as f32 / 8.0 + 0.25).collect();
+        let layer = Layer { each: 4, ..Layer::plain(3, 2, [vec![0.5], vec![0.0], thresholds, vec![0.0]]) };
         let x: Vec<f32> = (0..6 * n).map(|i| (i * 7 % 31) as f32 / 8.0).collect();
         // One value of each for all, alone and with currents.
         let alike = Layer { each: 0, floats: [vec![0.5], vec![1.5], Vec::new(), Vec::new()], ..layer.clone() };
@@ -288,30 +285,8 @@ fn tasks_and_blocks() {
 #[test]
 fn spikes_past_the_caches() {
     let mut ran = Ran("past the caches", BTreeMap::new());
-    let layer = Layer {
-        leak: 3,
-        reset: 2,
-        strict: false,
-        refractory: 0,
-        current: false,
-        adapts: false,
-        fraction: 0,
-        each: 0,
-        levels: [vec![0.5], vec![0.0], vec![1.0], vec![0.0]],
-        floats: [const { Vec::new() }; 4],
-    };
-    let ints = Layer {
-        leak: 1,
-        levels: [vec![128], vec![0], vec![100], vec![0]],
-        floats: layer.floats.clone(),
-        reset: layer.reset,
-        strict: layer.strict,
-        refractory: layer.refractory,
-        current: layer.current,
-        adapts: layer.adapts,
-        fraction: layer.fraction,
-        each: layer.each,
-    };
+    let layer = Layer::plain(3, 2, [vec![0.5], vec![0.0], vec![1.0], vec![0.0]]);
+    let ints = Layer::plain(1, 2, [vec![128], vec![0], vec![100], vec![0]]);
     // So many spikes that they are written so: rows of whole lines, of which a task may end within one, and others.
     let n = rows::PAST / 10 / 64 * 64 + 64;
     for n in [n, n + 1] {
@@ -329,20 +304,7 @@ fn zeros_keep_their_sign() {
         let levels = [vec![0.5], vec![0.0], vec![1.0], vec![0.0]];
         for &isa in Isa::available() {
             for leak in [1, 2] {
-                let levels = levels.clone().map(|x| x.repeat(80));
-                let floats = [const { Vec::new() }; 4];
-                let layer = Layer {
-                    leak,
-                    reset: 2,
-                    strict: false,
-                    refractory: 0,
-                    current: false,
-                    adapts: false,
-                    fraction: 0,
-                    each,
-                    levels,
-                    floats,
-                };
+                let layer = Layer { each, ..Layer::plain(leak, 2, levels.clone().map(|x: Vec<f32>| x.repeat(80))) };
                 let got = run(&layer, &[-0.0; 160], &[-0.0; 80], 1, None, true, isa, 1);
                 assert!(got.trace.iter().all(|v| v.to_bits() == (-0.0f32).to_bits()), "{} {layer:?}", isa.name());
             }
@@ -352,18 +314,7 @@ fn zeros_keep_their_sign() {
 
 #[test]
 fn potentials_saturate() {
-    let layer = Layer {
-        leak: 0,
-        reset: 0,
-        strict: true,
-        refractory: 0,
-        current: false,
-        adapts: false,
-        fraction: 0,
-        each: 0,
-        levels: [vec![], vec![], vec![(1 << 23) - 1], vec![]],
-        floats: [const { Vec::new() }; 4],
-    };
+    let layer = Layer { strict: true, ..Layer::plain(0, 0, [vec![], vec![], vec![(1 << 23) - 1], vec![]]) };
     for &isa in Isa::available() {
         let got = run(&layer, &[1 << 22; 40], &[0; 10], 1, None, true, isa, 1);
         assert_eq!(got.v, [(1 << 23) - 1; 10]);

@@ -2,7 +2,9 @@
 //! [`super::avx512`] have.
 
 use super::BLOCK;
-use super::rows::{HARD, KEEP, KEEP_AND_DRIVE, Levels, NO_LEAK, Out, STEPS, Spiked, Steps, TOWARD_ZERO};
+use super::rows::{
+    Bits, Bytes, Floats, HARD, KEEP, KEEP_AND_DRIVE, Levels, NO_LEAK, Out, STEPS, Spiked, Steps, TOWARD_ZERO,
+};
 use super::scalar::Voltage;
 use crate::lanes::Lanes;
 
@@ -46,7 +48,45 @@ pub trait Firing: Copy {
 }
 
 /// Which lanes of four vectors fired.
-pub struct Four<L: Firing>(pub L::Fired, pub L::Fired, pub L::Fired, pub L::Fired);
+pub(super) struct Four<L: Firing>(L::Fired, L::Fired, L::Fired, L::Fired);
+
+/// How vectors' spikes are written to memory that is made of `E`.
+pub(super) trait Written<E> {
+    /// Those of four vectors; `past` as of [`Firing::bytes`].
+    ///
+    /// # Safety
+    /// As many elements from `out` on are writable.
+    unsafe fn write<L: Firing>(l: L, fired: Four<L>, out: *mut E, past: bool);
+    /// Those of the first `len` lanes of one.
+    fn write_some<L: Firing>(l: L, fired: L::Fired, len: usize, out: &mut [E]);
+}
+
+/// One form of spikes.
+macro_rules! written {
+    ($name:ty, $e:ty, $write:expr, $write_some:expr) => {
+        impl Written<$e> for $name {
+            #[inline(always)]
+            unsafe fn write<L: Firing>(l: L, fired: Four<L>, out: *mut $e, past: bool) {
+                // SAFETY: the caller's promise.
+                unsafe { $write(l, fired, out, past) }
+            }
+            #[inline(always)]
+            fn write_some<L: Firing>(l: L, fired: L::Fired, len: usize, out: &mut [$e]) {
+                $write_some(l, fired, len, out);
+            }
+        }
+    };
+}
+written!(
+    Bytes,
+    u8,
+    |l: L, Four(a, b, c, d): Four<L>, out, past| l.bytes(a, b, c, d, out, past),
+    |l: L, fired, _, out| l.some_bytes(fired, out)
+);
+written!(Floats, f32, |l: L, Four(a, b, c, d): Four<L>, out, _| l.floats(a, b, c, d, out), |l: L, fired, _, out| l
+    .some_floats(fired, out));
+written!(Bits, u8, |l: L, Four(a, b, c, d): Four<L>, out, _| l.bits(a, b, c, d, out), |l: L, fired, len, out| l
+    .some_bits(fired, len, out));
 
 /// Potentials as vectors of the instruction set whose token is `L`.
 pub trait Vector<L: Firing>: Copy {
