@@ -2,9 +2,9 @@
 
 use std::arch::x86_64::*;
 
-use super::rows::{KEEP_AND_DRIVE, Levels, NO_LEAK, Out, SHIFTED, Spiked, Steps};
+use super::rows::{HALVE, KEEP_AND_DRIVE, Levels, NO_LEAK, Out, SHIFTED, Spiked, Steps};
 use super::scalar::{MOST, Voltage};
-use super::x86::{self, Firing, Vector, vectors};
+use super::x86::{self, Firing, Shifts, Vector, vectors};
 use crate::lanes::{Avx2, intrinsics};
 
 /// [`x86::fused`].
@@ -99,7 +99,15 @@ impl Vector<Avx2> for f32 {
         unsafe { _mm256_storeu_ps(out, x) };
     }
     #[inline(always)]
-    fn charge<const LEAK: u8>(l: Avx2, v: __m256, x: __m256, beta: __m256, drive: __m256, _: u32) -> __m256 {
+    fn charge<const LEAK: u8>(
+        l: Avx2,
+        v: __m256,
+        x: __m256,
+        beta: __m256,
+        drive: __m256,
+        _: Shifts,
+        _: bool,
+    ) -> __m256 {
         x86::charge::<Avx2, LEAK>(l, v, x, beta, drive)
     }
     vectors! { Avx2:
@@ -145,20 +153,26 @@ impl Vector<Avx2> for i32 {
         x: __m256i,
         beta: __m256i,
         drive: __m256i,
-        fraction: u32,
+        shifts: Shifts,
+        held: bool,
     ) -> __m256i {
         // SAFETY: the token proves the instruction set.
         unsafe {
-            let x = if LEAK & SHIFTED == 0 { x } else { _mm256_sll_epi32(x, _mm_cvtsi32_si128(fraction as i32)) };
+            let x = if LEAK & SHIFTED == 0 { x } else { _mm256_sll_epi32(x, _mm_cvtsi32_si128(shifts.input as i32)) };
             let x = if LEAK & !SHIFTED == KEEP_AND_DRIVE { _mm256_add_epi32(x, drive) } else { x };
-            let kept = if LEAK & !SHIFTED == NO_LEAK {
-                v
-            } else {
-                let product = _mm256_mullo_epi32(v, beta);
-                _mm256_srai_epi32::<8>(_mm256_add_epi32(product, _mm256_set1_epi32(128)))
+            let kept = match LEAK & !SHIFTED {
+                NO_LEAK => v,
+                HALVE => {
+                    let half = _mm256_set1_epi32(1 << shifts.kept >> 1);
+                    _mm256_srav_epi32(_mm256_add_epi32(v, half), _mm256_set1_epi32(shifts.kept as i32))
+                }
+                _ => {
+                    let product = _mm256_mullo_epi32(v, beta);
+                    _mm256_srai_epi32::<8>(_mm256_add_epi32(product, _mm256_set1_epi32(128)))
+                }
             };
-            let h = _mm256_min_epi32(_mm256_add_epi32(kept, x), _mm256_set1_epi32(MOST));
-            _mm256_max_epi32(h, _mm256_set1_epi32(-MOST))
+            let h = _mm256_max_epi32(_mm256_add_epi32(kept, x), _mm256_set1_epi32(-MOST));
+            if held { _mm256_min_epi32(h, _mm256_set1_epi32(MOST)) } else { h }
         }
     }
     vectors! { Avx2:

@@ -2,9 +2,9 @@
 
 use std::arch::x86_64::*;
 
-use super::rows::{KEEP_AND_DRIVE, Levels, NO_LEAK, Out, SHIFTED, Spiked, Steps};
+use super::rows::{HALVE, KEEP_AND_DRIVE, Levels, NO_LEAK, Out, SHIFTED, Spiked, Steps};
 use super::scalar::{MOST, Voltage};
-use super::x86::{self, Firing, Vector, vectors};
+use super::x86::{self, Firing, Shifts, Vector, vectors};
 use crate::lanes::{Avx512, intrinsics};
 
 /// [`x86::fused`].
@@ -93,7 +93,15 @@ impl Vector<Avx512> for f32 {
         unsafe { _mm512_storeu_ps(out, x) };
     }
     #[inline(always)]
-    fn charge<const LEAK: u8>(l: Avx512, v: __m512, x: __m512, beta: __m512, drive: __m512, _: u32) -> __m512 {
+    fn charge<const LEAK: u8>(
+        l: Avx512,
+        v: __m512,
+        x: __m512,
+        beta: __m512,
+        drive: __m512,
+        _: Shifts,
+        _: bool,
+    ) -> __m512 {
         x86::charge::<Avx512, LEAK>(l, v, x, beta, drive)
     }
     vectors! { Avx512:
@@ -139,20 +147,26 @@ impl Vector<Avx512> for i32 {
         x: __m512i,
         beta: __m512i,
         drive: __m512i,
-        fraction: u32,
+        shifts: Shifts,
+        held: bool,
     ) -> __m512i {
         // SAFETY: the token proves the instruction set.
         unsafe {
-            let x = if LEAK & SHIFTED == 0 { x } else { _mm512_sll_epi32(x, _mm_cvtsi32_si128(fraction as i32)) };
+            let x = if LEAK & SHIFTED == 0 { x } else { _mm512_sll_epi32(x, _mm_cvtsi32_si128(shifts.input as i32)) };
             let x = if LEAK & !SHIFTED == KEEP_AND_DRIVE { _mm512_add_epi32(x, drive) } else { x };
-            let kept = if LEAK & !SHIFTED == NO_LEAK {
-                v
-            } else {
-                let product = _mm512_mullo_epi32(v, beta);
-                _mm512_srai_epi32::<8>(_mm512_add_epi32(product, _mm512_set1_epi32(128)))
+            let kept = match LEAK & !SHIFTED {
+                NO_LEAK => v,
+                HALVE => {
+                    let half = _mm512_set1_epi32(1 << shifts.kept >> 1);
+                    _mm512_srav_epi32(_mm512_add_epi32(v, half), _mm512_set1_epi32(shifts.kept as i32))
+                }
+                _ => {
+                    let product = _mm512_mullo_epi32(v, beta);
+                    _mm512_srai_epi32::<8>(_mm512_add_epi32(product, _mm512_set1_epi32(128)))
+                }
             };
-            let h = _mm512_min_epi32(_mm512_add_epi32(kept, x), _mm512_set1_epi32(MOST));
-            _mm512_max_epi32(h, _mm512_set1_epi32(-MOST))
+            let h = _mm512_max_epi32(_mm512_add_epi32(kept, x), _mm512_set1_epi32(-MOST));
+            if held { _mm512_min_epi32(h, _mm512_set1_epi32(MOST)) } else { h }
         }
     }
     vectors! { Avx512:

@@ -204,7 +204,9 @@ pub(super) const KEEP: u8 = 1;
 pub(super) const KEEP_AND_DRIVE: u8 = 2;
 pub(super) const TOWARD: u8 = 3;
 pub(super) const TOWARD_ZERO: u8 = 4;
-/// Of integers, beside one of the first three: inputs are shifted.
+/// Of integers: potentials are kept by halving them.
+pub(super) const HALVE: u8 = 5;
+/// Of integers, beside another: inputs are shifted.
 pub(super) const SHIFTED: u8 = 8;
 
 pub(super) const NO_RESET: u8 = 0;
@@ -415,10 +417,13 @@ pub(super) fn plain<V: Voltage, S: Spiked>(
     isa: Isa,
 ) {
     // What lowers a potential by nothing stands for no reset, where parameters differ a drive of 0 for none and inputs
-    // shifted by 0 for such that are not: these are compiled many times.
+    // shifted by 0 for such that are not: these are compiled many times. A hard reset by a threshold
+    // that all neurons have is compiled for one that is reached; without spikes there is no reset.
+    let reset = if levels.each || levels.fire[0].is_reached() { levels.reset } else { SOFT };
+    let halves = levels.beta[0].halvings().is_some();
     macro_rules! by_reset {
         ($leak:expr, $each:literal) => {
-            match levels.reset {
+            match reset {
                 HARD => steps::<V, S, { $leak }, HARD, $each>(x, v, levels, out, isa),
                 _ => steps::<V, S, { $leak }, SOFT, $each>(x, v, levels, out, isa),
             }
@@ -431,6 +436,8 @@ pub(super) fn plain<V: Voltage, S: Spiked>(
         (true, true, ..) => by_reset!(TOWARD, true),
         (true, false, NO_LEAK, _) => by_reset!(NO_LEAK | SHIFTED, true),
         (true, false, ..) => by_reset!(KEEP_AND_DRIVE | SHIFTED, true),
+        (false, false, KEEP, 0) if halves => by_reset!(HALVE, false),
+        (false, false, KEEP, _) if halves => by_reset!(HALVE | SHIFTED, false),
         (false, _, NO_LEAK, 0) => by_reset!(NO_LEAK, false),
         (false, _, KEEP, 0) => by_reset!(KEEP, false),
         (false, _, KEEP_AND_DRIVE, 0) => by_reset!(KEEP_AND_DRIVE, false),
@@ -452,7 +459,7 @@ fn steps<V: Voltage, S: Spiked, const LEAK: u8, const RESET: u8, const EACH: boo
     isa: Isa,
 ) {
     // There is no such case, and none is compiled.
-    if V::FLOAT && LEAK & SHIFTED != 0 || !V::FLOAT && matches!(LEAK, TOWARD | TOWARD_ZERO) {
+    if V::FLOAT && LEAK >= HALVE || !V::FLOAT && matches!(LEAK, TOWARD | TOWARD_ZERO) {
         unreachable!("leak {LEAK}");
     }
     #[cfg(target_arch = "x86_64")]
@@ -503,7 +510,7 @@ fn portable<V: Voltage, S: Spiked, const LEAK: u8, const RESET: u8, const EACH: 
 fn charge<V: Voltage, const LEAK: u8>(v: V, x: V, beta: V, drive: V) -> V {
     match LEAK & !SHIFTED {
         NO_LEAK => v.charged(x),
-        KEEP => v.kept(beta).charged(x),
+        KEEP | HALVE => v.kept(beta).charged(x),
         KEEP_AND_DRIVE if V::FLOAT => v.kept(beta).plus(drive).charged(x),
         KEEP_AND_DRIVE => v.kept(beta).charged(x.plus(drive)),
         TOWARD_ZERO => V::from_float(v.float() + (x.float() - v.float()) * beta.float()),

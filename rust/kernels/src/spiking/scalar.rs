@@ -21,6 +21,8 @@ pub trait Voltage: Lane + Copy + Default + PartialOrd + Send + Sync + std::fmt::
     const FLOAT: bool;
     /// `beta * self`, beta of integers being in 256ths and the product rounded half up.
     fn kept(self, beta: Self) -> Self;
+    /// As this beta of integers, how often a potential is halved, if it is: rounded half up in the end.
+    fn halvings(self) -> Option<u32>;
     /// An input in the potential's units: `fraction` bits further left.
     fn shifted(self, fraction: u32) -> Self;
     /// The sum of two inputs.
@@ -31,6 +33,8 @@ pub trait Voltage: Lane + Copy + Default + PartialOrd + Send + Sync + std::fmt::
     fn less(self, other: Self) -> Self;
     /// What h has to be at least to fire at this threshold, or above it if `strict`.
     fn fire(self, strict: bool) -> Self;
+    /// Whether there are potentials of at least this.
+    fn is_reached(self) -> bool;
     /// A drive that adds nothing where it is 0, not even to the sign of a 0.
     fn drive(self) -> Self;
     /// As float32, which floats are already; what floats alone have is not asked of integers.
@@ -46,6 +50,10 @@ impl Voltage for f32 {
     #[inline(always)]
     fn kept(self, beta: f32) -> f32 {
         beta * self
+    }
+    #[inline(always)]
+    fn halvings(self) -> Option<u32> {
+        None
     }
     #[inline(always)]
     fn shifted(self, _: u32) -> f32 {
@@ -70,6 +78,10 @@ impl Voltage for f32 {
             true if self == f32::INFINITY => f32::NAN,
             true => self.next_up(),
         }
+    }
+    #[inline(always)]
+    fn is_reached(self) -> bool {
+        true
     }
     #[inline(always)]
     fn drive(self) -> f32 {
@@ -99,6 +111,10 @@ impl Voltage for i32 {
         self.wrapping_mul(beta).wrapping_add(128) >> 8
     }
     #[inline(always)]
+    fn halvings(self) -> Option<u32> {
+        (self.count_ones() == 1).then(|| 8u32.checked_sub(self.trailing_zeros())).flatten()
+    }
+    #[inline(always)]
     fn shifted(self, fraction: u32) -> i32 {
         self << fraction
     }
@@ -118,6 +134,10 @@ impl Voltage for i32 {
     fn fire(self, strict: bool) -> i32 {
         // No potential is less than the least.
         if strict { self.saturating_add(1).max(-MOST) } else { self.max(-MOST) }
+    }
+    #[inline(always)]
+    fn is_reached(self) -> bool {
+        self <= MOST
     }
     #[inline(always)]
     fn drive(self) -> i32 {

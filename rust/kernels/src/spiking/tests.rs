@@ -224,9 +224,9 @@ fn integers() -> impl Strategy<Value = (Layer<i32>, Vec<i32>, Vec<i32>, usize, u
     shapes().prop_flat_map(|(channels, rows, steps)| {
         let number = || prop_oneof![-40..40i32, -30_000..30_000i32, -MOST..=MOST];
         let input = || prop_oneof![8 => -60..90i32, 4 => -30_000..30_000i32, 1 => -(1 << 30)..(1 << 30)];
-        let beta = || prop_oneof![Just(128), 0..=256i32];
+        let beta = || prop_oneof![(0..=8).prop_map(|halvings| 256 >> halvings), 0..=256i32];
         let list = |n: usize| prop::collection::vec(number(), n);
-        let positive = prop::collection::vec(prop_oneof![1..60i32, 1..MOST], channels);
+        let positive = prop::collection::vec(prop_oneof![1..60i32, 1..=MOST], channels);
         let levels = [
             prop::collection::vec(beta(), channels).boxed(),
             list(channels).boxed(),
@@ -321,6 +321,17 @@ fn potentials_saturate() {
         assert_eq!(got.spikes, [0; 40], "strict at the greatest potential");
         let got = run(&layer, &[-(1 << 22); 40], &[0; 10], 1, None, true, isa, 1);
         assert_eq!(got.v, [1 - (1 << 23); 10]);
+    }
+    // Thresholds about the greatest potential, which some of them are beyond, and every reset.
+    const MOST: i32 = (1 << 23) - 1;
+    let mut ran = Ran("about the greatest potential", BTreeMap::new());
+    for (threshold, reset) in [MOST - 1, MOST, MOST + 1].into_iter().flat_map(|x| (0..3).map(move |y| (x, y))) {
+        for (strict, each) in [(false, 0), (true, 0), (false, 4), (true, 4)] {
+            let levels = [vec![255], vec![0], vec![threshold; 80], vec![5]];
+            let layer = Layer { strict, each, ..Layer::plain(1, reset, levels) };
+            let x: Vec<i32> = (0..480).map(|i| [MOST / 2, MOST - 1, MOST, MOST + 1, 1 << 30, 0, -9][i % 7]).collect();
+            check_case(&layer, &x, &[0; 80], 80, 2, 1, &mut ran);
+        }
     }
 }
 

@@ -107,8 +107,17 @@ pub trait Vector<L: Firing>: Copy {
     fn store_some(l: L, x: Self::V, out: &mut [Self]);
     /// The same in every lane.
     fn splat(l: L, x: Self) -> Self::V;
-    /// The potential before the comparison, of inputs shifted by `fraction` if the leak says so.
-    fn charge<const LEAK: u8>(l: L, v: Self::V, x: Self::V, beta: Self::V, drive: Self::V, fraction: u32) -> Self::V;
+    /// The potential before the comparison, of integers by `shifts` where the leak says so, `held` to the greatest potential or
+    /// not.
+    fn charge<const LEAK: u8>(
+        l: L,
+        v: Self::V,
+        x: Self::V,
+        beta: Self::V,
+        drive: Self::V,
+        shifts: Shifts,
+        held: bool,
+    ) -> Self::V;
     /// Where h is at least `fire`.
     fn fires(l: L, h: Self::V, fire: Self::V) -> L::Fired;
     /// `to` where fired, else h.
@@ -187,7 +196,7 @@ pub(super) fn fused<L: Firing, V: Voltage + Vector<L>, S: Spiked, const LEAK: u8
             let mut potential = V::load_some(l, v);
             for (t, row) in (first..).zip(&mut rows[first..first + count]) {
                 let x = V::load_some(l, &x.x[t * x.stride + at..][..v.len()]);
-                let fired = step::<L, V, LEAK, RESET>(l, &mut potential, x, levels, params.fraction);
+                let fired = step::<L, V, LEAK, RESET, EACH>(l, &mut potential, x, levels, params.shifts);
                 let from = S::elements(from + at);
                 S::write_some(l, fired, v.len(), &mut row[from..from + S::elements(v.len())]);
             }
@@ -217,7 +226,14 @@ struct Params<L: Firing, V: Vector<L>> {
     all: [V::V; 5],
     /// Where each neuron's are.
     each: [*const V; 5],
-    fraction: u32,
+    shifts: Shifts,
+}
+
+/// How far integers are shifted: inputs to the left, and to the right the potentials that are halved.
+#[derive(Clone, Copy)]
+pub struct Shifts {
+    pub input: u32,
+    pub kept: u32,
 }
 
 /// Their places.
@@ -236,7 +252,8 @@ impl<L: Firing, V: Voltage + Vector<L>> Params<L, V> {
         // No closure: the intrinsics would not be inlined in it.
         let [beta, drive, fire, threshold, to] = lists.each_ref().map(|x| x[0]);
         let all = [V::splat(l, beta), V::splat(l, drive), V::splat(l, fire), V::splat(l, threshold), V::splat(l, to)];
-        Params { all, each: lists.map(|x| x.as_ptr()), fraction: levels.fraction }
+        let shifts = Shifts { input: levels.fraction, kept: beta.halvings().unwrap_or(0) };
+        Params { all, each: lists.map(|x| x.as_ptr()), shifts }
     }
 
     /// Those of the neurons from `at` on.
@@ -252,14 +269,16 @@ impl<L: Firing, V: Voltage + Vector<L>> Params<L, V> {
 
 /// One step of a vector of neurons: who fires.
 #[inline(always)]
-fn step<L: Firing, V: Voltage + Vector<L>, const LEAK: u8, const RESET: u8>(
+fn step<L: Firing, V: Voltage + Vector<L>, const LEAK: u8, const RESET: u8, const EACH: bool>(
     l: L,
     v: &mut Of<V, L>,
     x: Of<V, L>,
     levels: [Of<V, L>; 5],
-    fraction: u32,
+    shifts: Shifts,
 ) -> L::Fired {
-    let h = V::charge::<LEAK>(l, *v, x, levels[BETA], levels[DRIVE], fraction);
+    // What is above it fires, since a threshold that all neurons have is not: the reset replaces it.
+    let held = RESET != HARD || EACH;
+    let h = V::charge::<LEAK>(l, *v, x, levels[BETA], levels[DRIVE], shifts, held);
     let fired = V::fires(l, h, levels[FIRE]);
     *v = if RESET == HARD { V::select(l, fired, levels[TO], h) } else { V::reduced(l, fired, levels[THRESHOLD], h) };
     fired
@@ -296,7 +315,7 @@ unsafe fn groups<L: Firing, V: Voltage + Vector<L>, S: Spiked, const LEAK: u8, c
             macro_rules! fires {
                 ($v:ident, $i:literal) => {{
                     let levels = if L::HOLDS { held[$i % 4] } else { params.levels::<EACH>(l, at($i)) };
-                    step::<L, V, LEAK, RESET>(l, &mut $v, V::load(l, x.add($i * L::N)), levels, params.fraction)
+                    step::<L, V, LEAK, RESET, EACH>(l, &mut $v, V::load(l, x.add($i * L::N)), levels, params.shifts)
                 }};
             }
             S::write(l, Four(fires!(v0, 0), fires!(v1, 1), fires!(v2, 2), fires!(v3, 3)), out, past);
