@@ -80,7 +80,7 @@ fn first(n: usize) -> __mmask16 {
 
 impl Vector<Avx512> for f32 {
     type V = __m512;
-    const EIGHT: bool = false;
+    const EIGHT: bool = true;
 
     #[inline(always)]
     unsafe fn load(_: Avx512, x: *const f32) -> __m512 {

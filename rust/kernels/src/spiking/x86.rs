@@ -10,8 +10,6 @@ use crate::lanes::Lanes;
 
 /// As [`STEPS`] where spikes go past the caches: whose lines do not take the place of inputs.
 const STEPS_PAST: usize = 8;
-/// Bytes of inputs that the second-level cache may hold.
-const CACHED: usize = 1 << 20;
 
 /// An instruction set's token, which proves that the CPU has it, and what it does with lanes that fired. Where there
 /// are four vectors of those, they come one by one: an array of masks would go through memory.
@@ -163,18 +161,10 @@ pub(super) fn fused<L: Firing, V: Voltage + Vector<L>, S: Spiked, const LEAK: u8
     out: Out<'_, '_, S::E>,
 ) {
     let Out { rows, from, past } = out;
-    // What a cache holds needs no rows side by side: shorter chains of operations are quicker there.
-    let cached = !EACH && size_of_val(x.x) <= CACHED;
-    let together = if past {
-        STEPS_PAST
-    } else if cached {
-        STEPS / 2
-    } else {
-        STEPS
-    };
+    let together = if past { STEPS_PAST } else { STEPS };
     let params = Params::new::<EACH>(l, levels);
     let len = v.len();
-    let group = if <V as Vector<L>>::EIGHT && !EACH { 8 } else { 4 } * L::N;
+    let (four, eight) = (4 * L::N, if <V as Vector<L>>::EIGHT && !EACH { 8 * L::N } else { usize::MAX });
     for first in (0..x.steps).step_by(together) {
         let count = together.min(x.steps - first);
         let mut steps = [Step { x: std::ptr::null(), out: std::ptr::null_mut() }; STEPS_PAST];
@@ -182,14 +172,22 @@ pub(super) fn fused<L: Firing, V: Voltage + Vector<L>, S: Spiked, const LEAK: u8
             step.x = x.x[t * x.stride..][..len].as_ptr();
             step.out = rows[t][S::elements(from)..][..S::elements(len)].as_mut_ptr();
         }
-        let whole = len - len % group;
-        for at in (0..whole).step_by(group) {
+        let mut at = 0;
+        while len - at >= four {
+            let group = if len - at >= eight { eight } else { four };
             let v = v[at..at + group].as_mut_ptr();
             // SAFETY: `group` elements from `at` on lie within v and each step's inputs, and S::elements(group) from
             // there on within its spikes; parameters have a whole block if EACH, of which a group's are a part.
-            unsafe { groups::<L, V, S, LEAK, RESET, EACH>(l, &steps[..count], at, v, &params, past) };
+            unsafe {
+                if group > four {
+                    groups::<L, V, S, LEAK, RESET, EACH, true>(l, &steps[..count], at, v, &params, past);
+                } else {
+                    groups::<L, V, S, LEAK, RESET, EACH, false>(l, &steps[..count], at, v, &params, past);
+                }
+            }
+            at += group;
         }
-        for at in (whole..len).step_by(L::N) {
+        for at in (at..len).step_by(L::N) {
             let v = &mut v[at..len.min(at + L::N)];
             // SAFETY: parameters have a whole block if EACH.
             let levels = unsafe { params.levels::<EACH>(l, at % BLOCK) };
@@ -291,7 +289,15 @@ fn step<L: Firing, V: Voltage + Vector<L>, const LEAK: u8, const RESET: u8, cons
 /// S::elements of as many writable in its spikes from there on; and, if EACH, so many parameters from `from` on,
 /// modulo [`BLOCK`].
 #[inline(always)]
-unsafe fn groups<L: Firing, V: Voltage + Vector<L>, S: Spiked, const LEAK: u8, const RESET: u8, const EACH: bool>(
+unsafe fn groups<
+    L: Firing,
+    V: Voltage + Vector<L>,
+    S: Spiked,
+    const LEAK: u8,
+    const RESET: u8,
+    const EACH: bool,
+    const EIGHT: bool,
+>(
     l: L,
     steps: &[Step<V, S::E>],
     from: usize,
@@ -303,8 +309,7 @@ unsafe fn groups<L: Firing, V: Voltage + Vector<L>, S: Spiked, const LEAK: u8, c
     unsafe {
         // Written out: potentials in an array would go through memory. Where there are but four vectors, the others
         // are never used.
-        let eight = <V as Vector<L>>::EIGHT && !EACH;
-        let vector = |i: usize| V::load(l, v.add(if eight { i } else { i % 4 } * L::N));
+        let vector = |i: usize| V::load(l, v.add(if EIGHT { i } else { i % 4 } * L::N));
         let (mut v0, mut v1, mut v2, mut v3) = (vector(0), vector(1), vector(2), vector(3));
         let (mut v4, mut v5, mut v6, mut v7) = (vector(4), vector(5), vector(6), vector(7));
         let at = |i: usize| (from + i * L::N) % BLOCK;
@@ -319,7 +324,7 @@ unsafe fn groups<L: Firing, V: Voltage + Vector<L>, S: Spiked, const LEAK: u8, c
                 }};
             }
             S::write(l, Four(fires!(v0, 0), fires!(v1, 1), fires!(v2, 2), fires!(v3, 3)), out, past);
-            if eight {
+            if EIGHT {
                 let out = out.add(S::elements(4 * L::N));
                 S::write(l, Four(fires!(v4, 4), fires!(v5, 5), fires!(v6, 6), fires!(v7, 7)), out, past);
             }
@@ -327,7 +332,7 @@ unsafe fn groups<L: Firing, V: Voltage + Vector<L>, S: Spiked, const LEAK: u8, c
         for (i, potential) in [v0, v1, v2, v3].into_iter().enumerate() {
             V::store(l, potential, v.add(i * L::N));
         }
-        if eight {
+        if EIGHT {
             for (i, potential) in [v4, v5, v6, v7].into_iter().enumerate() {
                 V::store(l, potential, v.add((4 + i) * L::N));
             }
