@@ -44,8 +44,15 @@ impl Firing for Avx512 {
         let out = out.cast::<__m512i>();
         // SAFETY: the token proves AVX-512; the caller's promise, and what goes past the caches is aligned.
         unsafe {
-            let bytes = _mm512_maskz_set1_epi8(joined(a, b, c, d), 1);
-            if past && out.is_aligned() { _mm512_stream_si512(out, bytes) } else { _mm512_storeu_si512(out, bytes) }
+            if past && out.is_aligned() {
+                _mm512_stream_si512(out, _mm512_maskz_set1_epi8(joined(a, b, c, d), 1));
+            } else {
+                // One by one: to join masks takes the port that comparisons need.
+                let out = out.cast::<__m128i>();
+                for (i, fired) in [a, b, c, d].into_iter().enumerate() {
+                    _mm_storeu_si128(out.add(i), _mm_maskz_set1_epi8(fired, 1));
+                }
+            }
         }
     }
     #[inline(always)]
