@@ -415,10 +415,10 @@ impl Sum for i32 {
             let columns = panels.start * PANEL - origin;
             if whole - panels.start >= avx512::MANY && weight.k() <= avx512::MANY_INPUTS {
                 let some = std::array::from_fn(|p| weight.panel(panels.start + p));
-                panel_sums::<{ avx512::MANY }, { avx512::FEW }>(&some, &shared, lists, start, out, columns, isa);
+                panel_sums::<{ avx512::MANY }>(&some, &shared, lists, start, out, columns, isa);
                 panels.start += avx512::MANY;
             } else {
-                panel_sums::<1, 1>(&[weight.panel(panels.start)], &shared, lists, start, out, columns, isa);
+                panel_sums::<1>(&[weight.panel(panels.start)], &shared, lists, start, out, columns, isa);
                 panels.start += 1;
             }
         }
@@ -472,10 +472,10 @@ fn sharing(lists: &Lists, k: usize, isa: Isa) -> Sharing {
     all
 }
 
-/// The listed rows times P panels, D of them at a time for rows that share inputs, whose columns begin at `columns` of
+/// The listed rows times P panels, whose columns begin at `columns` of
 /// each row of `out`.
 #[cfg(target_arch = "x86_64")]
-fn panel_sums<const P: usize, const D: usize>(
+fn panel_sums<const P: usize>(
     panels: &[Panel; P],
     shared: &Sharing,
     lists: &Lists,
@@ -489,17 +489,22 @@ fn panel_sums<const P: usize, const D: usize>(
     }
     let each = panels.each_ref().map(|panel| i32::starts(panel, start));
     let starts = [each.map(|[plus, _]| plus), each.map(|[_, minus]| minus)];
+    // Block by block and panel by panel: the first-level cache holds what the rows have in common.
+    for block in 0..shared.iter().map(|(_, shared)| shared.blocks()).max().unwrap_or(0) {
+        for (p, panel) in panels.iter().enumerate() {
+            for (at, shared) in shared.iter().filter(|(_, shared)| block < shared.blocks()) {
+                let minus = std::array::from_fn(|i| lists.rows[at + i].minus);
+                let from: [_; avx512::TOGETHER] = minus.map(|minus| &starts[usize::from(minus)][p]);
+                let [a, b, c] = &mut out[*at..at + avx512::TOGETHER] else { unreachable!("as many rows") };
+                let columns = columns + p * PANEL;
+                let out = [part::<1>(a, columns), part(b, columns), part(c, columns)].map(|[out]| out);
+                shared.add(isa, panel, block, minus, from, out);
+            }
+        }
+    }
     let (mut at, mut shared) = (0, shared.iter().peekable());
     while at < lists.rows.len() {
-        if let Some((_, shared)) = shared.next_if(|(first, _)| *first == at) {
-            let minus = std::array::from_fn(|i| lists.rows[at + i].minus);
-            let from: [_; avx512::TOGETHER] = minus.map(|minus| starts[usize::from(minus)].as_chunks::<D>().0);
-            let [a, b, c] = &mut out[at..at + avx512::TOGETHER] else { unreachable!("as many rows") };
-            for (d, panels) in panels.as_chunks::<D>().0.iter().enumerate() {
-                let columns = columns + d * D * PANEL;
-                let out = [part(a, columns), part(b, columns), part(c, columns)];
-                shared.add(isa, panels, minus, from.map(|from| &from[d]), out);
-            }
+        if shared.next_if(|(first, _)| *first == at).is_some() {
             at += avx512::TOGETHER;
             continue;
         }
