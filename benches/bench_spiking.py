@@ -136,7 +136,7 @@ def many(rounds: int) -> list[list[object]]:
     """16 steps of 1,048,576 neurons: the share of the limit, and times as fast as each peer."""
     x = inputs(STEPS, MANY)
     fs = ours(STEPS, MANY) | peers(x) | {"read": limits.read(x.nbytes)}
-    # Turns so long that each finds in the caches what itself leaves there, not what whoever came before it did.
+    # Turns so long that each candidate finds in the caches what it left there itself.
     timing = interleave(fs, rounds, at_least=0.1, clock=clock_for(1), warm=True)
     rivals = [name for name in fs if name.partition(" ")[0] in ("torch,", "spikingjelly", "snnTorch", "norse")]
     rows: list[list[object]] = []

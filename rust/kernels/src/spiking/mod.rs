@@ -200,7 +200,7 @@ impl<'a, V> Neurons<'a, V> {
 /// have no such thing.
 #[derive(Debug)]
 pub struct State<'a, V> {
-    /// The potential.
+    /// The potential; an integer is within ±(2^23 - 1), or what becomes of it is not told.
     pub v: &'a mut [V],
     /// The synaptic current.
     pub i: &'a mut [f32],
@@ -263,6 +263,7 @@ pub fn simulate<V: Voltage>(
     let steps = check(x, neurons, state, &spikes, trace.as_deref())?;
     if let Some(start) = &start {
         fits(n, "start", start.len())?;
+        are_potentials("start", start)?;
     }
     if n == 0 {
         return Ok(());
@@ -351,7 +352,7 @@ fn check<V: Voltage>(
 }
 
 /// That each parameter is one number, or one for each channel.
-fn check_levels<V: Copy>(neurons: &Neurons<'_, V>, n: usize) -> Result<()> {
+fn check_levels<V: Voltage>(neurons: &Neurons<'_, V>, n: usize) -> Result<()> {
     let fits = |name: &str, each: Option<usize>| fits(n, name, each);
     fits("threshold", neurons.threshold.len())?;
     match neurons.leak {
@@ -361,6 +362,7 @@ fn check_levels<V: Copy>(neurons: &Neurons<'_, V>, n: usize) -> Result<()> {
     }
     if let Reset::Hard(to) | Reset::HardLater(to) = neurons.reset {
         fits("reset", to.len())?;
+        are_potentials("reset", &to)?;
     }
     if let Some(Current { alpha, gain }) = neurons.current {
         fits("alpha", alpha.len()).and(fits("gain", gain.len()))?;
@@ -369,6 +371,18 @@ fn check_levels<V: Copy>(neurons: &Neurons<'_, V>, n: usize) -> Result<()> {
         fits("rho", rho.len()).and(fits("jump", jump.len()))?;
     }
     Ok(())
+}
+
+/// That integers are within the bounds of potentials.
+fn are_potentials<V: Voltage>(name: &str, each: &Each<'_, V>) -> Result<()> {
+    let all = match each {
+        Each::All(x) => std::slice::from_ref(x),
+        Each::Channel(x) => x,
+    };
+    match all.iter().find(|x| !x.is_potential()) {
+        Some(x) => bail!("{name}: expected integers within ±(2^23 - 1), got {x:?}"),
+        None => Ok(()),
+    }
 }
 
 /// That a parameter is one number, or its channels divide the neurons.

@@ -204,7 +204,7 @@ pub(super) const KEEP: u8 = 1;
 pub(super) const KEEP_AND_DRIVE: u8 = 2;
 pub(super) const TOWARD: u8 = 3;
 pub(super) const TOWARD_ZERO: u8 = 4;
-/// Of integers: potentials are kept by halving them.
+/// Of integers: potentials are kept by halving them, or whole.
 pub(super) const HALVE: u8 = 5;
 /// Of integers, beside another: inputs are shifted.
 pub(super) const SHIFTED: u8 = 8;
@@ -416,9 +416,9 @@ pub(super) fn plain<V: Voltage, S: Spiked>(
     out: Out<'_, '_, S::E>,
     isa: Isa,
 ) {
-    // What lowers a potential by nothing stands for no reset, where parameters differ a drive of 0 for none and inputs
-    // shifted by 0 for such that are not: these are compiled many times. A hard reset by a threshold
-    // that all neurons have is compiled for one that is reached; without spikes there is no reset.
+    // These are compiled many times: so what lowers a potential by nothing stands for no reset, and where parameters
+    // differ a drive of 0 for none and inputs shifted by 0 for such that are not. A hard reset of one threshold is
+    // compiled for one that is reached; beyond it there are no spikes, and no reset.
     let reset = if levels.each || levels.fire[0].is_reached() { levels.reset } else { SOFT };
     let halves = levels.beta[0].halvings().is_some();
     macro_rules! by_reset {

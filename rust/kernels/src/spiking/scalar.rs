@@ -21,7 +21,7 @@ pub trait Voltage: Lane + Copy + Default + PartialOrd + Send + Sync + std::fmt::
     const FLOAT: bool;
     /// `beta * self`, beta of integers being in 256ths and the product rounded half up.
     fn kept(self, beta: Self) -> Self;
-    /// As this beta of integers, how often a potential is halved, if it is: rounded half up in the end.
+    /// Where this beta of integers is 256 / 2^n, n of 0 to 8: n.
     fn halvings(self) -> Option<u32>;
     /// An input in the potential's units: `fraction` bits further left.
     fn shifted(self, fraction: u32) -> Self;
@@ -35,6 +35,8 @@ pub trait Voltage: Lane + Copy + Default + PartialOrd + Send + Sync + std::fmt::
     fn fire(self, strict: bool) -> Self;
     /// Whether there are potentials of at least this.
     fn is_reached(self) -> bool;
+    /// Whether it is a potential.
+    fn is_potential(self) -> bool;
     /// A drive that adds nothing where it is 0, not even to the sign of a 0.
     fn drive(self) -> Self;
     /// As float32, which floats are already; what floats alone have is not asked of integers.
@@ -81,6 +83,10 @@ impl Voltage for f32 {
     }
     #[inline(always)]
     fn is_reached(self) -> bool {
+        true
+    }
+    #[inline(always)]
+    fn is_potential(self) -> bool {
         true
     }
     #[inline(always)]
@@ -138,6 +144,10 @@ impl Voltage for i32 {
     #[inline(always)]
     fn is_reached(self) -> bool {
         self <= MOST
+    }
+    #[inline(always)]
+    fn is_potential(self) -> bool {
+        (-MOST..=MOST).contains(&self)
     }
     #[inline(always)]
     fn drive(self) -> i32 {

@@ -336,6 +336,35 @@ fn potentials_saturate() {
 }
 
 #[test]
+fn integers_beyond_potentials_are_refused() {
+    let told = |to: i32, start: i32| {
+        let neurons = Neurons::new(Leak::None, Each::All(5), Reset::Hard(Each::All(to)));
+        let (mut v, mut out, start) = ([0], [0], Some(Each::All(start)));
+        let (state, spikes) = (&mut State::new(&mut v), SpikesOut::Bytes(&mut out));
+        simulate(&[0], &neurons, state, start, spikes, None, Isa::best(), &Ctl::new(1)).unwrap_err().to_string()
+    };
+    assert!(told(1 << 23, 0).starts_with("reset: "));
+    assert!(told(0, -(1 << 23)).starts_with("start: "));
+}
+
+#[test]
+fn halved_potentials_are_rounded_as_products_are() {
+    const MOST: i32 = (1 << 23) - 1;
+    let mut ran = Ran("halved", BTreeMap::new());
+    // Eight vectors of every instruction set, four, one, and a part of one.
+    let n = 128 + 64 + 16 + 5;
+    let v: Vec<i32> = (0..n).map(|i| [MOST, -MOST, -1, 1, -3, 12_345, -77_777, 0, MOST - 2][i % 9]).collect();
+    let x: Vec<i32> = (0..7 * n).map(|i| [0, 1, -1, 40, -60, 30_001, -MOST][i % 7] / (1 + i as i32 % 5)).collect();
+    for (halvings, reset) in (0..=8).flat_map(|x| (0..3).map(move |y| (x, y))) {
+        for fraction in [0, 3] {
+            let levels = [vec![256 >> halvings], vec![0], vec![5000], vec![-3]];
+            let layer = Layer { fraction, ..Layer::plain(1, reset, levels) };
+            check_case(&layer, &x, &v, n, 3, 1, &mut ran);
+        }
+    }
+}
+
+#[test]
 fn lengths_are_checked() {
     let neurons = Neurons::new(Leak::None, Each::All(1.0), Reset::Soft);
     let (isa, ctl) = (Isa::Scalar, Ctl::new(1));

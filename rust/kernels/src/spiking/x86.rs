@@ -12,7 +12,7 @@ use crate::lanes::Lanes;
 const STEPS_PAST: usize = 8;
 
 /// An instruction set's token, which proves that the CPU has it, and what it does with lanes that fired. Where there
-/// are four vectors of those, they come one by one: an array of masks would go through memory.
+/// are four vectors of those, they come one by one: what takes an array of masks takes it from memory.
 pub trait Firing: Copy {
     /// Lanes of a vector.
     const N: usize;
@@ -105,8 +105,8 @@ pub trait Vector<L: Firing>: Copy {
     fn store_some(l: L, x: Self::V, out: &mut [Self]);
     /// The same in every lane.
     fn splat(l: L, x: Self) -> Self::V;
-    /// The potential before the comparison, of integers by `shifts` where the leak says so, `held` to the greatest potential or
-    /// not.
+    /// The potential before the comparison. Integers are shifted by `shifts` where the leak says so, and `held` to the
+    /// greatest potential or not.
     fn charge<const LEAK: u8>(
         l: L,
         v: Self::V,
@@ -164,7 +164,7 @@ pub(super) fn fused<L: Firing, V: Voltage + Vector<L>, S: Spiked, const LEAK: u8
     let together = if past { STEPS_PAST } else { STEPS };
     let params = Params::new::<EACH>(l, levels);
     let len = v.len();
-    let (four, eight) = (4 * L::N, if <V as Vector<L>>::EIGHT && !EACH { 8 * L::N } else { usize::MAX });
+    let (four, eight) = (4 * L::N, 8 * L::N);
     for first in (0..x.steps).step_by(together) {
         let count = together.min(x.steps - first);
         let mut steps = [Step { x: std::ptr::null(), out: std::ptr::null_mut() }; STEPS_PAST];
@@ -174,12 +174,13 @@ pub(super) fn fused<L: Firing, V: Voltage + Vector<L>, S: Spiked, const LEAK: u8
         }
         let mut at = 0;
         while len - at >= four {
-            let group = if len - at >= eight { eight } else { four };
+            let by_eight = <V as Vector<L>>::EIGHT && !EACH && len - at >= eight;
+            let group = if by_eight { eight } else { four };
             let v = v[at..at + group].as_mut_ptr();
             // SAFETY: `group` elements from `at` on lie within v and each step's inputs, and S::elements(group) from
             // there on within its spikes; parameters have a whole block if EACH, of which a group's are a part.
             unsafe {
-                if group > four {
+                if by_eight {
                     groups::<L, V, S, LEAK, RESET, EACH, true>(l, &steps[..count], at, v, &params, past);
                 } else {
                     groups::<L, V, S, LEAK, RESET, EACH, false>(l, &steps[..count], at, v, &params, past);
@@ -274,7 +275,8 @@ fn step<L: Firing, V: Voltage + Vector<L>, const LEAK: u8, const RESET: u8, cons
     levels: [Of<V, L>; 5],
     shifts: Shifts,
 ) -> L::Fired {
-    // What is above it fires, since a threshold that all neurons have is not: the reset replaces it.
+    // A hard reset of one threshold is compiled for one that is reached (see `plain`): what is beyond the greatest
+    // potential fires, and is replaced.
     let held = RESET != HARD || EACH;
     let h = V::charge::<LEAK>(l, *v, x, levels[BETA], levels[DRIVE], shifts, held);
     let fired = V::fires(l, h, levels[FIRE]);

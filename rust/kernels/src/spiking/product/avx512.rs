@@ -247,8 +247,11 @@ impl Shared {
         from: [&[i32; PANEL]; TOGETHER],
         out: [&mut [i32; PANEL]; TOGETHER],
     ) {
+        /// # Safety
+        /// Inputs, at most [`MOST`] of a row, are rows of the panel; 64 elements are readable from each `from` on, and
+        /// writable from `out` on.
         #[target_feature(enable = "avx512f,avx512bw")]
-        fn run(
+        unsafe fn run(
             rows: &[[u8; PANEL]],
             inputs: [&[u32]; KINDS],
             minus: [bool; TOGETHER],
@@ -261,7 +264,7 @@ impl Shared {
             macro_rules! add {
                 ($kind:literal: $($row:literal)*) => {{
                     let inputs = inputs[$kind - 1];
-                    // SAFETY: inputs are below K, and a panel has so many rows; of a kind are no more than of a row.
+                    // SAFETY: the caller's promise; of a kind are no more than of a row.
                     let ([some], [some_odd]) = unsafe { added([rows.as_ptr()], inputs) };
                     $(
                         count[$row] += inputs.len();
@@ -279,7 +282,7 @@ impl Shared {
             add!(7: 0 1 2);
             macro_rules! finish {
                 ($($row:literal)*) => {$(
-                    // SAFETY: both have 64 elements.
+                    // SAFETY: the caller's promise.
                     unsafe {
                         let offset = 128 * count[$row] as i32;
                         if minus[$row] {
@@ -298,7 +301,8 @@ impl Shared {
         let inputs = self.ends[block].map(|end| &self.inputs[std::mem::replace(&mut begin, end)..end]);
         let out = out.map(|out| out.as_mut_ptr());
         let from = if block == 0 { from.map(|from| from.as_ptr()) } else { out.map(|out| out.cast_const()) };
-        // SAFETY: an `Isa` that has AVX-512 exists only where the CPU has it.
+        // SAFETY: an `Isa` that has AVX-512 exists only where the CPU has it. Inputs are below K, of which a panel has as
+        // many rows; `list` saw to it that a block has no more of one row; the arrays have 64 elements.
         unsafe { run(rows, inputs, minus, from, out) }
     }
 }

@@ -197,6 +197,33 @@ fn rows_that_share_inputs() {
         }
     }
     check_case((9, 2049, 300), 8, 40, 1, 1, 3, &mut ran);
+    // Some lists too short for eights.
+    for (percent, most) in [(0, 1), (1, 1), (5, 1), (9, 1), (97, 1), (9, 4)] {
+        check_case((7, 257, 321), 8, percent, most, 1, percent, &mut ran);
+    }
+}
+
+#[test]
+fn rows_that_share_as_many_inputs_as_16_bits_hold() {
+    let mut ran = Ran::new("shared extremes");
+    let (m, k, n) = (3, 1100, 64);
+    let w = vec![127i8; k * n];
+    let tiled = SpikeWeight::from_codes(&w, k, n, 8).unwrap();
+    // One of the rows has so many in the first 512 inputs, the others fewer, in part the same.
+    for (full, count) in (0..m).flat_map(|row| [255, 256, 257, 258, 300].map(|count| (row, count))) {
+        let x: Vec<u8> = (0..m * k)
+            .map(|i| u8::from(if i / k == full { i % k < count } else { i % k < 900 && (i + i / k) % 4 == 0 }))
+            .collect();
+        for &isa in Isa::available() {
+            // Alone three rows are few: those that follow are without spikes.
+            let mut rows = x.clone();
+            rows.resize(8 * k, 0);
+            let mut out = vec![-1; 8 * n];
+            spike_matmul(Spikes::Bytes(&rows), 8, &tiled, Start::Zero, Sums::I32(&mut out), isa, &Ctl::new(1)).unwrap();
+            assert!(out == by_the_book(&rows, &w, 8, k, n, None), "{} {full} {count}", isa.name());
+            ran.on(isa);
+        }
+    }
 }
 
 #[test]
