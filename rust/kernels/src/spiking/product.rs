@@ -472,8 +472,7 @@ fn sharing(lists: &Lists, k: usize, isa: Isa) -> Sharing {
     all
 }
 
-/// The listed rows times P panels, whose columns begin at `columns` of
-/// each row of `out`.
+/// The listed rows times P panels, whose columns begin at `columns` of each row of `out`.
 #[cfg(target_arch = "x86_64")]
 fn panel_sums<const P: usize>(
     panels: &[Panel; P],
