@@ -21,9 +21,10 @@ enum Level {
     AvxVnni,
     Avx512,
     Avx512Vbmi,
+    Amx,
 }
 
-const ALL: [(Level, &str); 7] = [
+const ALL: [(Level, &str); 8] = [
     (Level::Scalar, "scalar"),
     (Level::Neon, "neon"),
     (Level::NeonDot, "neondot"),
@@ -31,6 +32,7 @@ const ALL: [(Level, &str); 7] = [
     (Level::AvxVnni, "avxvnni"),
     (Level::Avx512, "avx512"),
     (Level::Avx512Vbmi, "avx512vbmi"),
+    (Level::Amx, "amx"),
 ];
 
 #[allow(non_upper_case_globals)] // read as the variants they stand for
@@ -68,6 +70,12 @@ impl Isa {
     /// AVX-512 as above, with VBMI (Ice Lake, Zen 4 and later).
     pub fn has_avx512vbmi(self) -> bool {
         self.0 >= Level::Avx512Vbmi
+    }
+
+    /// AVX-512 as above, with tiles of bytes (Sapphire Rapids and later), which Linux grants a
+    /// process that asks.
+    pub fn has_amx(self) -> bool {
+        self.0 == Level::Amx
     }
 
     /// The name by which users choose it.
@@ -125,6 +133,7 @@ fn runs(level: Level) -> bool {
         Level::AvxVnni => avx2 && is_x86_feature_detected!("avxvnni"),
         Level::Avx512 => avx512,
         Level::Avx512Vbmi => avx512 && is_x86_feature_detected!("avx512vbmi"),
+        Level::Amx => avx512 && is_x86_feature_detected!("avx512vbmi") && crate::gemm::amx_is_granted(),
     }
 }
 
@@ -137,7 +146,7 @@ fn runs(level: Level) -> bool {
         Level::Scalar => true,
         Level::Neon => neon,
         Level::NeonDot => neon && is_aarch64_feature_detected!("dotprod"),
-        Level::Avx2 | Level::AvxVnni | Level::Avx512 | Level::Avx512Vbmi => false,
+        Level::Avx2 | Level::AvxVnni | Level::Avx512 | Level::Avx512Vbmi | Level::Amx => false,
     }
 }
 

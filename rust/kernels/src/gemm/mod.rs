@@ -17,6 +17,8 @@
 //! until their epilogue has run.
 
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -42,6 +44,9 @@ pub use fit::{fit_groups, settle};
 pub use groups::{Grouped, Groups, Inputs, tile_groups};
 pub use tables::{Codebook, Tables};
 pub use tiled::{Tiled, tile, tiled_len};
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) use amx::is_granted as amx_is_granted;
 
 use crate::affine::{Floats, GroupedRows, Levels, RowScale, all_finite, quantize_groups, quantize_row, rotate};
 use crate::error::{bail, checked_product, try_zeroed};
@@ -222,8 +227,8 @@ struct Rows<'a> {
     scratch: &'a mut [i32],
     #[cfg(target_arch = "x86_64")]
     made: avx2::Made,
-    /// Whether the rows' forms for weights in groups are in scratch.
-    grouped: bool,
+    /// Whether the rows' forms for weights in groups, or for tiles, are in scratch.
+    formed: bool,
     /// The rows where they are not rounded ([`floats::interleave`]), and how each [`SUPER`] of a row was, if not
     /// all of it alike.
     floats: &'a [f32],
@@ -235,8 +240,13 @@ struct Rows<'a> {
 impl<'a> Rows<'a> {
     fn scratch_len(isa: Isa, rows: usize, k: usize) -> usize {
         #[cfg(target_arch = "x86_64")]
-        if has_scratch(isa) {
-            return avx2::scratch_len(rows, k);
+        {
+            if isa.has_amx() {
+                return amx::scratch_len(rows, k);
+            }
+            if has_scratch(isa) {
+                return avx2::scratch_len(rows, k);
+            }
         }
         let _ = (isa, rows, k);
         0
@@ -251,7 +261,7 @@ impl<'a> Rows<'a> {
             scratch,
             #[cfg(target_arch = "x86_64")]
             made: avx2::Made::default(),
-            grouped: false,
+            formed: false,
             floats: &[],
             spans: &[],
             soon: Vec::new(),
@@ -262,7 +272,8 @@ impl<'a> Rows<'a> {
     fn groups_scratch_len(isa: Isa, rows: usize, (k, pass): (usize, usize), groups: Groups) -> usize {
         #[cfg(target_arch = "x86_64")]
         if isa.has_avx512() || isa.is_avxvnni() {
-            return vnni::groups_scratch_len(rows, (k, pass), groups);
+            let len = vnni::groups_scratch_len(rows, (k, pass), groups);
+            return if isa.has_amx() { len.max(amx::groups_scratch_len(rows, (k, pass))) } else { len };
         }
         #[cfg(target_arch = "x86_64")]
         if isa.has_avx2() {
@@ -286,20 +297,23 @@ impl<'a> Rows<'a> {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the Isa is this CPU's; the asserts are the callees' conditions.
         unsafe {
+            if isa.has_amx() && out.len() >= amx::LEAST && panel.pass > SUPER {
+                return amx::groups(&block, self.scratch, &mut self.formed, out, 0);
+            }
             if isa.has_avx512() {
-                return vnni::groups(avx512::Wide::new(), &block, self.scratch, &mut self.grouped, out, 0);
+                return vnni::groups(avx512::Wide::new(), &block, self.scratch, &mut self.formed, out, 0);
             }
             if isa.is_avxvnni() {
-                return vnni::groups(avxvnni::Narrow::new(), &block, self.scratch, &mut self.grouped, out, 0);
+                return vnni::groups(avxvnni::Narrow::new(), &block, self.scratch, &mut self.formed, out, 0);
             }
             if isa.has_avx2() {
-                return avx2::groups(&block, self.scratch, &mut self.grouped, out, 0);
+                return avx2::groups(&block, self.scratch, &mut self.formed, out, 0);
             }
         }
         #[cfg(target_arch = "aarch64")]
         if isa.has_neon() {
             // SAFETY: the Isa is this CPU's.
-            return unsafe { neon::groups(isa, &block, self.scratch, &mut self.grouped, out) };
+            return unsafe { neon::groups(isa, &block, self.scratch, &mut self.formed, out) };
         }
         let _ = isa;
         scalar::groups(&block, out, 0);
@@ -321,6 +335,9 @@ impl<'a> Rows<'a> {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the Isa is this CPU's; the asserts above are the callees' conditions.
         unsafe {
+            if isa.has_amx() && out.len() >= amx::LEAST {
+                return amx::panel(&block, self.scratch, &mut self.formed, out, col);
+            }
             if isa.has_avx512() {
                 return avx512::panel(&block, out, col);
             }

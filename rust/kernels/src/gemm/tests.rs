@@ -362,9 +362,9 @@ fn rows_in_groups_are_right(isa: Isa, a: &[u8], weight: &Grouping, (n, k): (usiz
     let len = Rows::groups_scratch_len(isa, a.len() / k, (k, pass), weight.groups);
     groups_are_right(a, weight, (n, k), len, &|block, scratch, made, out| {
         let mut rows = Rows::new(isa, a, k, 0, scratch);
-        rows.grouped = *made;
+        rows.formed = *made;
         rows.times_groups(isa, block.panel, block.depth.clone(), out);
-        *made = rows.grouped;
+        *made = rows.formed;
     })
 }
 

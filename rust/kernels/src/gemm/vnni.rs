@@ -447,7 +447,7 @@ impl<const NBITS: usize> Job for Unpack<'_, NBITS> {
 /// # Safety
 /// 4 · N bytes can be read from each of the `NBITS` rows.
 #[inline(always)]
-unsafe fn quads_of<W: Vnni, const NBITS: usize>(w: W, codes: *const u8, row: usize) -> [W::V; QUADS] {
+pub(super) unsafe fn quads_of<W: Vnni, const NBITS: usize>(w: W, codes: *const u8, row: usize) -> [W::V; QUADS] {
     let mut quads = [w.splat(0); QUADS];
     // SAFETY: the caller's promise.
     unsafe {
@@ -501,7 +501,7 @@ unsafe fn plane<W: Vnni, const BITS: usize, const UP: usize>(
 
 /// N columns' zero points in a group.
 #[inline(always)]
-fn points_of<W: Vnni>(w: W, panel: &GroupPanel, group: usize, first: usize) -> W::V {
+pub(super) fn points_of<W: Vnni>(w: W, panel: &GroupPanel, group: usize, first: usize) -> W::V {
     if panel.groups.symmetric() {
         return w.splat(panel.groups.middle().into());
     }
