@@ -87,8 +87,11 @@ def product(shape: Shape, rounds: int, threads: int, held: bool) -> dict[str, An
     """Times one product; a row of the table as a dictionary."""
     fs, left = candidates(shape, held)
     loops = bounds(shape, threads)
+    # Beside the limit, which is AVX-512's: what tiles could do.
+    tiles = {peak.instruction: peak.work(shape.ops, threads) for peak in limits.peaks() if "tile" in peak.instruction}
+    fs |= tiles
     timing = interleave({**loops, **fs}, rounds, at_least=2e-3, clock=clock_for(threads), warm=True)
-    peers = [name for name in fs if not name.startswith("lowbit") and name not in left]
+    peers = [name for name in fs if not name.startswith("lowbit") and name not in {**left, **tiles}]
     best = min(peers, key=lambda name: timing.seconds(name).median)
     ratio = timing.ratio("lowbit", best)
     gops = {name: shape.ops / timing.seconds(name).median / 1e9 for name in {**loops, **fs}}
@@ -276,7 +279,7 @@ def with_tables(shape: Shape, rounds: int, threads: int) -> tuple[list[list[obje
     fma = next(
         p
         for p in limits.peaks()
-        if p.instruction.startswith("vfmadd") and ("zmm" in p.instruction) == lowbit.isa().startswith("avx512")
+        if p.instruction.startswith("vfmadd") and ("zmm" in p.instruction) == (lowbit.isa() in limits.WIDE)
     )
     peers: dict[str, Callable[[], Any]] = {}
     notes = []

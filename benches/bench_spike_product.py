@@ -54,7 +54,7 @@ def limit(additions: int) -> tuple[Candidates, int]:
     """The loop of so many additions, and how often it does them, so that its call costs nothing."""
     times = max(1, round(1e8 / max(additions, 1)))
     try:
-        register = "zmm" if lowbit.isa().startswith("avx512") else "ymm"
+        register = "zmm" if lowbit.isa() in limits.WIDE else "ymm"
         peak = next(p for p in limits.peaks() if p.instruction == f"2 vpaddw + vpsrlw {register}")
         return {"limit": peak.work(max(additions, 1) * times)}, times
     except (Skip, StopIteration):
@@ -129,7 +129,7 @@ def row(
     timing = interleave(fs | loops, rounds, clock=clock_for(threads), warm=True)
     told: dict[str, Any] = {"product": name, "spikes": f"{percent} %", "ms": 1e3 * timing.seconds("ours").median}
     told["vs dense"] = timing.ratio("ours", "dense")
-    bar = BARS[percent][not lowbit.isa().startswith("avx512")]
+    bar = BARS[percent][lowbit.isa() not in limits.WIDE]
     told["bar"] = f"{bar} {'held' if told['vs dense'].median >= bar else 'missed'}" if barred else "-"
     told["share of limit"] = timing.share("ours", loops, times) if loops else "-"
     for other in fs:

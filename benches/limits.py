@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["Peak", "Skip", "copy", "library", "limit", "peak_for", "peaks", "read", "sort"]
+__all__ = ["WIDE", "Peak", "Skip", "copy", "library", "limit", "peak_for", "peaks", "read", "sort"]
 
 CRATE = Path(__file__).parent / "limits"
 
@@ -22,7 +22,13 @@ INT8 = {
     "avxvnni": "vpdpbusd ymm (AVX-VNNI)",
     "avx512": "vpdpbusd zmm",
     "avx512vbmi": "vpdpbusd zmm",
+    # What AVX-512 alone could do: tiles may pass it.
+    "amx": "vpdpbusd zmm",
 }
+
+
+#: Those whose registers hold 512 bits.
+WIDE = ("avx512", "avx512vbmi", "amx")
 
 
 class Skip(Exception):

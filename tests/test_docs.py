@@ -18,7 +18,7 @@ import pytest
 DOCS = sorted(Path(__file__).parents[1].glob("docs/*.md"))
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NUMBER = re.compile(r"-?\d[\d,]*(\.\d+)?(e[+-]\d+)?")
-KERNEL = re.compile(r", (scalar|neon|neondot|avx2|avxvnni|avx512|avx512vbmi)$", re.MULTILINE)
+KERNEL = re.compile(r", (scalar|neon|neondot|avx2|avxvnni|avx512|avx512vbmi|amx)$", re.MULTILINE)
 #: A step of a conversion that is taken where it helps: the network was trained on this CPU, whose last bits decide.
 CHANCE = re.compile(r"^channels made even: [\d.]+ dB, [\d.]+% agree\n", re.MULTILINE)
 

@@ -16,7 +16,7 @@ import pytest
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
-KNOWN = ("scalar", "neon", "neondot", "avx2", "avxvnni", "avx512", "avx512vbmi")
+KNOWN = ("scalar", "neon", "neondot", "avx2", "avxvnni", "avx512", "avx512vbmi", "amx")
 LACKING = [name for name in KNOWN if name not in lowbit.available_isas()]
 
 # What the default instruction set gives: a digest of integers and of floats' bits.

@@ -17,7 +17,7 @@ def isa() -> str:
     """The instruction set that calls use unless ``isa=`` says otherwise.
 
     ``LOWBIT_ISA`` where it is set, else the best that this CPU has: of ``scalar``,
-    ``avx2``, ``avxvnni``, ``avx512``, ``avx512vbmi`` on x86-64, of ``scalar``, ``neon``,
+    ``avx2``, ``avxvnni``, ``avx512``, ``avx512vbmi``, ``amx`` on x86-64, of ``scalar``, ``neon``,
     ``neondot`` on AArch64.
 
     Raises

@@ -37,6 +37,12 @@ mod x86 {
             run: vnni_ymm,
         },
         Peak {
+            name: c"tdpbusd tile",
+            ops: 4 * 32_768,
+            supported: || lowbit_kernels::Isa::best().has_amx(),
+            run: tiles,
+        },
+        Peak {
             name: c"vpmaddwd + vpaddd ymm",
             ops: 8 * 32,
             supported: || is_x86_feature_detected!("avx2"),
@@ -201,6 +207,35 @@ mod x86 {
                 "vpdpbusd zmm12, zmm14, zmm15",
                 "vpdpbusd zmm13, zmm14, zmm15",
             )
+        }
+    }
+
+    /// Four sums of 16 by 16, of tiles of zeros.
+    unsafe fn tiles(turns: u64) {
+        #[repr(align(64))]
+        struct Palette([u8; 64]);
+        let mut palette = Palette([0; 64]);
+        palette.0[0] = 1;
+        for tile in 0..8 {
+            (palette.0[16 + 2 * tile], palette.0[48 + tile]) = (64, 16);
+        }
+        // SAFETY: the CPU has AMX, and lowbit has asked for its tiles; the block declares every register it writes.
+        unsafe {
+            asm!(
+                "ldtilecfg [{palette}]",
+                "2:",
+                "tdpbusd tmm0, tmm4, tmm6",
+                "tdpbusd tmm1, tmm4, tmm7",
+                "tdpbusd tmm2, tmm5, tmm6",
+                "tdpbusd tmm3, tmm5, tmm7",
+                "dec {turns}",
+                "jnz 2b",
+                "tilerelease",
+                palette = in(reg) palette.0.as_ptr(),
+                turns = inout(reg) turns => _,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                options(nostack, readonly),
+            );
         }
     }
 

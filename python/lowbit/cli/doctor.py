@@ -18,7 +18,7 @@ __all__ = ["facts"]
 KERNELS = {
     "affine": ("avx512", "avx2", "neon", "scalar"),
     "packing": ("avx512vbmi", "avx2", "scalar"),
-    "gemm": ("avx512", "avxvnni", "avx2", "neondot", "neon", "scalar"),
+    "gemm": ("amx", "avx512", "avxvnni", "avx2", "neondot", "neon", "scalar"),
 }
 
 #: What each instruction set implies for KERNELS.
@@ -30,6 +30,7 @@ IMPLIES = {
     "avxvnni": ("avxvnni", "avx2", "scalar"),
     "avx512": ("avx512", "avx2", "scalar"),
     "avx512vbmi": ("avx512vbmi", "avx512", "avx2", "scalar"),
+    "amx": ("amx", "avx512vbmi", "avx512", "avx2", "scalar"),
 }
 
 PACKAGES = (

@@ -18,8 +18,10 @@ use std::ops::Range;
 use super::avx512::Wide;
 use super::groups::{GroupPanel, SUPER};
 use super::tiled::PANEL;
-use super::vnni::{points_of, quads_of};
+use super::vnni::{Spread, quads_of};
 use super::{Block, GroupBlock};
+use crate::Isa;
+use crate::lanes::prefetch_line;
 
 /// Rows of a tile.
 const ROWS: usize = 16;
@@ -29,10 +31,14 @@ const ROW: usize = 64;
 const COLUMNS: usize = 16;
 /// Dwords of a line.
 const LINE: usize = 16;
-/// Depth of a panel in groups that is written as bytes at a time, at most.
+/// Rows and columns of a block.
+const BLOCK: usize = 2 * ROWS;
+/// Depth of a panel in groups that is written as planes at a time, at most.
 const CHUNK: usize = 1024;
+/// Bytes ahead of the codes that are read: they come from memory.
+const AHEAD: usize = 8192;
 /// Fewer rows do not repay packing them.
-pub(super) const LEAST: usize = 9;
+pub(super) const LEAST: usize = 6;
 
 /// Asks Linux for this process's permission to use tiles; whether it has it.
 #[cfg(target_os = "linux")]
@@ -55,9 +61,9 @@ pub(crate) fn is_granted() -> bool {
 struct Tiles(PhantomData<*const ()>);
 
 impl Tiles {
-    /// # Safety
-    /// The CPU has AMX, and the process its permission; no other of these is on this thread.
-    unsafe fn new() -> Tiles {
+    /// No other of these may be in use on this thread.
+    fn new(isa: Isa) -> Tiles {
+        assert!(isa.has_amx());
         #[repr(align(64))]
         struct Palette([u8; 64]);
         const ALL: Palette = {
@@ -71,9 +77,69 @@ impl Tiles {
             }
             Palette(bytes)
         };
-        // SAFETY: 64 bytes that say palette 1; the caller's promise.
+        // SAFETY: by the Isa, the CPU has tiles, and the process the permission to use them; 64 bytes that say palette 1.
         unsafe { asm!("ldtilecfg [{}]", in(reg) ALL.0.as_ptr(), options(nostack, readonly, preserves_flags)) };
         Tiles(PhantomData)
+    }
+}
+
+/// Sums that stay in tiles from call to call, of 16 rows with 32 columns: nothing but what is written here uses them.
+impl Tiles {
+    fn zero(&self) {
+        // SAFETY: there are tiles.
+        unsafe {
+            asm!(
+                "tilezero tmm0",
+                "tilezero tmm1",
+                "tilezero tmm2",
+                "tilezero tmm3",
+                options(nostack, nomem, preserves_flags)
+            );
+        }
+    }
+
+    /// Adds products with two tiles of high bytes, and with two of low ones behind them.
+    ///
+    /// # Safety
+    /// A tile can be read from `rows`, and four from `columns` on.
+    unsafe fn add(&self, rows: *const u8, columns: *const u8) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            asm!(
+                "tileloadd tmm4, [{rows} + {row}]",
+                "tileloadd tmm5, [{columns} + {row}]",
+                "tdpbusd tmm0, tmm4, tmm5",
+                "tileloadd tmm6, [{columns} + {row} + 1024]",
+                "tdpbusd tmm1, tmm4, tmm6",
+                "tileloadd tmm7, [{columns} + {row} + 2048]",
+                "tdpbuud tmm2, tmm4, tmm7",
+                "tileloadd tmm5, [{columns} + {row} + 3072]",
+                "tdpbuud tmm3, tmm4, tmm5",
+                rows = in(reg) rows,
+                columns = in(reg) columns,
+                row = in(reg) ROW,
+                options(nostack, readonly, preserves_flags),
+            );
+        }
+    }
+
+    /// Puts out 16 rows of 32 sums with high bytes, and of as many with low ones.
+    ///
+    /// # Safety
+    /// So many can be written.
+    unsafe fn store(&self, to: *mut i32) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            asm!(
+                "tilestored [{to} + {row}], tmm0",
+                "tilestored [{to} + {row} + 64], tmm1",
+                "tilestored [{to} + {row} + 2048], tmm2",
+                "tilestored [{to} + {row} + 2112], tmm3",
+                to = in(reg) to,
+                row = in(reg) 4 * BLOCK,
+                options(nostack, preserves_flags),
+            );
+        }
     }
 }
 
@@ -209,22 +275,6 @@ unsafe fn multiply<const R: usize, const C: usize, const SIGNED: bool>(_: &Tiles
     if SIGNED { products!("tdpbusd") } else { products!("tdpbuud") }
 }
 
-/// Products as [`multiply`] makes them, of up to two tiles of rows and of columns.
-///
-/// # Safety
-/// As there.
-unsafe fn any<const SIGNED: bool>(tiles: &Tiles, rows: usize, columns: usize, factors: &Factors, ends: &Ends) {
-    // SAFETY: the caller's promises.
-    unsafe {
-        match (rows > ROWS, columns > COLUMNS) {
-            (false, false) => multiply::<1, 1, SIGNED>(tiles, factors, ends),
-            (false, true) => multiply::<1, 2, SIGNED>(tiles, factors, ends),
-            (true, false) => multiply::<2, 1, SIGNED>(tiles, factors, ends),
-            (true, true) => multiply::<2, 2, SIGNED>(tiles, factors, ends),
-        }
-    }
-}
-
 /// Bytes of 16 packed rows.
 fn packed_len(k: usize) -> usize {
     ROWS * k.next_multiple_of(ROW)
@@ -235,16 +285,18 @@ pub(super) fn scratch_len(rows: usize, k: usize) -> usize {
     LINE + rows.div_ceil(ROWS) * packed_len(k) / 4
 }
 
-/// The same for weights in groups: and two planes of a panel's chunk.
+/// The same for weights in groups: and two planes of a panel's columns.
 pub(super) fn groups_scratch_len(rows: usize, (k, pass): (usize, usize)) -> usize {
-    scratch_len(rows, k) + PANEL * chunk_of(k.min(pass)) / 2
+    scratch_len(rows, k) + planes_len(CHUNK.min(k.min(pass)))
 }
 
-fn chunk_of(depth: usize) -> usize {
-    CHUNK.min(depth.next_multiple_of(ROW))
+/// Dwords of both planes.
+fn planes_len(depth: usize) -> usize {
+    2 * PANEL * depth.next_multiple_of(ROW) / 4
 }
 
 /// Rows of `k` bytes, each XORed with `flip`, as tiles: 16 rows of 64 bytes, the next 64, and so on, 0 behind.
+#[target_feature(enable = "avx512f,avx512bw")]
 fn pack(a: &[u8], k: usize, flip: u8, to: &mut [u8]) {
     for (a, to) in a.chunks(ROWS * k).zip(to.chunks_exact_mut(packed_len(k))) {
         for (r, a) in a.chunks_exact(k).enumerate() {
@@ -266,239 +318,453 @@ fn pack(a: &[u8], k: usize, flip: u8, to: &mut [u8]) {
     }
 }
 
-/// The packed rows in scratch, made here if they are not, and what lies behind them.
-fn rows_in<'a>(a: &[u8], k: usize, flip: u8, scratch: &'a mut [i32], made: &mut bool) -> (&'a [u8], &'a mut [i32]) {
-    let skip = scratch.as_ptr().align_offset(4 * LINE).min(LINE);
-    let rows = (a.len() / k).div_ceil(ROWS) * packed_len(k) / 4;
-    let (packed, rest) = scratch[skip..].split_at_mut(rows);
-    let packed: &mut [u8] = bytemuck::cast_slice_mut(packed);
-    if !std::mem::replace(made, true) {
-        pack(a, k, flip, packed);
-    }
-    (packed, rest)
+/// Packed rows.
+#[derive(Clone, Copy)]
+struct Packed<'a> {
+    w: Wide,
+    bytes: &'a [u8],
+    k: usize,
 }
 
-/// Sums of 32 rows and 32 columns.
-#[repr(align(64))]
-struct Buffer([[i32; 2 * COLUMNS]; 2 * ROWS]);
-
-/// Where rows' sums go: row by row, or also as tiles if all are as far apart.
-struct Target<'a, 'b> {
-    out: &'a mut [&'b mut [i32]],
-    stride: Option<usize>,
-}
-
-impl<'a, 'b> Target<'a, 'b> {
-    fn new(out: &'a mut [&'b mut [i32]]) -> Self {
-        let at: Vec<usize> = out.iter_mut().map(|row| row.as_mut_ptr().expose_provenance()).collect();
-        let stride = match at[..] {
-            [first, second, ..] => second.checked_sub(first),
-            _ => None,
-        };
-        let stride = stride.filter(|&by| at.windows(2).all(|two| two[0].checked_add(by) == Some(two[1])));
-        Target { out, stride }
-    }
-
-    /// As tiles, `rows` from the first on if they are whole.
-    fn tiles(&mut self, first: usize, rows: usize, col: usize) -> Option<Sums> {
-        let stride = self.stride.filter(|_| rows.is_multiple_of(ROWS))?;
-        // Its rows are exposed: a tile reaches the next ones from the first.
-        let at = std::ptr::with_exposed_provenance_mut(self.out[first][col..].as_mut_ptr().addr());
-        Some(Sums { at, stride })
-    }
-}
-
-/// `scalar::panel`.
-///
-/// # Safety
-/// The CPU has AVX-512 F, BW and VNNI, and AMX of which the process has permission; `scratch` holds [`scratch_len`]
-/// dwords, and `made` tells whether the rows are in it; `out` has as many rows as `block`, each of at least
-/// `col + block.panel.width` columns.
-#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-pub(super) unsafe fn panel(
-    block: &Block,
-    scratch: &mut [i32],
-    made: &mut bool,
-    out: &mut [&mut [i32]],
-    col: usize,
-) {
-    let (m, k, width) = (out.len(), block.k, block.panel.width);
-    let (packed, _) = rows_in(block.a, k, block.flip, scratch, made);
-    let stride = 4 * width;
-    // The last columns, for their depth is no whole tile.
-    let mut last = [0; ROWS * 4 * PANEL];
-    let from = k / ROW * ROWS * stride;
-    let tail = &block.panel.codes[from..];
-    last[..tail.len()].copy_from_slice(tail);
-    let mut buffer = Buffer([[0; 2 * COLUMNS]; 2 * ROWS]);
-    // SAFETY: the caller's promise.
-    let tiles = unsafe { Tiles::new() };
-    let mut target = Target::new(out);
-    for first in (0..width).step_by(2 * COLUMNS) {
-        let columns = (2 * COLUMNS).min(width - first);
-        for (pair, row) in (0..m).step_by(2 * ROWS).enumerate() {
-            let rows = (2 * ROWS).min(m - row);
-            let packed = &packed[2 * pair * packed_len(k)..];
-            let factors = Factors {
-                rows: [packed.as_ptr(), packed.as_ptr().wrapping_add(packed_len(k))],
-                columns: block.panel.codes.as_ptr().wrapping_add(4 * first),
-                stride,
-                steps: k / ROW,
-                last: if tail.is_empty() { std::ptr::null() } else { last.as_ptr().wrapping_add(4 * first) },
-            };
-            let from = Sums { at: block.start.as_ptr().wrapping_add(first).cast_mut(), stride: 0 };
-            let to = target.tiles(row, rows, col + first);
-            let whole = to.is_some();
-            let to = to.unwrap_or(Sums { at: buffer.0.as_mut_ptr().cast(), stride: 8 * COLUMNS });
-            // SAFETY:
-            unsafe { any::<true>(&tiles, rows, columns, &factors, &Ends { from, to }) };
-            if !whole {
-                for (out, sums) in target.out[row..][..rows].iter_mut().zip(&buffer.0) {
-                    out[col + first..][..columns].copy_from_slice(&sums[..columns]);
-                }
-            }
+impl<'a> Packed<'a> {
+    /// Of rows of `k` bytes, each XORed with `flip`, in [`scratch_len`] dwords: made here if they are not. And the
+    /// dwords behind them.
+    fn new(w: Wide, a: &[u8], k: usize, flip: u8, scratch: &'a mut [i32], made: &mut bool) -> (Self, &'a mut [i32]) {
+        let skip = scratch.as_ptr().align_offset(4 * LINE).min(LINE);
+        let rows = (a.len() / k).div_ceil(ROWS) * packed_len(k) / 4;
+        let (bytes, rest) = scratch[skip..].split_at_mut(rows);
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(bytes);
+        if !std::mem::replace(made, true) {
+            // SAFETY: the token proves the instruction set.
+            unsafe { pack(a, k, flip, bytes) };
         }
+        (Packed { w, bytes, k }, rest)
     }
 }
 
-/// `scalar::groups`.
-///
-/// # Safety
-/// As [`panel`], with [`groups_scratch_len`] dwords; the depth is one pass.
-#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-pub(super) unsafe fn groups(
-    block: &GroupBlock,
-    scratch: &mut [i32],
-    made: &mut bool,
-    out: &mut [&mut [i32]],
-    col: usize,
-) {
-    let (panel, m, depth) = (block.panel, out.len(), block.depth.clone());
-    let (k, width) = (panel.k, panel.width);
-    let (packed, rest) = rows_in(block.a, k, 0, scratch, made);
-    let chunk = chunk_of(k.min(panel.pass));
-    assert!(depth.start.is_multiple_of(chunk) && depth.end <= k);
-    let planes: &mut [u8] = bytemuck::cast_slice_mut(&mut rest[..PANEL * chunk / 2]);
-    let (high, low) = planes.split_at_mut(PANEL * chunk);
-    let stride = 4 * width;
-    let mut buffer = Buffer([[0; 2 * COLUMNS]; 2 * ROWS]);
-    const ZEROS: [i32; 2 * COLUMNS] = [0; 2 * COLUMNS];
-    // SAFETY: the caller's promise.
-    let tiles = unsafe { Tiles::new() };
-    let mut target = Target::new(out);
-    for from in depth.clone().step_by(chunk) {
-        let part = from..depth.end.min(from + chunk);
-        let steps = part.len().div_ceil(ROW);
-        // SAFETY: the caller's promise.
-        let wide = unsafe { Wide::new() };
-        digits(wide, panel, part.clone(), high, low);
-        for first in (0..width).step_by(2 * COLUMNS) {
-            let columns = (2 * COLUMNS).min(width - first);
-            for (pair, row) in (0..m).step_by(2 * ROWS).enumerate() {
-                let rows = (2 * ROWS).min(m - row);
-                let packed = &packed[2 * pair * packed_len(k) + from * ROWS..];
-                let factors = |plane: &[u8]| Factors {
-                    rows: [packed.as_ptr(), packed.as_ptr().wrapping_add(packed_len(k))],
-                    columns: plane.as_ptr().wrapping_add(4 * first),
-                    stride,
-                    steps,
-                    last: std::ptr::null(),
-                };
-                let between = Sums { at: buffer.0.as_mut_ptr().cast(), stride: 8 * COLUMNS };
-                let zero = Sums { at: ZEROS.as_ptr().cast_mut(), stride: 0 };
-                // SAFETY:
-                unsafe { any::<true>(&tiles, rows, columns, &factors(high), &Ends { from: zero, to: between }) };
-                let fresh = from == depth.start;
-                for (r, sums) in buffer.0.iter_mut().enumerate().take(rows) {
-                    if fresh {
-                        sums.iter_mut().for_each(|sum| *sum = *sum << 8);
-                    } else {
-                        let out = &target.out[row + r][col + first..][..columns];
-                        sums.iter_mut().zip(out).for_each(|(sum, out)| *sum = (*sum << 8).wrapping_add(*out));
-                    }
-                }
-                let to = target.tiles(row, rows, col + first);
-                let whole = to.is_some();
-                let to = to.unwrap_or(between);
-                // SAFETY:
-                unsafe { any::<false>(&tiles, rows, columns, &factors(low), &Ends { from: between, to }) };
-                if !whole {
-                    for (out, sums) in target.out[row..][..rows].iter_mut().zip(&buffer.0) {
+/// A panel's columns as tiles, and the packed rows.
+struct Columns<'a> {
+    packed: Packed<'a>,
+    /// The depth at which the columns begin.
+    from: usize,
+    width: usize,
+    /// Whole tiles of depth.
+    steps: usize,
+    form: Form<'a>,
+}
+
+enum Form<'a> {
+    /// `[quad][width][4]`; what is left of the last tile; and what sums start from.
+    Bytes { codes: &'a [u8], last: Option<&'a Last>, start: &'a [i32; PANEL] },
+    /// The same of signed high bytes and of unsigned low ones.
+    Planes { high: &'a [u8], low: &'a [u8] },
+}
+
+/// Columns whose depth is no whole tile, and 0 behind.
+struct Last([u8; ROW * PANEL]);
+
+impl<'a> Columns<'a> {
+    /// Codes of an int8 panel, whose sums start from `start`.
+    fn bytes(packed: Packed<'a>, codes: &'a [u8], width: usize, start: &'a [i32; PANEL], last: &'a mut Last) -> Self {
+        assert!(codes.len() == packed.k.div_ceil(4) * 4 * width);
+        let steps = packed.k / ROW;
+        let tail = &codes[steps * ROW * width..];
+        last.0[..tail.len()].copy_from_slice(tail);
+        let last = (!tail.is_empty()).then_some(&*last);
+        Columns { packed, from: 0, width, steps, form: Form::Bytes { codes, last, start } }
+    }
+
+    /// The integers of some depth of a panel in groups, in [`planes_len`] dwords.
+    fn planes(packed: Packed<'a>, panel: &GroupPanel, depth: Range<usize>, planes: &'a mut [i32]) -> Self {
+        assert!(packed.k == panel.k && depth.start.is_multiple_of(ROW) && depth.end <= panel.k);
+        let planes: &mut [u8] = bytemuck::cast_slice_mut(&mut planes[..planes_len(depth.len())]);
+        let (high, low) = planes.split_at_mut(planes.len() / 2);
+        // SAFETY: the token proves the instruction set.
+        unsafe { digits(packed.w, panel, depth.clone(), high, low) };
+        let (from, steps) = (depth.start, depth.len().div_ceil(ROW));
+        Columns { packed, from, width: panel.width, steps, form: Form::Planes { high, low } }
+    }
+
+    /// All rows' sums, into columns from `col` of each row of `out`; or added to what planes' sums are there.
+    fn times(&self, tiles: &Tiles, add: bool, out: &mut Out, col: usize) {
+        let mut buffer = Buffer([0; BLOCK * BLOCK]);
+        for first in (0..self.width).step_by(BLOCK) {
+            let columns = BLOCK.min(self.width - first);
+            for row in (0..out.rows.len()).step_by(BLOCK) {
+                let rows = BLOCK.min(out.rows.len() - row);
+                let whole = out.tiles(row, rows, col + first);
+                let to = whole.unwrap_or(Sums { at: buffer.0.as_mut_ptr(), stride: 4 * BLOCK });
+                self.block(tiles, (row, rows), (first, columns), add.then_some((&*out, col)), to, &mut buffer);
+                if whole.is_none() {
+                    for (out, sums) in out.rows[row..][..rows].iter_mut().zip(buffer.0.chunks_exact(BLOCK)) {
                         out[col + first..][..columns].copy_from_slice(&sums[..columns]);
                     }
                 }
             }
         }
     }
-}
 
-/// The integers of a chunk of a panel, as `[quad][column][4]`: signed high bytes, unsigned low ones.
-#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn digits(w: Wide, panel: &GroupPanel, depth: Range<usize>, high: &mut [u8], low: &mut [u8]) {
-    match panel.groups.nbits() {
-        2 => digits_of::<2>(w, panel, depth, high, low),
-        3 => digits_of::<3>(w, panel, depth, high, low),
-        4 => digits_of::<4>(w, panel, depth, high, low),
-        5 => digits_of::<5>(w, panel, depth, high, low),
-        6 => digits_of::<6>(w, panel, depth, high, low),
-        8 => digits_of::<8>(w, panel, depth, high, low),
-        nbits => unreachable!("codes of {nbits} bits"),
+    /// Sums of up to 32 rows and columns.
+    fn block(
+        &self,
+        tiles: &Tiles,
+        (row, rows): (usize, usize),
+        (first, columns): (usize, usize),
+        add: Option<(&Out, usize)>,
+        to: Sums,
+        buffer: &mut Buffer,
+    ) {
+        const NONE: [i32; PANEL] = [0; PANEL];
+        let (two_rows, two_columns) = (rows > ROWS, columns > COLUMNS);
+        let packed_len = packed_len(self.packed.k);
+        let packed = &self.packed.bytes[row / ROWS * packed_len + self.from * ROWS..];
+        let factors = |codes: &[u8], last: Option<&Last>| {
+            let steps = self.steps + usize::from(last.is_some());
+            assert!(codes.len() >= self.steps * ROW * self.width && steps > 0);
+            assert!(packed.len() >= steps * ROWS * ROW + if two_rows { packed_len } else { 0 });
+            Factors {
+                rows: [packed.as_ptr(), packed.as_ptr().wrapping_add(packed_len)],
+                columns: codes.as_ptr().wrapping_add(4 * first),
+                stride: 4 * self.width,
+                steps: self.steps,
+                last: last.map_or(std::ptr::null(), |last| last.0.as_ptr().wrapping_add(4 * first)),
+            }
+        };
+        let start = |start: &[i32; PANEL]| Sums { at: start[first..].as_ptr().cast_mut(), stride: 0 };
+        let shape = (two_rows, two_columns);
+        // SAFETY: by the asserts, the factors' rows and columns are there; sums start from as many of a panel's or from
+        // the buffer's, and go there or where the caller has room for them; the token proves the instruction set.
+        unsafe {
+            match self.form {
+                Form::Bytes { codes, last, start: from } => {
+                    any::<true>(tiles, shape, &factors(codes, last), &Ends { from: start(from), to });
+                }
+                Form::Planes { high, low } => {
+                    let between = Sums { at: buffer.0.as_mut_ptr(), stride: 4 * BLOCK };
+                    any::<true>(tiles, shape, &factors(high, None), &Ends { from: start(&NONE), to: between });
+                    match add {
+                        None => shift(&mut buffer.0[..rows * BLOCK]),
+                        Some((out, col)) => {
+                            let out = out.rows[row..][..rows].iter().map(|out| &out[col + first..][..columns]);
+                            shift_and_add(&mut buffer.0, out);
+                        }
+                    }
+                    any::<false>(tiles, shape, &factors(low, None), &Ends { from: between, to });
+                }
+            }
+        }
     }
 }
 
+/// Sums of a block.
+#[repr(align(64))]
+struct Buffer([i32; BLOCK * BLOCK]);
+
+/// Where sums go: rows, and bytes from one to the next if all are as far apart.
+struct Out<'a, 'b> {
+    rows: &'a mut [&'b mut [i32]],
+    stride: Option<usize>,
+}
+
+impl<'a, 'b> Out<'a, 'b> {
+    fn new(rows: &'a mut [&'b mut [i32]]) -> Self {
+        let mut at = rows.iter_mut().map(|row| row.as_mut_ptr().expose_provenance());
+        let first = at.next().unwrap_or_default();
+        let mut stride = None;
+        let even = at.enumerate().all(|(i, at)| {
+            let by = *stride.get_or_insert(at.wrapping_sub(first));
+            at == first.wrapping_add(by.wrapping_mul(i + 1))
+        });
+        Out { rows, stride: stride.filter(|_| even) }
+    }
+
+    /// As tiles, if these are whole.
+    fn tiles(&mut self, first: usize, rows: usize, col: usize) -> Option<Sums> {
+        let stride = self.stride.filter(|_| rows.is_multiple_of(ROWS))?;
+        // A tile reaches the other rows from the first: all are exposed.
+        let at = std::ptr::with_exposed_provenance_mut(self.rows[first][col..].as_mut_ptr().addr());
+        Some(Sums { at, stride })
+    }
+}
+
+/// `scalar::panel`.
+///
+/// `scratch` holds [`scratch_len`] dwords, and `made` tells whether the rows are in it; `out` has as many rows as
+/// `block`, each of at least `col + block.panel.width` columns.
+pub(super) fn panel(
+    w: Wide,
+    block: &Block,
+    scratch: &mut [i32],
+    made: &mut bool,
+    out: &mut [&mut [i32]],
+    col: usize,
+    isa: Isa,
+) {
+    let (codes, width) = (block.panel.codes, block.panel.width);
+    assert!(out.iter().all(|row| row.len() >= col + width));
+    let (packed, _) = Packed::new(w, block.a, block.k, block.flip, scratch, made);
+    let mut last = Last([0; ROW * PANEL]);
+    let columns = Columns::bytes(packed, codes, width, block.start, &mut last);
+    columns.times(&Tiles::new(isa), false, &mut Out::new(out), col);
+}
+
+/// `scalar::groups`.
+///
+/// As [`panel`], with [`groups_scratch_len`] dwords; the depth is one pass.
+pub(super) fn groups(
+    w: Wide,
+    block: &GroupBlock,
+    scratch: &mut [i32],
+    made: &mut bool,
+    out: &mut [&mut [i32]],
+    isa: Isa,
+) {
+    let (panel, depth) = (block.panel, block.depth.clone());
+    assert!(out.iter().all(|row| row.len() >= panel.width));
+    let (packed, planes) = Packed::new(w, block.a, panel.k, 0, scratch, made);
+    if out.len() <= ROWS {
+        // SAFETY: the token proves the instruction set.
+        return unsafe { few(w, panel, &packed.bytes[depth.start * ROWS..], depth, out, &Tiles::new(isa)) };
+    }
+    let (tiles, mut out) = (Tiles::new(isa), Out::new(out));
+    for from in depth.clone().step_by(CHUNK) {
+        let columns = Columns::planes(packed, panel, from..depth.end.min(from + CHUNK), planes);
+        columns.times(&tiles, from > depth.start, &mut out, 0);
+    }
+}
+
+/// Products as [`multiply`] makes them, of one or two tiles of rows and of columns.
+///
+/// # Safety
+/// As there.
+unsafe fn any<const SIGNED: bool>(tiles: &Tiles, two: (bool, bool), factors: &Factors, ends: &Ends) {
+    // SAFETY: the caller's promises.
+    unsafe {
+        match two {
+            (false, false) => multiply::<1, 1, SIGNED>(tiles, factors, ends),
+            (false, true) => multiply::<1, 2, SIGNED>(tiles, factors, ends),
+            (true, false) => multiply::<2, 1, SIGNED>(tiles, factors, ends),
+            (true, true) => multiply::<2, 2, SIGNED>(tiles, factors, ends),
+        }
+    }
+}
+
+/// Sums times 256.
+#[target_feature(enable = "avx512f")]
+fn shift(sums: &mut [i32]) {
+    sums.iter_mut().for_each(|sum| *sum <<= 8);
+}
+
+/// A block's sums times 256, and others added.
+#[target_feature(enable = "avx512f")]
+fn shift_and_add<'a>(sums: &mut [i32; BLOCK * BLOCK], others: impl Iterator<Item = &'a [i32]>) {
+    for (sums, others) in sums.chunks_exact_mut(BLOCK).zip(others) {
+        sums.iter_mut().zip(others).for_each(|(sum, other)| *sum = (*sum << 8).wrapping_add(*other));
+    }
+}
+
+/// Calls a method of a panel's [`Digits`].
+macro_rules! digits_of {
+    ($w:expr, $panel:expr, $call:ident($($arg:expr),*)) => {
+        match ($panel.groups.nbits(), $panel.groups.group_size().is_multiple_of(SUPER)) {
+            (2, true) => Digits::<2, true>::new($w, $panel).$call($($arg),*),
+            (2, false) => Digits::<2, false>::new($w, $panel).$call($($arg),*),
+            (3, true) => Digits::<3, true>::new($w, $panel).$call($($arg),*),
+            (3, false) => Digits::<3, false>::new($w, $panel).$call($($arg),*),
+            (4, true) => Digits::<4, true>::new($w, $panel).$call($($arg),*),
+            (4, false) => Digits::<4, false>::new($w, $panel).$call($($arg),*),
+            (5, true) => Digits::<5, true>::new($w, $panel).$call($($arg),*),
+            (5, false) => Digits::<5, false>::new($w, $panel).$call($($arg),*),
+            (6, true) => Digits::<6, true>::new($w, $panel).$call($($arg),*),
+            (6, false) => Digits::<6, false>::new($w, $panel).$call($($arg),*),
+            (8, true) => Digits::<8, true>::new($w, $panel).$call($($arg),*),
+            (8, false) => Digits::<8, false>::new($w, $panel).$call($($arg),*),
+            (nbits, _) => unreachable!("codes of {nbits} bits"),
+        }
+    };
+}
+
+/// The integers of some depth of a panel, as `[quad][column][4]`: signed high bytes, unsigned low ones.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn digits_of<const NBITS: usize>(w: Wide, panel: &GroupPanel, depth: Range<usize>, high: &mut [u8], low: &mut [u8]) {
-    let (groups, width) = (panel.groups, panel.width);
-    let (group_size, last) = (groups.group_size(), groups.count(panel.k) - 1);
-    let row = 4 * width;
-    let supersteps = depth.start / SUPER..depth.end.div_ceil(SUPER);
-    let codes = panel.codes[supersteps.start * row * NBITS..supersteps.end * row * NBITS].chunks_exact(row * NBITS);
-    let bytes = supersteps.len() * SUPER * width;
-    let (high, low) = (&mut high[..bytes], &mut low[..bytes]);
-    let even = _mm512_set1_epi16(0x00ff);
-    let steps = codes.zip(high.chunks_exact_mut(SUPER * width)).zip(low.chunks_exact_mut(SUPER * width));
-    for (step, ((codes, high), low)) in steps.enumerate() {
-        let first = depth.start + step * SUPER;
-        let at: [usize; SUPER / 4] = std::array::from_fn(|i| ((first + 4 * i) / group_size).min(last));
-        for column in (0..width).step_by(COLUMNS) {
-            // SAFETY: each row of codes has 16 columns from this one on.
-            let quads = unsafe { quads_of::<Wide, NBITS>(w, codes.as_ptr().add(4 * column), row) };
-            let mut less = _mm512_setzero_si512();
-            let (mut by_even, mut by_odd) = (less, less);
-            for (i, quad) in quads.into_iter().enumerate() {
-                if i == 0 || at[i] != at[i - 1] {
-                    let bytes = &panel.multipliers[at[i] * width + column..][..COLUMNS];
-                    // SAFETY: 16 bytes.
-                    let by = unsafe { _mm512_cvtepu8_epi32(_mm_loadu_si128(bytes.as_ptr().cast())) };
-                    let points = points_of(w, panel, at[i], column);
-                    by_even = _mm512_or_si512(by, _mm512_slli_epi32::<16>(by));
-                    by_odd = _mm512_slli_epi16::<8>(by_even);
-                    less = if NBITS == 8 {
-                        // In words, of the product.
-                        let product = _mm512_mullo_epi32(points, by);
-                        _mm512_or_si512(product, _mm512_slli_epi32::<16>(product))
-                    } else {
-                        let two = _mm512_or_si512(points, _mm512_slli_epi32::<8>(points));
-                        _mm512_or_si512(two, _mm512_slli_epi32::<16>(two))
-                    };
+fn digits(w: Wide, panel: &GroupPanel, depth: Range<usize>, high: &mut [u8], low: &mut [u8]) {
+    digits_of!(w, panel, all(depth, high, low))
+}
+
+/// Up to 16 packed rows' sums over some depth.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn few(w: Wide, panel: &GroupPanel, rows: &[u8], depth: Range<usize>, out: &mut [&mut [i32]], tiles: &Tiles) {
+    digits_of!(w, panel, few(tiles, rows, depth, out))
+}
+
+/// A panel's codes, to be written as the integers that they stand for.
+/// `WHOLE`: groups are whole supersteps.
+struct Digits<'a, const NBITS: usize, const WHOLE: bool> {
+    w: Wide,
+    panel: &'a GroupPanel<'a>,
+    last_group: usize,
+    spread: Spread<Wide>,
+    /// Every zero point, if they are alike.
+    middle: Option<__m512i>,
+}
+
+/// What 16 columns of a group have in common.
+#[derive(Clone, Copy)]
+struct Group {
+    /// The multiplier of each even byte, and of each odd one.
+    even: __m512i,
+    odd: __m512i,
+    /// The zero point of each byte; of codes of 8 bits, of each word its product with the multiplier.
+    less: __m512i,
+}
+
+impl<'a, const NBITS: usize, const WHOLE: bool> Digits<'a, NBITS, WHOLE> {
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+    fn new(w: Wide, panel: &'a GroupPanel) -> Self {
+        let groups = panel.groups;
+        let middle = groups.symmetric().then(|| _mm512_set1_epi32(groups.middle().into()));
+        assert!(panel.width.is_multiple_of(COLUMNS) && groups.nbits() == NBITS as u32);
+        Digits { w, panel, last_group: groups.count(panel.k) - 1, spread: Spread::new(w, NBITS as u32), middle }
+    }
+
+    /// The codes of 32 of depth from here on.
+    fn superstep(&self, depth: usize) -> &'a [u8] {
+        let len = 4 * self.panel.width * NBITS;
+        &self.panel.codes[depth / SUPER * len..][..len]
+    }
+
+    /// Asks for what comes after a superstep's codes.
+    #[inline]
+    fn ask(&self, codes: &[u8]) {
+        for line in (0..codes.len()).step_by(4 * LINE) {
+            prefetch_line(codes.as_ptr().wrapping_add(AHEAD + line));
+        }
+    }
+
+    #[inline(always)]
+    fn group(&self, group: usize, column: usize) -> Group {
+        let at = group * self.panel.width + column;
+        let bytes: &[u8; COLUMNS] = self.panel.multipliers[at..].first_chunk().expect("16 columns");
+        let points = match self.middle {
+            Some(middle) => middle,
+            // The codes follow: there are sixteen bytes.
+            None => self.spread.of(self.w, self.panel.zeros[at * NBITS / 8..].first_chunk().expect("the codes")),
+        };
+        // SAFETY: the token proves the instruction set; 16 bytes.
+        unsafe {
+            let by = _mm512_cvtepu8_epi32(_mm_loadu_si128(bytes.as_ptr().cast()));
+            let even = _mm512_or_si512(by, _mm512_slli_epi32::<16>(by));
+            let less = if NBITS == 8 { _mm512_mullo_epi16(points, by) } else { points };
+            let less = _mm512_or_si512(less, _mm512_slli_epi32::<16>(less));
+            let less = if NBITS == 8 { less } else { _mm512_or_si512(less, _mm512_slli_epi32::<8>(less)) };
+            Group { even, odd: _mm512_slli_epi16::<8>(even), less }
+        }
+    }
+
+    /// Writes 32 of depth from `depth` on of 16 columns from `column` on, whose codes are `codes`: each four a vector
+    /// of high and one of low bytes, bytes from one to the next `stride`.
+    ///
+    /// # Safety
+    /// There is room for eight vectors each.
+    #[inline(always)]
+    unsafe fn write(&self, codes: &[u8], depth: usize, column: usize, high: *mut u8, low: *mut u8, stride: usize) {
+        let row = 4 * self.panel.width;
+        assert!(codes.len() == row * NBITS && column + COLUMNS <= self.panel.width);
+        let group_of = |quad: usize| ((depth + 4 * quad) / self.panel.groups.group_size()).min(self.last_group);
+        let mut group = self.group(group_of(0), column);
+        // Of two vectors of words, the even bytes of one and the odd bytes of the other.
+        const ODD: __mmask64 = 0xaaaa_aaaa_aaaa_aaaa;
+        // SAFETY: the token proves the instruction set; each of NBITS rows of codes has 16 columns from this one on;
+        // the caller's promise.
+        unsafe {
+            let quads = quads_of::<Wide, NBITS>(self.w, codes.as_ptr().add(4 * column), row);
+            for i in 0..8 {
+                if !WHOLE && i > 0 && group_of(i) != group_of(i - 1) {
+                    group = self.group(group_of(i), column);
                 }
-                let (e, o) = if NBITS == 8 {
-                    // Multipliers of 8 bits are 63 at most, and fit a signed byte.
-                    let e = _mm512_maddubs_epi16(quad, by_even);
-                    let o = _mm512_maddubs_epi16(quad, by_odd);
-                    (_mm512_sub_epi16(e, less), _mm512_sub_epi16(o, less))
+                let (quad, Group { even, odd, less }) = (quads[i], group);
+                let (even, odd) = if NBITS == 8 {
+                    // Multipliers of codes of 8 bits are 63 at most, and fit a signed byte.
+                    let products = (_mm512_maddubs_epi16(quad, even), _mm512_maddubs_epi16(quad, odd));
+                    (_mm512_sub_epi16(products.0, less), _mm512_sub_epi16(products.1, less))
                 } else {
                     let code = _mm512_sub_epi8(quad, less);
-                    (_mm512_maddubs_epi16(by_even, code), _mm512_maddubs_epi16(by_odd, code))
+                    (_mm512_maddubs_epi16(even, code), _mm512_maddubs_epi16(odd, code))
                 };
-                // Of both, the even bytes of one and the odd bytes of the other.
-                let low_of = _mm512_ternarylogic_epi32::<0xca>(even, e, _mm512_slli_epi16::<8>(o));
-                let high_of = _mm512_ternarylogic_epi32::<0xca>(even, _mm512_srli_epi16::<8>(e), o);
-                let to = (i * width + column) * 4;
-                // SAFETY: 64 bytes of each.
+                let words = _mm512_mask_blend_epi8(ODD, even, _mm512_slli_epi16::<8>(odd));
+                _mm512_storeu_si512(low.wrapping_add(i.wrapping_mul(stride)).cast(), words);
+                let words = _mm512_mask_blend_epi8(ODD, _mm512_srli_epi16::<8>(even), odd);
+                _mm512_storeu_si512(high.wrapping_add(i.wrapping_mul(stride)).cast(), words);
+            }
+        }
+    }
+
+    /// Writes all columns of some depth, whole supersteps.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+    fn all(&self, depth: Range<usize>, high: &mut [u8], low: &mut [u8]) {
+        let stride = 4 * self.panel.width;
+        let steps = depth.clone().step_by(SUPER);
+        assert!(high.len() >= steps.len() * 8 * stride && low.len() >= steps.len() * 8 * stride);
+        let (high, low) = (high.chunks_exact_mut(8 * stride), low.chunks_exact_mut(8 * stride));
+        for ((depth, high), low) in steps.zip(high).zip(low) {
+            let codes = self.superstep(depth);
+            self.ask(codes);
+            for column in (0..self.panel.width).step_by(COLUMNS) {
+                // SAFETY: of eight rows of all columns, those from `column` on, which are 16 at least.
                 unsafe {
-                    _mm512_storeu_si512(low[to..to + 64].as_mut_ptr().cast(), low_of);
-                    _mm512_storeu_si512(high[to..to + 64].as_mut_ptr().cast(), high_of);
+                    let (high, low) = (high.as_mut_ptr().add(4 * column), low.as_mut_ptr().add(4 * column));
+                    self.write(codes, depth, column, high, low, stride);
+                }
+            }
+        }
+    }
+
+    /// 16 packed rows' sums over some depth: those of planes' products, which are made of 64 of depth while the
+    /// next are written.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+    fn few(&self, tiles: &Tiles, rows: &[u8], depth: Range<usize>, out: &mut [&mut [i32]]) {
+        #[repr(align(64))]
+        struct Slot([u8; 4 * ROWS * ROW]);
+        let steps = depth.clone().step_by(ROW);
+        assert!(rows.len() >= steps.len() * ROWS * ROW && out.len() <= ROWS);
+        let mut slots = [const { Slot([0; 4 * ROWS * ROW]) }; 2];
+        for first in (0..self.panel.width).step_by(BLOCK) {
+            let columns = BLOCK.min(self.panel.width - first);
+            tiles.zero();
+            let mut waiting = None;
+            for (i, (from, rows)) in steps.clone().zip(rows.chunks_exact(ROWS * ROW)).enumerate() {
+                let slot = slots[i % 2].0.as_mut_ptr();
+                for (half, depth) in (from..depth.end.min(from + ROW)).step_by(SUPER).enumerate() {
+                    let codes = self.superstep(depth);
+                    if first == 0 {
+                        self.ask(codes);
+                    }
+                    for (tile, column) in (first..first + columns).step_by(COLUMNS).enumerate() {
+                        let at = tile * ROWS * ROW + half * ROWS * ROW / 2;
+                        // SAFETY: a slot holds two high and two low tiles, each of 16 vectors.
+                        unsafe {
+                            let (high, low) = (slot.add(at), slot.add(2 * ROWS * ROW + at));
+                            self.write(codes, depth, column, high, low, ROW);
+                        }
+                    }
+                }
+                if let Some((rows, slot)) = waiting {
+                    // SAFETY: a tile of rows, and four of columns.
+                    unsafe { tiles.add(rows, slot) };
+                }
+                waiting = Some((rows.as_ptr(), slot.cast_const()));
+            }
+            if let Some((rows, slot)) = waiting {
+                // SAFETY: as above.
+                unsafe { tiles.add(rows, slot) };
+            }
+            let mut sums = Buffer([0; BLOCK * BLOCK]);
+            // SAFETY: room for four tiles.
+            unsafe { tiles.store(sums.0.as_mut_ptr()) };
+            let (high, low) = sums.0.split_at(BLOCK * ROWS);
+            for ((out, high), low) in out.iter_mut().zip(high.chunks_exact(BLOCK)).zip(low.chunks_exact(BLOCK)) {
+                let out = &mut out[first..][..columns];
+                for ((out, high), low) in out.iter_mut().zip(high).zip(low) {
+                    *out = (high << 8).wrapping_add(*low);
                 }
             }
         }

@@ -298,7 +298,7 @@ impl<'a> Rows<'a> {
         // SAFETY: the Isa is this CPU's; the asserts are the callees' conditions.
         unsafe {
             if isa.has_amx() && out.len() >= amx::LEAST && panel.pass > SUPER {
-                return amx::groups(&block, self.scratch, &mut self.formed, out, 0);
+                return amx::groups(avx512::Wide::new(), &block, self.scratch, &mut self.formed, out, isa);
             }
             if isa.has_avx512() {
                 return vnni::groups(avx512::Wide::new(), &block, self.scratch, &mut self.formed, out, 0);
@@ -336,7 +336,7 @@ impl<'a> Rows<'a> {
         // SAFETY: the Isa is this CPU's; the asserts above are the callees' conditions.
         unsafe {
             if isa.has_amx() && out.len() >= amx::LEAST {
-                return amx::panel(&block, self.scratch, &mut self.formed, out, col);
+                return amx::panel(avx512::Wide::new(), &block, self.scratch, &mut self.formed, out, col, isa);
             }
             if isa.has_avx512() {
                 return avx512::panel(&block, out, col);

@@ -426,6 +426,47 @@ fn blocks_of_rows_in_groups_are_their_rows() {
     }
 }
 
+/// Rows' sums where they are not as far apart as the rows before.
+#[test]
+fn sums_go_to_rows_wherever_they_are() {
+    let (m, n, k) = (52, 64, 200);
+    let (a, b) = (bytes(m * k, 1), signed(&bytes(k * n, 2)));
+    let tiled = Tiled::from_kn(&b, k, n).unwrap();
+    let weight = Grouping::random(Groups::new(4, 32, false).unwrap(), n, k, 3);
+    let grouped = Grouped::from_bytes(&weight.bytes, k, n, None).unwrap();
+    let with = Found { panel: tiled.panel(0), excess: &[], fits: Fits::Unknown };
+    for &isa in Isa::available() {
+        for groups in [false, true] {
+            let run = |isa, gap: &dyn Fn(usize) -> usize| {
+                let lens: Vec<usize> = (0..m).map(|row| n + gap(row)).collect();
+                let (mut all, mut out) = (vec![7; lens.iter().sum()], vec![]);
+                let mut rest = &mut all[..];
+                for len in lens {
+                    let (row, others) = rest.split_at_mut(len);
+                    out.push(row);
+                    rest = others;
+                }
+                let len = Rows::scratch_len(isa, m, k).max(Rows::groups_scratch_len(isa, m, (k, k), weight.groups));
+                let mut scratch = vec![0; len];
+                let mut rows = Rows::new(isa, &a, k, 0, &mut scratch);
+                if groups {
+                    rows.times_groups(isa, &grouped.panel(0), 0..k, &mut out);
+                } else {
+                    rows.times(isa, with, &[5; PANEL], &mut out, 0);
+                }
+                assert!(out.iter().all(|row| row[n..].iter().all(|&beside| beside == 7)), "{}", isa.name());
+                out.iter().flat_map(|row| row[..n].to_vec()).collect::<Vec<_>>()
+            };
+            let expected = run(Isa::Scalar, &|_| 0);
+            for gap in [&|_| 0usize as _, &|_| 3, &|row| row % 3, &|row| usize::from(row == 40)]
+                as [&dyn Fn(usize) -> usize; 4]
+            {
+                assert_eq!(run(isa, gap), expected, "{}", isa.name());
+            }
+        }
+    }
+}
+
 /// The 16-bit sums of a group where they are largest.
 #[test]
 fn groups_that_just_fit_16_bits() {
@@ -440,7 +481,7 @@ fn groups_that_just_fit_16_bits() {
                 GroupedRows { codes: &mut codes, multipliers: &mut multipliers, zeros: &mut zeros, scale: &mut scale };
             tile_groups(&parts, groups, None, n, k, &mut bytes, &Ctl::new(1)).unwrap();
             let weight = Grouping { groups, codes, multipliers, zeros, scale, bytes, int8: vec![], floats: vec![] };
-            for m in [1, 7] {
+            for m in [1, 7, 40] {
                 let a = vec![row; m * k];
                 vnni_is_right(Plain::<16>, &a, &weight, (n, k));
                 vnni_is_right(Plain::<8>, &a, &weight, (n, k));

@@ -501,7 +501,7 @@ unsafe fn plane<W: Vnni, const BITS: usize, const UP: usize>(
 
 /// N columns' zero points in a group.
 #[inline(always)]
-pub(super) fn points_of<W: Vnni>(w: W, panel: &GroupPanel, group: usize, first: usize) -> W::V {
+fn points_of<W: Vnni>(w: W, panel: &GroupPanel, group: usize, first: usize) -> W::V {
     if panel.groups.symmetric() {
         return w.splat(panel.groups.middle().into());
     }
@@ -512,7 +512,7 @@ pub(super) fn points_of<W: Vnni>(w: W, panel: &GroupPanel, group: usize, first: 
 }
 
 /// How packed zero points of N columns become dwords.
-struct Spread<W: Vnni> {
+pub(super) struct Spread<W: Vnni> {
     index: W::V,
     shift: W::V,
     mask: W::V,
@@ -520,7 +520,7 @@ struct Spread<W: Vnni> {
 
 impl<W: Vnni> Spread<W> {
     #[inline(always)]
-    fn new(w: W, nbits: u32) -> Self {
+    pub(super) fn new(w: W, nbits: u32) -> Self {
         const EACH: [i32; 16] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
         // SAFETY: N is at most 16.
         let bit = w.mul(unsafe { w.load(EACH.as_ptr()) }, w.splat(nbits as i32));
@@ -531,7 +531,7 @@ impl<W: Vnni> Spread<W> {
     }
 
     #[inline(always)]
-    fn of(&self, w: W, bytes: &[u8; 16]) -> W::V {
+    pub(super) fn of(&self, w: W, bytes: &[u8; 16]) -> W::V {
         w.and(w.pick(bytes, self.index, self.shift), self.mask)
     }
 }
