@@ -19,9 +19,9 @@ MOST_BYTES = 8_000_000
 
 #: Functions that run only where the CPU has what they use.
 DISPATCHED = re.compile(
-    # ours: <family>/{avx2,avxvnni,avx512}.rs and the on_isa! of lanes.rs take an Isa, which proves the feature,
+    # ours: <family>/{avx2,avxvnni,avx512,amx}.rs and the on_isa! of lanes.rs take an Isa, which proves the feature,
     # or a token of theirs, whose methods are named <lowbit_kernels::gemm::avx512::Wide as ...>
-    r"(14lowbit_kernels\w*?\d|lowbit_kernels\.\.[\w.]*?\.)(?P<isa>avx2|avxvnni|avx512)"
+    r"(14lowbit_kernels\w*?\d|lowbit_kernels\.\.[\w.]*?\.)(?P<isa>avx2|avxvnni|avx512|amx)"
     # the standard library's searches for a byte choose by is_x86_feature_detected!
     r"|6memchr4arch6x86_64\d+avx2"
     # so do the conversions of float16

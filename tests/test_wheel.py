@@ -25,7 +25,7 @@ def test_avx_is_in_dispatched_functions_alone():
     assert leaks(functions) == []
     # A module without its symbols, or without a path, would pass unseen.
     seen = {match["isa"] for name in functions if (match := DISPATCHED.search(name))}
-    assert seen >= {"avx2", "avxvnni", "avx512"}
+    assert seen >= {"avx2", "avxvnni", "avx512", "amx"}
 
 
 def test_a_leak_would_be_seen():

@@ -77,7 +77,7 @@ impl Tiles {
             }
             Palette(bytes)
         };
-        // SAFETY: by the Isa, the CPU has tiles, and the process the permission to use them; 64 bytes that say palette 1.
+        // SAFETY: by the Isa, the CPU has tiles and the process may use them; 64 bytes that say palette 1.
         unsafe { asm!("ldtilecfg [{}]", in(reg) ALL.0.as_ptr(), options(nostack, readonly, preserves_flags)) };
         Tiles(PhantomData)
     }
