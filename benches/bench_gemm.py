@@ -30,6 +30,10 @@ from measure import Shape, Timing, clock_for, cpu_name, interleave, settle, shap
 #: Rows up to which reading B can be what bounds a product.
 FEW_ROWS = 16
 
+#: Seconds of a turn, at least: Intel is slow for half a millisecond after its wide registers, or its tiles, were
+#: at rest.
+TURN = 2e-2
+
 #: The peers that environment variables hold to AVX2.
 HELD = ("torch._int_mm", "torch oneDNN int8", "numpy floats", "numpy integers")
 
@@ -90,7 +94,7 @@ def product(shape: Shape, rounds: int, threads: int, held: bool) -> dict[str, An
     # Beside the limit, which is AVX-512's: what tiles could do.
     tiles = {peak.instruction: peak.work(shape.ops, threads) for peak in limits.peaks() if "tile" in peak.instruction}
     fs |= tiles
-    timing = interleave({**loops, **fs}, rounds, at_least=2e-3, clock=clock_for(threads), warm=True)
+    timing = interleave({**loops, **fs}, rounds, at_least=TURN, clock=clock_for(threads), warm=True)
     peers = [name for name in fs if not name.startswith("lowbit") and name not in {**left, **tiles}]
     best = min(peers, key=lambda name: timing.seconds(name).median)
     ratio = timing.ratio("lowbit", best)
@@ -245,7 +249,7 @@ def in_groups(shape: Shape, rounds: int, threads: int) -> tuple[list[list[object
         fs = {"lowbit": layer(config), "lowbit int8": layer(lowbit.Int8()), **peers}
         few = shape.m == 1 and threads == 1
         loop = limits.read(weight.tiled.size) if few else peak.work(shape.ops, threads)
-        timing = interleave({**fs, "limit": loop}, rounds, at_least=2e-3, clock=clock_for(threads), warm=True)
+        timing = interleave({**fs, "limit": loop}, rounds, at_least=TURN, clock=clock_for(threads), warm=True)
         share = timing.share("lowbit", ["limit"])
         part = 1.0 if few or group_size > 32 else left_over
         best = min(peers, key=lambda name: timing.seconds(name).median, default="-")
@@ -312,7 +316,7 @@ def with_tables(shape: Shape, rounds: int, threads: int) -> tuple[list[list[obje
         size = lowbit.quantize_weight(w, config).tiled.size
         fs = {"lowbit": layer(config), "Uniform(4, 64)": layer(lowbit.Uniform(4, 64, equalize=False)), **peers}
         loop = limits.read(size) if few else peak.work(shape.ops, threads)
-        timing = interleave({**fs, "limit": loop}, rounds, at_least=2e-3, clock=clock_for(threads), warm=True)
+        timing = interleave({**fs, "limit": loop}, rounds, at_least=TURN, clock=clock_for(threads), warm=True)
         share = timing.share("lowbit", ["limit"])
         shown = _quartiles([share.low, share.median, share.high])
         speed = f"{shape.ops / timing.seconds('lowbit').median / 1e9:.0f}"
@@ -490,7 +494,7 @@ def main() -> None:
         rows = []
         for shape in shapes("minilm"):
             fs, _ = layers(shape)
-            timing = interleave(fs, rounds, at_least=2e-3, clock=clock, warm=True)
+            timing = interleave(fs, rounds, at_least=TURN, clock=clock, warm=True)
             ratios = {name: timing.ratio("lowbit linear", name) for name in fs}
             microseconds = {name: timing.seconds(name).median * 1e6 for name in fs}
             told["linear"].append({"shape": str(shape), "us": microseconds})
