@@ -48,12 +48,13 @@ def lowbit_int8(dtype: str = "float32") -> Encoder:
     return minilm.torch_encoder(module, f"{len(report.quantized)} layers, {len(report.fused)} fused")
 
 
-def lowbit_uniform(nbits: int, group_size: int = 32, **how: Any) -> Encoder:
-    """The encoder with linear layers and embeddings of ``nbits``."""
+def lowbit_uniform(nbits: int, group_size: int = 32, dtype: str = "float32", **how: Any) -> Encoder:
+    """The encoder with linear layers and embeddings of ``nbits``, floats between them in ``dtype``."""
     import lowbit
+    import torch
     from lowbit.torch import quantize_
 
-    module = minilm.encoder_module()
+    module = minilm.encoder_module(getattr(torch, dtype))
     report = quantize_(module, lowbit.Uniform(nbits, group_size, **how))
     return minilm.torch_encoder(module, _groups(report, group_size))
 
@@ -105,6 +106,7 @@ CANDIDATES: dict[str, Callable[[], Encoder]] = {
     "lowbit int8": lowbit_int8,
     "lowbit int8, bf16 between": lambda: lowbit_int8("bfloat16"),
     **{f"lowbit {nbits} bits": lambda nbits=nbits: lowbit_uniform(nbits) for nbits in (6, 5, 4, 3, 2)},
+    "lowbit 4 bits, bf16 between": lambda: lowbit_uniform(4, dtype="bfloat16"),
     # Fewer bits than NF4's and HQQ's 4.5, with the row's scale and the equalizer.
     "lowbit 4 bits, groups of 48": lambda: lowbit_uniform(4, 48),
     "lowbit 4 bits, rotated": lambda: lowbit_uniform(4, rotate="hadamard"),
