@@ -92,7 +92,8 @@ def product(shape: Shape, rounds: int, threads: int, held: bool) -> dict[str, An
     fs, left = candidates(shape, held)
     loops = bounds(shape, threads)
     # Beside the limit, which is AVX-512's: what tiles could do.
-    tiles = {peak.instruction: peak.work(shape.ops, threads) for peak in limits.peaks() if "tile" in peak.instruction}
+    found = limits.peaks() if loops and lowbit.isa() == "amx" else []
+    tiles = {peak.instruction: peak.work(shape.ops, threads) for peak in found if "tile" in peak.instruction}
     fs |= tiles
     timing = interleave({**loops, **fs}, rounds, at_least=TURN, clock=clock_for(threads), warm=True)
     peers = [name for name in fs if not name.startswith("lowbit") and name not in {**left, **tiles}]

@@ -31,7 +31,7 @@ DISPATCHED = re.compile(
 #: Coded in VEX or EVEX, which a CPU without AVX refuses: the vector instructions begin with v, the
 #: registers tell the rest, and BMI has names of its own. popcnt came after x86-64's baseline too.
 _BEYOND_BASELINE = re.compile(
-    r"^v(?!err|erw)\w+|%[yz]mm\d|%k[0-7]\b|"
+    r"^v(?!err|erw)\w+|%[yz]mm\d|%k[0-7]\b|%tmm\d|^(tile|tdp|ldtilecfg|sttilecfg)|"
     r"^(andn|bextr|bls(i|r|msk)|bzhi|mulx|pdep|pext|rorx|sarx|shlx|shrx|popcnt)[lqw]?\b"
 )
 _SYMBOL = re.compile(r"^[0-9a-f]+ <(.*)>:$")

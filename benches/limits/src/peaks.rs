@@ -234,6 +234,7 @@ mod x86 {
                 palette = in(reg) palette.0.as_ptr(),
                 turns = inout(reg) turns => _,
                 out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                 options(nostack, readonly),
             );
         }

@@ -86,7 +86,7 @@ impl Isa {
     /// Every instruction set that this CPU can run, the best one last.
     pub fn available() -> &'static [Isa] {
         static FOUND: OnceLock<Vec<Isa>> = OnceLock::new();
-        FOUND.get_or_init(|| ALL.iter().filter(|(level, _)| runs(*level)).map(|&(l, _)| Isa(l)).collect())
+        FOUND.get_or_init(|| ALL.iter().filter(|(level, _)| is_here(*level)).map(|&(l, _)| Isa(l)).collect())
     }
 
     /// The best one that this CPU can run.
@@ -104,13 +104,19 @@ impl Isa {
         let Some(&(level, _)) = ALL.iter().find(|(_, n)| *n == name) else {
             return Err(Error::Value(format!("isa: expected one of {}, got '{name}'", known())));
         };
-        let isa = Isa(level);
-        if Isa::available().contains(&isa) {
-            return Ok(isa);
+        // Not all that there are: whoever names another need not ask for tiles.
+        if is_here(level) {
+            return Ok(Isa(level));
         }
         let has: Vec<_> = Isa::available().iter().map(|i| i.name()).collect();
         Err(Error::Isa(name.to_owned(), has.join(", ")))
     }
+}
+
+/// Whether this CPU has it, and the system lets it: asked once.
+fn is_here(level: Level) -> bool {
+    static HERE: [OnceLock<bool>; ALL.len()] = [const { OnceLock::new() }; ALL.len()];
+    *HERE[level as usize].get_or_init(|| runs(level))
 }
 
 #[cfg(target_arch = "x86_64")]

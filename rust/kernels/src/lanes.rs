@@ -161,20 +161,6 @@ pub(crate) fn prefetch_line(at: *const u8) {
     let _ = at;
 }
 
-/// Asks for all lines of a slice that is to be written.
-#[inline(always)]
-pub(crate) fn prefetch_to_write<T>(x: &[T]) {
-    #[cfg(target_arch = "x86_64")]
-    for part in x.chunks(64 / size_of::<T>()) {
-        // SAFETY: nothing is read, and a CPU without it does nothing.
-        unsafe {
-            use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
-            _mm_prefetch::<_MM_HINT_ET0>(part.as_ptr().cast());
-        }
-    }
-    let _ = x;
-}
-
 /// All lines of a slice.
 #[inline(always)]
 pub(crate) fn prefetch<T>(x: &[T]) {

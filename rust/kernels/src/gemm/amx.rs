@@ -40,15 +40,18 @@ const AHEAD: usize = 8192;
 /// Fewer rows do not repay packing them.
 pub(super) const LEAST: usize = 6;
 
-/// Asks Linux for this process's permission to use tiles; whether it has it.
+/// Asks Linux for this process's permission to use tiles; whether it has it. From then on signals' stacks have to
+/// hold tiles too, which glibc's own sizes know.
 #[cfg(target_os = "linux")]
 pub(crate) fn is_granted() -> bool {
     const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
     const XFEATURE_XTILEDATA: libc::c_long = 18;
-    let leaf = __cpuid_count(7, 0);
-    let has_tiles = __cpuid(0).eax >= 7 && leaf.edx >> 24 & 3 == 3;
-    // SAFETY: it takes two numbers, and answers with another.
-    has_tiles && unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) } == 0
+    #[allow(unused_unsafe)] // `cpuid` is safe since Rust 1.94
+    // SAFETY: every x86-64 CPU has `cpuid`; the call takes two numbers, and answers with another.
+    unsafe {
+        let has_tiles = __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx >> 24 & 3 == 3;
+        has_tiles && libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0
+    }
 }
 
 /// Tiles of other systems are not asked for.
@@ -61,8 +64,9 @@ pub(crate) fn is_granted() -> bool {
 struct Tiles(PhantomData<*const ()>);
 
 impl Tiles {
-    /// No other of these may be in use on this thread.
-    fn new(isa: Isa) -> Tiles {
+    /// # Safety
+    /// No other of these is on this thread: the first to go would take the tiles with it.
+    unsafe fn new(isa: Isa) -> Tiles {
         assert!(isa.has_amx());
         #[repr(align(64))]
         struct Palette([u8; 64]);
@@ -78,14 +82,24 @@ impl Tiles {
             Palette(bytes)
         };
         // SAFETY: by the Isa, the CPU has tiles and the process may use them; 64 bytes that say palette 1.
-        unsafe { asm!("ldtilecfg [{}]", in(reg) ALL.0.as_ptr(), options(nostack, readonly, preserves_flags)) };
+        unsafe {
+            asm!(
+                "ldtilecfg [{}]",
+                in(reg) ALL.0.as_ptr(),
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack, readonly, preserves_flags),
+            );
+        }
         Tiles(PhantomData)
     }
 }
 
-/// Sums that stay in tiles from call to call, of 16 rows with 32 columns: nothing but what is written here uses them.
+/// Sums that stay in tiles 0 to 3 from call to call, of 16 rows with 32 columns. Rust says nothing of registers
+/// between blocks of assembly; but it has no use for tiles where no function asks for AMX, and [`multiply`], which
+/// has, is not called between.
 impl Tiles {
-    fn zero(&self) {
+    fn zero(&mut self) {
         // SAFETY: there are tiles.
         unsafe {
             asm!(
@@ -102,7 +116,7 @@ impl Tiles {
     ///
     /// # Safety
     /// A tile can be read from `rows`, and four from `columns` on.
-    unsafe fn add(&self, rows: *const u8, columns: *const u8) {
+    unsafe fn add(&mut self, rows: *const u8, columns: *const u8) {
         // SAFETY: the caller's promise.
         unsafe {
             asm!(
@@ -118,6 +132,7 @@ impl Tiles {
                 rows = in(reg) rows,
                 columns = in(reg) columns,
                 row = in(reg) ROW,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                 options(nostack, readonly, preserves_flags),
             );
         }
@@ -127,7 +142,7 @@ impl Tiles {
     ///
     /// # Safety
     /// So many can be written.
-    unsafe fn store(&self, to: *mut i32) {
+    unsafe fn store(&mut self, to: *mut i32) {
         // SAFETY: the caller's promise.
         unsafe {
             asm!(
@@ -146,7 +161,14 @@ impl Tiles {
 impl Drop for Tiles {
     fn drop(&mut self) {
         // SAFETY: there are tiles, or there was no value of this type.
-        unsafe { asm!("tilerelease", options(nostack, nomem, preserves_flags)) };
+        unsafe {
+            asm!(
+                "tilerelease",
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack, nomem, preserves_flags),
+            );
+        }
     }
 }
 
@@ -191,7 +213,7 @@ unsafe fn multiply<const R: usize, const C: usize, const SIGNED: bool>(_: &Tiles
             // SAFETY: the caller's promises; no other register is written.
             unsafe {
                 asm!(
-                    concat!(".macro dot sum, rows, columns\n", $dot, " \\sum, \\rows, \\columns\n.endm"),
+                    concat!(".macro lowbit_dot sum, rows, columns\n", $dot, " \\sum, \\rows, \\columns\n.endm"),
                     "mov {x}, [{ends}]",
                     "mov {y}, [{ends} + 8]",
                     $($load,)*
@@ -212,7 +234,7 @@ unsafe fn multiply<const R: usize, const C: usize, const SIGNED: bool>(_: &Tiles
                     "mov {x}, [{ends} + 16]",
                     "mov {y}, [{ends} + 24]",
                     $($store,)*
-                    ".purgem dot",
+                    ".purgem lowbit_dot",
                     ends = in(reg) ends,
                     x = out(reg) _,
                     y = out(reg) _,
@@ -236,14 +258,14 @@ unsafe fn multiply<const R: usize, const C: usize, const SIGNED: bool>(_: &Tiles
             match (R, C) {
                 (1, 1) => product!($dot,
                     ["tileloadd tmm0, [{x} + {y}]"]
-                    ["tileloadd tmm4, [{a} + {row}]" "tileloadd tmm6, [{c} + {stride}]" "dot tmm0, tmm4, tmm6"]
+                    ["tileloadd tmm4, [{a} + {row}]" "tileloadd tmm6, [{c} + {stride}]" "lowbit_dot tmm0, tmm4, tmm6"]
                     ["tilestored [{x} + {y}], tmm0"]
                 ),
                 (1, _) => product!($dot,
                     ["tileloadd tmm0, [{x} + {y}]" "tileloadd tmm1, [{x} + {y} + 64]"]
                     ["tileloadd tmm4, [{a} + {row}]"
-                     "tileloadd tmm6, [{c} + {stride}]" "dot tmm0, tmm4, tmm6"
-                     "tileloadd tmm7, [{c} + {stride} + 64]" "dot tmm1, tmm4, tmm7"]
+                     "tileloadd tmm6, [{c} + {stride}]" "lowbit_dot tmm0, tmm4, tmm6"
+                     "tileloadd tmm7, [{c} + {stride} + 64]" "lowbit_dot tmm1, tmm4, tmm7"]
                     ["tilestored [{x} + {y}], tmm0" "tilestored [{x} + {y} + 64], tmm1"]
                 ),
                 (_, 1) => product!($dot,
@@ -251,8 +273,8 @@ unsafe fn multiply<const R: usize, const C: usize, const SIGNED: bool>(_: &Tiles
                      "lea {x}, [{x} + 8 * {y}]" "lea {x}, [{x} + 8 * {y}]"
                      "tileloadd tmm2, [{x} + {y}]"]
                     ["tileloadd tmm6, [{c} + {stride}]"
-                     "tileloadd tmm4, [{a} + {row}]" "dot tmm0, tmm4, tmm6"
-                     "tileloadd tmm5, [{b} + {row}]" "dot tmm2, tmm5, tmm6"]
+                     "tileloadd tmm4, [{a} + {row}]" "lowbit_dot tmm0, tmm4, tmm6"
+                     "tileloadd tmm5, [{b} + {row}]" "lowbit_dot tmm2, tmm5, tmm6"]
                     ["tilestored [{x} + {y}], tmm0"
                      "lea {x}, [{x} + 8 * {y}]" "lea {x}, [{x} + 8 * {y}]"
                      "tilestored [{x} + {y}], tmm2"]
@@ -262,9 +284,9 @@ unsafe fn multiply<const R: usize, const C: usize, const SIGNED: bool>(_: &Tiles
                      "lea {x}, [{x} + 8 * {y}]" "lea {x}, [{x} + 8 * {y}]"
                      "tileloadd tmm2, [{x} + {y}]" "tileloadd tmm3, [{x} + {y} + 64]"]
                     ["tileloadd tmm4, [{a} + {row}]"
-                     "tileloadd tmm6, [{c} + {stride}]" "dot tmm0, tmm4, tmm6"
-                     "tileloadd tmm7, [{c} + {stride} + 64]" "dot tmm1, tmm4, tmm7"
-                     "tileloadd tmm5, [{b} + {row}]" "dot tmm2, tmm5, tmm6" "dot tmm3, tmm5, tmm7"]
+                     "tileloadd tmm6, [{c} + {stride}]" "lowbit_dot tmm0, tmm4, tmm6"
+                     "tileloadd tmm7, [{c} + {stride} + 64]" "lowbit_dot tmm1, tmm4, tmm7"
+                     "tileloadd tmm5, [{b} + {row}]" "lowbit_dot tmm2, tmm5, tmm6" "lowbit_dot tmm3, tmm5, tmm7"]
                     ["tilestored [{x} + {y}], tmm0" "tilestored [{x} + {y} + 64], tmm1"
                      "lea {x}, [{x} + 8 * {y}]" "lea {x}, [{x} + 8 * {y}]"
                      "tilestored [{x} + {y}], tmm2" "tilestored [{x} + {y} + 64], tmm3"]
@@ -282,12 +304,18 @@ fn packed_len(k: usize) -> usize {
 
 /// Dwords of scratch for rows: packed, from a line's beginning on.
 pub(super) fn scratch_len(rows: usize, k: usize) -> usize {
-    LINE + rows.div_ceil(ROWS) * packed_len(k) / 4
+    if rows < LEAST { 0 } else { LINE + rows.div_ceil(ROWS) * packed_len(k) / 4 }
 }
 
-/// The same for weights in groups: and two planes of a panel's columns.
+/// The same for weights in groups: and, for more rows than a tile's, two planes of a panel's columns.
 pub(super) fn groups_scratch_len(rows: usize, (k, pass): (usize, usize)) -> usize {
-    scratch_len(rows, k) + planes_len(CHUNK.min(k.min(pass)))
+    let planes = if rows <= ROWS { 0 } else { planes_len(CHUNK.min(k.min(pass))) };
+    if takes(rows, pass) { scratch_len(rows, k) + planes } else { 0 }
+}
+
+/// Whether so many rows times weights in groups of such passes are for tiles: a pass begins where a tile of rows does.
+pub(super) fn takes(rows: usize, pass: usize) -> bool {
+    rows >= LEAST && pass > SUPER
 }
 
 /// Dwords of both planes.
@@ -366,7 +394,7 @@ struct Last([u8; ROW * PANEL]);
 impl<'a> Columns<'a> {
     /// Codes of an int8 panel, whose sums start from `start`.
     fn bytes(packed: Packed<'a>, codes: &'a [u8], width: usize, start: &'a [i32; PANEL], last: &'a mut Last) -> Self {
-        assert!(codes.len() == packed.k.div_ceil(4) * 4 * width);
+        assert!(codes.len() == packed.k.div_ceil(4) * 4 * width && width.is_multiple_of(COLUMNS) && width <= PANEL);
         let steps = packed.k / ROW;
         let tail = &codes[steps * ROW * width..];
         last.0[..tail.len()].copy_from_slice(tail);
@@ -394,7 +422,10 @@ impl<'a> Columns<'a> {
                 let rows = BLOCK.min(out.rows.len() - row);
                 let whole = out.tiles(row, rows, col + first);
                 let to = whole.unwrap_or(Sums { at: buffer.0.as_mut_ptr(), stride: 4 * BLOCK });
-                self.block(tiles, (row, rows), (first, columns), add.then_some((&*out, col)), to, &mut buffer);
+                // SAFETY: the tiles of `out` are rows of enough columns; or the buffer is as large as any.
+                unsafe {
+                    self.block(tiles, (row, rows), (first, columns), add.then_some((&*out, col)), to, &mut buffer)
+                };
                 if whole.is_none() {
                     for (out, sums) in out.rows[row..][..rows].iter_mut().zip(buffer.0.chunks_exact(BLOCK)) {
                         out[col + first..][..columns].copy_from_slice(&sums[..columns]);
@@ -405,7 +436,10 @@ impl<'a> Columns<'a> {
     }
 
     /// Sums of up to 32 rows and columns.
-    fn block(
+    ///
+    /// # Safety
+    /// `to` has room for their tiles.
+    unsafe fn block(
         &self,
         tiles: &Tiles,
         (row, rows): (usize, usize),
@@ -432,8 +466,8 @@ impl<'a> Columns<'a> {
         };
         let start = |start: &[i32; PANEL]| Sums { at: start[first..].as_ptr().cast_mut(), stride: 0 };
         let shape = (two_rows, two_columns);
-        // SAFETY: by the asserts, the factors' rows and columns are there; sums start from as many of a panel's or from
-        // the buffer's, and go there or where the caller has room for them; the token proves the instruction set.
+        // SAFETY: by the asserts, here and where the columns were made, the factors' rows and columns are there; sums
+        // start from as many of a panel's or from the buffer's; the caller's promise; the token proves the instruction set.
         unsafe {
             match self.form {
                 Form::Bytes { codes, last, start: from } => {
@@ -460,14 +494,17 @@ impl<'a> Columns<'a> {
 #[repr(align(64))]
 struct Buffer([i32; BLOCK * BLOCK]);
 
-/// Where sums go: rows, and bytes from one to the next if all are as far apart.
+/// Where sums go: rows, where the first one is, and bytes from one to the next if all are as far apart.
 struct Out<'a, 'b> {
     rows: &'a mut [&'b mut [i32]],
+    first: usize,
     stride: Option<usize>,
 }
 
 impl<'a, 'b> Out<'a, 'b> {
-    fn new(rows: &'a mut [&'b mut [i32]]) -> Self {
+    /// Rows of at least so many columns.
+    fn new(rows: &'a mut [&'b mut [i32]], columns: usize) -> Self {
+        assert!(rows.iter().all(|row| row.len() >= columns));
         let mut at = rows.iter_mut().map(|row| row.as_mut_ptr().expose_provenance());
         let first = at.next().unwrap_or_default();
         let mut stride = None;
@@ -475,15 +512,15 @@ impl<'a, 'b> Out<'a, 'b> {
             let by = *stride.get_or_insert(at.wrapping_sub(first));
             at == first.wrapping_add(by.wrapping_mul(i + 1))
         });
-        Out { rows, stride: stride.filter(|_| even) }
+        Out { rows, first, stride: stride.filter(|_| even) }
     }
 
     /// As tiles, if these are whole.
-    fn tiles(&mut self, first: usize, rows: usize, col: usize) -> Option<Sums> {
+    fn tiles(&self, row: usize, rows: usize, col: usize) -> Option<Sums> {
         let stride = self.stride.filter(|_| rows.is_multiple_of(ROWS))?;
-        // A tile reaches the other rows from the first: all are exposed.
-        let at = std::ptr::with_exposed_provenance_mut(self.rows[first][col..].as_mut_ptr().addr());
-        Some(Sums { at, stride })
+        // A tile reaches its other rows from the first: all are exposed.
+        let at = self.first.wrapping_add(row.wrapping_mul(stride)).wrapping_add(4 * col);
+        Some(Sums { at: std::ptr::with_exposed_provenance_mut(at), stride })
     }
 }
 
@@ -501,11 +538,12 @@ pub(super) fn panel(
     isa: Isa,
 ) {
     let (codes, width) = (block.panel.codes, block.panel.width);
-    assert!(out.iter().all(|row| row.len() >= col + width));
     let (packed, _) = Packed::new(w, block.a, block.k, block.flip, scratch, made);
     let mut last = Last([0; ROW * PANEL]);
     let columns = Columns::bytes(packed, codes, width, block.start, &mut last);
-    columns.times(&Tiles::new(isa), false, &mut Out::new(out), col);
+    // SAFETY: this thread has no other tiles: nothing that holds them calls this.
+    let tiles = unsafe { Tiles::new(isa) };
+    columns.times(&tiles, false, &mut Out::new(out, col + width), col);
 }
 
 /// `scalar::groups`.
@@ -520,13 +558,15 @@ pub(super) fn groups(
     isa: Isa,
 ) {
     let (panel, depth) = (block.panel, block.depth.clone());
-    assert!(out.iter().all(|row| row.len() >= panel.width));
+    assert!(depth.start.is_multiple_of(ROW) && (depth.end == panel.k || depth.end.is_multiple_of(ROW)));
+    // SAFETY: this thread has no other tiles: nothing that holds them calls this.
+    let mut tiles = unsafe { Tiles::new(isa) };
     let (packed, planes) = Packed::new(w, block.a, panel.k, 0, scratch, made);
     if out.len() <= ROWS {
         // SAFETY: the token proves the instruction set.
-        return unsafe { few(w, panel, &packed.bytes[depth.start * ROWS..], depth, out, &Tiles::new(isa)) };
+        return unsafe { few(w, panel, &packed.bytes[depth.start * ROWS..], depth, out, &mut tiles) };
     }
-    let (tiles, mut out) = (Tiles::new(isa), Out::new(out));
+    let mut out = Out::new(out, panel.width);
     for from in depth.clone().step_by(CHUNK) {
         let columns = Columns::planes(packed, panel, from..depth.end.min(from + CHUNK), planes);
         columns.times(&tiles, from > depth.start, &mut out, 0);
@@ -592,7 +632,7 @@ fn digits(w: Wide, panel: &GroupPanel, depth: Range<usize>, high: &mut [u8], low
 
 /// Up to 16 packed rows' sums over some depth.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn few(w: Wide, panel: &GroupPanel, rows: &[u8], depth: Range<usize>, out: &mut [&mut [i32]], tiles: &Tiles) {
+fn few(w: Wide, panel: &GroupPanel, rows: &[u8], depth: Range<usize>, out: &mut [&mut [i32]], tiles: &mut Tiles) {
     digits_of!(w, panel, few(tiles, rows, depth, out))
 }
 
@@ -721,7 +761,7 @@ impl<'a, const NBITS: usize, const WHOLE: bool> Digits<'a, NBITS, WHOLE> {
     /// 16 packed rows' sums over some depth: those of planes' products, which are made of 64 of depth while the
     /// next are written.
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-    fn few(&self, tiles: &Tiles, rows: &[u8], depth: Range<usize>, out: &mut [&mut [i32]]) {
+    fn few(&self, tiles: &mut Tiles, rows: &[u8], depth: Range<usize>, out: &mut [&mut [i32]]) {
         #[repr(align(64))]
         struct Slot([u8; 4 * ROWS * ROW]);
         let steps = depth.clone().step_by(ROW);

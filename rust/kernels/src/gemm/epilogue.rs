@@ -9,7 +9,7 @@
 
 use super::tiled::PANEL;
 use crate::affine::{Floats, RowScale};
-use crate::lanes::{Element, Lanes, Scalar, prefetch_to_write};
+use crate::lanes::{Element, Lanes, Scalar, prefetch};
 
 /// The function applied to each output of a linear layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -81,7 +81,7 @@ fn each<L: Lanes, T: Element>(
     for (r, (sums, row)) in sums.chunks_exact(PANEL).zip(rows).enumerate() {
         // Rows lie far apart: a store alone would wait for its line.
         if let Some(next) = out.get(r + AHEAD) {
-            prefetch_to_write(&next[col..col + f.cols]);
+            prefetch(&next[col..col + f.cols]);
         }
         let out = &mut out[r][col..col + f.cols];
         let residual = f.residual.map(|(values, stride)| &values[r * stride..r * stride + f.cols]);

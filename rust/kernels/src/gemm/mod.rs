@@ -13,7 +13,7 @@
 //! row's result does not depend on the other rows of its batch.
 //!
 //! A task is a block of rows times a range of panels. Rows are quantized, and
-//! for AVX2 widened, once a task; a panel's sums stay in the nearest cache
+//! for AVX2 widened, for tiles packed, once a task; a panel's sums stay in the nearest cache
 //! until their epilogue has run.
 
 #[cfg(target_arch = "x86_64")]
@@ -223,7 +223,7 @@ struct Rows<'a> {
     a: &'a [u8],
     k: usize,
     flip: u8,
-    /// AVX2's forms of the rows and of some columns, and all paths' for weights in groups.
+    /// AVX2's forms of the rows and of some columns, packed rows, and all paths' forms for weights in groups.
     scratch: &'a mut [i32],
     #[cfg(target_arch = "x86_64")]
     made: avx2::Made,
@@ -297,7 +297,7 @@ impl<'a> Rows<'a> {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the Isa is this CPU's; the asserts are the callees' conditions.
         unsafe {
-            if isa.has_amx() && out.len() >= amx::LEAST && panel.pass > SUPER {
+            if isa.has_amx() && amx::takes(out.len(), panel.pass) {
                 return amx::groups(avx512::Wide::new(), &block, self.scratch, &mut self.formed, out, isa);
             }
             if isa.has_avx512() {
