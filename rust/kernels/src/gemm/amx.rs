@@ -528,6 +528,7 @@ impl<'a, 'b> Out<'a, 'b> {
 ///
 /// `scratch` holds [`scratch_len`] dwords, and `made` tells whether the rows are in it; `out` has as many rows as
 /// `block`, each of at least `col + block.panel.width` columns.
+#[inline(never)] // nothing but this file's functions is to hold tiles' instructions
 pub(super) fn panel(
     w: Wide,
     block: &Block,
@@ -549,6 +550,7 @@ pub(super) fn panel(
 /// `scalar::groups`.
 ///
 /// As [`panel`], with [`groups_scratch_len`] dwords; the depth is one pass.
+#[inline(never)]
 pub(super) fn groups(
     w: Wide,
     block: &GroupBlock,
