@@ -152,9 +152,9 @@ use avx2::Excess;
 #[cfg(not(target_arch = "x86_64"))]
 type Excess = std::convert::Infallible;
 
-/// Whether this instruction set is AVX2 alone, which wants scratch.
+/// Whether this instruction set is AVX2 and nothing wider, which wants forms of its own of rows.
 #[cfg(target_arch = "x86_64")]
-fn has_scratch(isa: Isa) -> bool {
+fn is_avx2_alone(isa: Isa) -> bool {
     isa.has_avx2() && !isa.has_avx512() && !isa.is_avxvnni()
 }
 
@@ -184,7 +184,7 @@ impl<'a> Columns<'a> {
     fn new(isa: Isa, m: usize, tiled: Tiled<&'a [u8]>, ctl: &Ctl) -> Result<Self> {
         let excess = Vec::new();
         #[cfg(target_arch = "x86_64")]
-        let excess = if has_scratch(isa) && m >= avx2::BYTES {
+        let excess = if is_avx2_alone(isa) && m >= avx2::BYTES {
             let mut found = excess;
             found.resize_with(2 * tiled.panels(), || None);
             let panels = Parts::new(found.as_chunks_mut().0);
@@ -244,7 +244,7 @@ impl<'a> Rows<'a> {
             if isa.has_amx() {
                 return amx::scratch_len(rows, k);
             }
-            if has_scratch(isa) {
+            if is_avx2_alone(isa) {
                 return avx2::scratch_len(rows, k);
             }
         }
