@@ -203,6 +203,11 @@ def linear(
     row's result does not depend on the other rows, and is the same bits on
     every instruction set and thread count.
 
+    Where a weight's config takes inputs as they are (``activation=None``), the product is
+    of floats, its error at most (K + 4) · 2⁻²³ of what its terms' magnitudes sum to. It is
+    the same bits too, except that ``amx`` adds in an order of its own where each channel
+    or group has a table.
+
     Parameters
     ----------
     x : array_like of float32, bfloat16, float16 or float64, (..., K), or RowCodes

@@ -10,6 +10,8 @@
 //!
 //! Rust's intrinsics for tiles are unstable: they are written in assembly.
 
+pub(super) mod floats;
+
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::marker::PhantomData;
@@ -49,7 +51,8 @@ pub(crate) fn is_granted() -> bool {
     #[allow(unused_unsafe)] // `cpuid` is safe since Rust 1.94
     // SAFETY: every x86-64 CPU has `cpuid`; the call takes two numbers, and answers with another.
     unsafe {
-        let has_tiles = __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx >> 24 & 3 == 3;
+        // Tiles, and their products of bytes and of bfloat16.
+        let has_tiles = __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx >> 22 & 0b1101 == 0b1101;
         has_tiles && libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0
     }
 }

@@ -9,7 +9,9 @@
 //! | [`mlp`] | f32 or bf16 (M, K), two tiled i8 | f32 or bf16 (M, N) |
 //!
 //! The integer part is the same bits everywhere. So are the floats: each step
-//! after the sums is one float32 operation in a fixed order (`epilogue.rs`). A
+//! after the sums is one float32 operation in a fixed order (`epilogue.rs`). Rows
+//! that are not rounded times tables of rows or groups are summed in another order
+//! by tiles of AMX (`amx/floats.rs`), within (K + 4) · 2^-23 of Σ |x w| as everywhere. A
 //! row's result does not depend on the other rows of its batch.
 //!
 //! A task is a block of rows times a range of panels. Rows are quantized, and
@@ -229,9 +231,11 @@ struct Rows<'a> {
     made: avx2::Made,
     /// Whether the rows' forms for weights in groups, or for tiles, are in scratch.
     formed: bool,
-    /// The rows where they are not rounded ([`floats::interleave`]), and how each [`SUPER`] of a row was, if not
-    /// all of it alike.
+    /// The rows where they are not rounded, room for [`floats::interleave`], and whether it is filled.
     floats: &'a [f32],
+    interleaved: &'a mut [f32],
+    is_interleaved: bool,
+    /// How each [`SUPER`] of a row was rounded, if not all of it alike.
     spans: &'a [RowScale],
     /// Where each row's results with the next panel go.
     soon: Vec<*const u8>,
@@ -263,9 +267,21 @@ impl<'a> Rows<'a> {
             made: avx2::Made::default(),
             formed: false,
             floats: &[],
+            interleaved: &mut [],
+            is_interleaved: false,
             spans: &[],
             soon: Vec::new(),
         }
+    }
+
+    /// Scratch for rows that are not rounded.
+    fn floats_scratch_len(isa: Isa, rows: usize, k: usize, groups: Groups) -> usize {
+        #[cfg(target_arch = "x86_64")]
+        if isa.has_amx() && amx::floats::takes(groups, k) {
+            return amx::floats::scratch_len(rows, k);
+        }
+        let _ = (isa, rows, k, groups);
+        0
     }
 
     /// Scratch for weights in groups.
@@ -317,6 +333,23 @@ impl<'a> Rows<'a> {
         }
         let _ = isa;
         scalar::groups(&block, out, 0);
+    }
+
+    /// The rows as floats times a panel in groups.
+    fn times_floats(&mut self, isa: Isa, panel: &GroupPanel, columns: &mut [f32], out: &mut [[f32; PANEL]]) {
+        assert!(self.floats.len() == out.len() * panel.k);
+        #[cfg(target_arch = "x86_64")]
+        if isa.has_amx() && amx::floats::takes(panel.groups, panel.k) {
+            // SAFETY: the Isa is this CPU's.
+            let w = unsafe { avx512::Wide::new() };
+            if amx::floats::sums(w, self.floats, panel, self.scratch, &mut self.formed, out, isa) {
+                return;
+            }
+        }
+        if !std::mem::replace(&mut self.is_interleaved, true) {
+            floats::interleave(self.floats, panel.k, self.interleaved);
+        }
+        floats::float_sums(self.interleaved, panel, columns, out, isa);
     }
 
     /// The rows times a panel, into columns from `col` of each row of `out`.
@@ -1187,7 +1220,7 @@ impl Layer<'_> {
                         Inputs::Floats => {
                             drop(parts);
                             let floats = bytemuck::cast_slice_mut(sums).as_chunks_mut().0;
-                            floats::float_sums(rows.floats, &panel, columns_of, floats, isa);
+                            rows.times_floats(isa, &panel, columns_of, floats);
                             true
                         }
                     };
@@ -1331,7 +1364,9 @@ impl Scratch {
         let (k, inputs) = (weight.k(), weight.inputs());
         let (scratch, totals) = match weight.codes {
             Codes::Int8(_) => (Rows::scratch_len(isa, rows, k), 0),
-            Codes::Groups(_) if inputs == Inputs::Floats => (0, 0),
+            Codes::Groups(grouped) if inputs == Inputs::Floats => {
+                (Rows::floats_scratch_len(isa, rows, k, grouped.groups()), 0)
+            }
             Codes::Groups(grouped) if grouped.integers().is_some() => (Rows::scratch_len(isa, rows, k), 0),
             Codes::Groups(grouped) => {
                 let totals = if k > grouped.pass() || inputs == Inputs::Spans { rows * PANEL } else { 0 };
@@ -1410,12 +1445,12 @@ impl Scratch {
                     let finite = all_finite(Floats::F32(to), isa);
                     self.scales.push(RowScale { scale: if finite { 1.0 } else { f32::NAN }, zero_point: 0 });
                 }
-                floats::interleave(plain, k, &mut self.interleaved);
             }
         }
         let codes = if self.codes.is_empty() { &[] } else { &self.codes[..rows * k] };
         let mut rows = Rows::new(isa, codes, k, 0, &mut self.rows);
-        (rows.floats, rows.spans) = (&self.interleaved[..floats], &self.spans);
+        (rows.floats, rows.spans) = (&self.equalized[..floats], &self.spans);
+        rows.interleaved = &mut self.interleaved[..floats];
         (rows, &self.scales, &mut self.sums)
     }
 }
@@ -1480,7 +1515,7 @@ fn layer_into<T: Residual>(
     let columns = LayerColumns::new(isa, m, layer.weight, ctl)?;
     let (panels, threads) = (layer.weight.codes.panels(), ctl.threads());
     let mut cut = match layer.weight.inputs() {
-        Inputs::Floats => Cut::of(m, k, panels, threads, floats::ROWS),
+        Inputs::Floats => Cut::of(m, k, panels, threads, float_rows(isa, layer.weight)),
         _ => Cut::new(m, k, panels, threads, ROWS),
     };
     let mut floats = 0;
@@ -1529,6 +1564,19 @@ fn layer_into_codes(
             *row = quantize_row(Floats::F32(floats), &Levels::RANGE, codes, isa);
         }
     })
+}
+
+/// Rows of a block that are not rounded.
+fn float_rows(isa: Isa, weight: &Weight) -> usize {
+    #[cfg(target_arch = "x86_64")]
+    if let Codes::Groups(grouped) = weight.codes
+        && isa.has_amx()
+        && amx::floats::takes(grouped.groups(), grouped.k())
+    {
+        return amx::floats::rows(grouped.k());
+    }
+    let _ = (isa, weight);
+    floats::ROWS
 }
 
 /// Rows of a block whose floats stay in L2, and small enough that each thread

@@ -183,7 +183,10 @@ impl Grouping {
             if small { x as i8 / [4, 8][n % 2] } else { [-128, 127, x as i8, x as i8 / 2][(x >> 8) as usize % 4] }
         };
         let int8: Vec<i8> = (0..entries).map(|_| int8(next())).collect();
-        let floats: Vec<f32> = (0..entries).map(|_| (next() as i32) as f32 / 1e9).collect();
+        // Of every second weight bfloat16, as lowbit's are.
+        let kept = if seed % 2 == 0 { u32::MAX << 16 } else { u32::MAX };
+        let floats: Vec<f32> =
+            (0..entries).map(|_| f32::from_bits(((next() as i32) as f32 / 1e9).to_bits() & kept)).collect();
         let parts =
             GroupedRows { codes: &mut codes, multipliers: &mut multipliers, zeros: &mut zeros, scale: &mut scale };
         let entries = codebook(groups, &int8, &floats);
@@ -193,6 +196,13 @@ impl Grouping {
 
     fn codebook(&self) -> Option<Codebook<'_>> {
         codebook(self.groups, &self.int8, &self.floats)
+    }
+
+    /// Whether rows of floats times this are sums of tiles, in an order of their own.
+    fn is_for_tiles(&self, k: usize, isa: Isa) -> bool {
+        let (size, kept) = (self.groups.group_size(), self.floats.iter().all(|x| x.to_bits() & 0xffff == 0));
+        let tables = matches!(self.groups.tables(), Some(Tables::Row | Tables::Group)) && self.groups.nbits() <= 4;
+        isa.has_amx() && tables && kept && (size % 32 == 0 || size >= k)
     }
 
     /// The entry of a code.
@@ -599,20 +609,23 @@ fn fours_that_just_fit_and_just_do_not() {
     }
 }
 
-/// Rows of floats times a weight: the same bits everywhere, each row's by itself, and within
-/// (K + 4) · 2^-23 of the exact sum.
+/// Rows of floats times a weight: the same bits everywhere, but where tiles sum them, and each row's by itself; and
+/// within (K + 4) · 2^-23 of the exact sum.
 #[test]
 fn products_of_floats_are_near_and_the_same_on_every_isa_and_thread_count() {
     let forms = prop_oneof![
         tabled(),
         (prop_oneof![2u32..=6, Just(8)], (1usize..12).prop_map(|g| 8 * g), any::<bool>())
             .prop_map(|(nbits, group_size, symmetric)| Groups::new(nbits, group_size, symmetric).unwrap()),
+        (2u32..=4, 1usize..5, prop::sample::select(&[Tables::Row, Tables::Group][..])).prop_map(
+            |(nbits, size, tables)| Groups::new(nbits, 32 * size, true).unwrap().with_tables(Some(tables)).unwrap()
+        ),
     ];
-    let rows = prop_oneof![1usize..12, 190usize..200];
+    let rows = prop_oneof![1usize..20, 190usize..200];
     // Few outputs have few tables, which together may be as short as one of another width.
     let outputs = prop_oneof![1usize..5, 1usize..140];
     for &isa in Isa::available() {
-        let cases = std::cell::Cell::new(0);
+        let (cases, tiled) = (std::cell::Cell::new(0), std::cell::Cell::new(0));
         let mut runner = runner(200);
         let any_case = (forms.clone(), rows.clone(), outputs.clone(), 1usize..300, any::<u64>());
         runner
@@ -627,7 +640,9 @@ fn products_of_floats_are_near_and_the_same_on_every_isa_and_thread_count() {
                     linear(input, m, &layer, After::default(), Output::F32(&mut got), isa, &Ctl::new(threads)).unwrap();
                     got
                 };
-                let expected = run(&x, Isa::Scalar, 1);
+                let tiles = weight.is_for_tiles(k, isa);
+                tiled.set(tiled.get() + usize::from(tiles));
+                let expected = run(&x, if tiles { isa } else { Isa::Scalar }, 1);
                 for threads in [1, 2, 7] {
                     prop_assert_eq!(bits(&run(&x, isa, threads)), bits(&expected), "{}x{}x{}", m, n, k);
                 }
@@ -647,7 +662,66 @@ fn products_of_floats_are_near_and_the_same_on_every_isa_and_thread_count() {
                 Ok(())
             })
             .unwrap();
-        println!("gemm: {} products of floats on {}", cases.get(), isa.name());
+        println!("gemm: {} products of floats on {}, {} weights by tiles", cases.get(), isa.name(), tiled.get());
+        assert!(!isa.has_amx() || tiled.get() >= 20);
+    }
+}
+
+/// Floats and entries of every size, rows with none to multiply, with infinities, with NaN.
+#[test]
+fn floats_of_every_size_times_tables() {
+    let (n, k) = (33, 100);
+    for &isa in Isa::available() {
+        for (tables, size, power) in [
+            (Tables::Group, 32, 0),
+            (Tables::Group, 64, -60),
+            (Tables::Row, 128, 60),
+            (Tables::Group, 64, -110),
+            (Tables::Row, 96, -140),
+            (Tables::Group, 32, 70),
+        ] {
+            let groups = Groups::new(4, size, true).unwrap().with_tables(Some(tables)).unwrap().with(Inputs::Floats);
+            let mut weight = Grouping::random(groups, n, k, 6);
+            weight.floats.iter_mut().for_each(|x| *x = (f64::from(*x) * 2f64.powi(power)) as f32);
+            let bytes = Weight::from_bytes(&weight.bytes, k, n, weight.codebook()).unwrap();
+            let layer = Layer { weight: &bytes, bias: None, activation: Activation::Identity };
+            let mut w = vec![0.0; n * k];
+            lookup((0..n as i64).collect::<Vec<_>>().into_iter(), &bytes, &mut w).unwrap();
+            for m in [1, 5, 40] {
+                let mut x = floats(m * k, 9);
+                for (r, x) in x.chunks_exact_mut(k).enumerate() {
+                    // What a product may reach stays in range.
+                    let of = [0, 40, -100, -126, -140, if power > 0 { 30 } else { 100 }][r % 6];
+                    x.iter_mut().for_each(|x| *x = (f64::from(*x) / 1e3 * 2f64.powi(of)) as f32);
+                    match r {
+                        7 => x.fill(0.0),
+                        8 => x[k - 1] = f32::INFINITY,
+                        9 => x[3] = f32::NAN,
+                        _ => (),
+                    }
+                }
+                let (mut got, input) = (vec![0.0; m * n], Input::Floats(Floats::F32(&x)));
+                linear(input, m, &layer, After::default(), Output::F32(&mut got), isa, &Ctl::new(1)).unwrap();
+                for (i, &got) in got.iter().enumerate() {
+                    let (r, x, w) = (i / n, &x[i / n * k..][..k], &w[i % n * k..][..k]);
+                    if r == 8 || r == 9 {
+                        assert!(got.is_nan());
+                        continue;
+                    }
+                    let terms = x.iter().zip(w).map(|(&x, &w)| f64::from(x) * f64::from(w));
+                    let (sum, size) = terms.fold((0.0, 0.0), |(sum, size), t| (sum + t, size + t.abs()));
+                    // Below 2^-149 there is nothing, and an entry is no more than a float of its size.
+                    let least =
+                        k as f64 * 2f64.powi(-149) * (1.0 + f64::from(x.iter().fold(0f32, |a, x| a.max(x.abs()))));
+                    let near = size * (k + 4) as f64 / (1 << 23) as f64 + 128.0 * least;
+                    assert!(
+                        (f64::from(got) - sum).abs() <= near,
+                        "{got} {sum}, 2^{power}, row {r} of {m}, {}",
+                        isa.name()
+                    );
+                }
+            }
+        }
     }
 }
 
