@@ -206,7 +206,7 @@ def linear(
     Where a weight's config takes inputs as they are (``activation=None``), the product is
     of floats, its error at most (K + 4) · 2⁻²³ of what its terms' magnitudes sum to. It is
     the same bits too, except that ``amx`` adds in an order of its own where each channel
-    or group has a table.
+    or group has a table of bfloat16 values, as those that lowbit makes are.
 
     Parameters
     ----------

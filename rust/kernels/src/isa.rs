@@ -72,7 +72,7 @@ impl Isa {
         self.0 >= Level::Avx512Vbmi
     }
 
-    /// AVX-512 as above, with tiles of bytes (Sapphire Rapids and later), which Linux grants a
+    /// AVX-512 as above, with tiles of bytes and of bfloat16 (Sapphire Rapids and later), which Linux grants a
     /// process that asks.
     pub fn has_amx(self) -> bool {
         self.0 == Level::Amx

@@ -98,7 +98,8 @@ impl Tiles {
     }
 }
 
-/// Sums that stay in tiles 0 to 3 from call to call, of 16 rows with 32 columns. Rust says nothing of registers
+/// Sums that stay in tiles 0 to 3 from call to call, of 16 rows with 32 columns; in [`floats`] factors in 4 and 5 too.
+/// Rust says nothing of registers
 /// between blocks of assembly; but it has no use for tiles where no function asks for AMX, and [`multiply`], which
 /// has, is not called between.
 impl Tiles {

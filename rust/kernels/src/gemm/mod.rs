@@ -10,7 +10,7 @@
 //!
 //! The integer part is the same bits everywhere. So are the floats: each step
 //! after the sums is one float32 operation in a fixed order (`epilogue.rs`). Rows
-//! that are not rounded times tables of rows or groups are summed in another order
+//! that are not rounded times tables of rows or groups, of bfloat16, are summed in another order
 //! by tiles of AMX (`amx/floats.rs`), within (K + 4) · 2^-23 of Σ |x w| as everywhere. A
 //! row's result does not depend on the other rows of its batch.
 //!

@@ -667,32 +667,46 @@ fn products_of_floats_are_near_and_the_same_on_every_isa_and_thread_count() {
     }
 }
 
-/// Floats and entries of every size, rows with none to multiply, with infinities, with NaN.
+/// Floats and entries of every size, side by side too; rows with nothing to multiply, with infinities, with NaN.
 #[test]
 fn floats_of_every_size_times_tables() {
     let (n, k) = (33, 100);
     for &isa in Isa::available() {
-        for (tables, size, power) in [
-            (Tables::Group, 32, 0),
-            (Tables::Group, 64, -60),
-            (Tables::Row, 128, 60),
-            (Tables::Group, 64, -110),
-            (Tables::Row, 96, -140),
-            (Tables::Group, 32, 70),
+        // Some entries have more bits, or none are of a size that tiles keep.
+        for (tables, size, power, kept) in [
+            (Tables::Group, 32, 0, true),
+            (Tables::Group, 64, -60, true),
+            (Tables::Row, 128, 25, true),
+            (Tables::Row, 96, -30, true),
+            (Tables::Group, 64, 0, false),
+            (Tables::Group, 64, -110, false),
+            (Tables::Row, 96, -140, false),
+            (Tables::Group, 32, 70, false),
         ] {
             let groups = Groups::new(4, size, true).unwrap().with_tables(Some(tables)).unwrap().with(Inputs::Floats);
             let mut weight = Grouping::random(groups, n, k, 6);
-            weight.floats.iter_mut().for_each(|x| *x = (f64::from(*x) * 2f64.powi(power)) as f32);
+            for (i, x) in weight.floats.iter_mut().enumerate() {
+                *x = if i % 7 == 0 { 0.0 } else { (f64::from(*x) * 2f64.powi(power)) as f32 };
+            }
+            if !kept && power == 0 {
+                *weight.floats.last_mut().unwrap() = 1.0 + f32::EPSILON;
+            }
             let bytes = Weight::from_bytes(&weight.bytes, k, n, weight.codebook()).unwrap();
             let layer = Layer { weight: &bytes, bias: None, activation: Activation::Identity };
             let mut w = vec![0.0; n * k];
             lookup((0..n as i64).collect::<Vec<_>>().into_iter(), &bytes, &mut w).unwrap();
-            for m in [1, 5, 40] {
+            for m in [1, 5, 16, 17, 40, 135] {
                 let mut x = floats(m * k, 9);
                 for (r, x) in x.chunks_exact_mut(k).enumerate() {
                     // What a product may reach stays in range.
-                    let of = [0, 40, -100, -126, -140, if power > 0 { 30 } else { 100 }][r % 6];
-                    x.iter_mut().for_each(|x| *x = (f64::from(*x) / 1e3 * 2f64.powi(of)) as f32);
+                    let most = if power > 0 { 30 } else { 100 };
+                    let mut size = [0, 40.min(most), -100, -126, -140, most][r % 6];
+                    for (i, x) in x.iter_mut().enumerate() {
+                        if r % 2 == 1 {
+                            size = [most, 0, -40, -100][i % 4];
+                        }
+                        *x = (f64::from(*x) / 1e3 * 2f64.powi(size)) as f32;
+                    }
                     match r {
                         7 => x.fill(0.0),
                         8 => x[k - 1] = f32::INFINITY,
@@ -700,8 +714,16 @@ fn floats_of_every_size_times_tables() {
                         _ => (),
                     }
                 }
-                let (mut got, input) = (vec![0.0; m * n], Input::Floats(Floats::F32(&x)));
-                linear(input, m, &layer, After::default(), Output::F32(&mut got), isa, &Ctl::new(1)).unwrap();
+                let run = |x: &[f32], isa: Isa| {
+                    let (mut got, input) = (vec![0.0; x.len() / k * n], Input::Floats(Floats::F32(x)));
+                    let out = Output::F32(&mut got);
+                    linear(input, x.len() / k, &layer, After::default(), out, isa, &Ctl::new(1)).unwrap();
+                    got
+                };
+                let (got, scalar) = (run(&x, isa), run(&x, Isa::Scalar));
+                assert_eq!(bits(&got) == bits(&scalar), !kept || !isa.has_amx(), "2^{power} on {}", isa.name());
+                let last = run(&x[(m - 1) * k..], isa);
+                assert_eq!(bits(&got[(m - 1) * n..]), bits(&last), "a row by itself");
                 for (i, &got) in got.iter().enumerate() {
                     let (r, x, w) = (i / n, &x[i / n * k..][..k], &w[i % n * k..][..k]);
                     if r == 8 || r == 9 {
@@ -710,10 +732,10 @@ fn floats_of_every_size_times_tables() {
                     }
                     let terms = x.iter().zip(w).map(|(&x, &w)| f64::from(x) * f64::from(w));
                     let (sum, size) = terms.fold((0.0, 0.0), |(sum, size), t| (sum + t, size + t.abs()));
-                    // Below 2^-149 there is nothing, and an entry is no more than a float of its size.
-                    let least =
-                        k as f64 * 2f64.powi(-149) * (1.0 + f64::from(x.iter().fold(0f32, |a, x| a.max(x.abs()))));
-                    let near = size * (k + 4) as f64 / (1 << 23) as f64 + 128.0 * least;
+                    // An entry's value is rounded to a float too, and below 2^-149 there is none.
+                    let greatest = x.iter().fold(0f32, |most, x| most.max(x.abs()));
+                    let least = 128.0 * k as f64 * 2f64.powi(-149) * (1.0 + f64::from(greatest));
+                    let near = size * (k + 4) as f64 / (1 << 23) as f64 + least;
                     assert!(
                         (f64::from(got) - sum).abs() <= near,
                         "{got} {sum}, 2^{power}, row {r} of {m}, {}",

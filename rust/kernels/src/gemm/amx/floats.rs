@@ -2,8 +2,11 @@
 //!
 //! A float32 is three bfloat16 exactly: 24 bits are three times eight. So where a table's entries are
 //! bfloat16, three products of tiles have every term in full. They are summed in float32 over 64 of
-//! the depth at most within a group, even and odd places of 32 apart, and each such sum is added,
-//! times the multiplier.
+//! the depth at most within a group, and each such sum is added, times the multiplier.
+//!
+//! Tiles take what is below 2^-126 for 0. So a row is brought to 2^64 at most, and a table that has
+//! entries below 2^-96 or from 2^32 on is left to `float_sums`: what is lost is below 2^-190 of the
+//! row's greatest.
 //!
 //! The weight is a tile's rows and the inputs are its columns: all codes of a vector have one table
 //! then, which is a register to the look-up. One table of all codes is that without tiles too, and one
@@ -33,10 +36,12 @@ const PARTS: usize = 3;
 /// Groups from one to that whose tables are asked for meanwhile, and bytes from codes to those asked for.
 const SOON: usize = 4;
 const AHEAD: usize = 4096;
-/// Rows of a block, and bytes of their parts, at most: they stay in L2 beside a panel.
+/// Rows of a block, and bytes of their parts, at most, if those are 32 rows' or more: they stay in L2 beside a panel.
 const MOST: (usize, usize) = (128, 3 << 19);
-/// The bits of 2^-64, and those that numbers from there to 2^64 do not have, counted from it: what products keep in full.
-const LEAST: i32 = 63 << 23;
+/// What a row's greatest is brought to: 2^64, and less where that is beyond a float's scale.
+const TOP: u32 = 64;
+/// The bits of 2^-96, and those that numbers from there to 2^32 do not have, counted from it.
+const LEAST: i32 = (127 - 96) << 23;
 const BEYOND: i32 = 0xc000_0000_u32 as i32;
 
 /// Whether a weight of so many inputs, floats, is for tiles: groups that tiles of 32 of depth share, whose codes of up
@@ -123,15 +128,15 @@ impl<'a> Inputs<'a> {
     }
 }
 
-/// Writes a row's parts; the power of two that it was divided by, so that no part is beyond bfloat16. Of a row
-/// with an infinity or NaN nothing is written: its results are NaN.
+/// Writes a row's parts; the power of two that it was divided by, so that the greatest is 2^[`TOP`] or a little
+/// more. Of a row with an infinity or NaN nothing is written: its results are NaN.
 #[target_feature(enable = "avx512f")]
 fn split(x: &[f32], r: usize, shape: Shape, parts: &mut [u32]) -> f32 {
     let greatest = x.iter().fold(0, |greatest, x| (x.to_bits() & 0x7fff_ffff).max(greatest)) >> 23;
     if greatest == 255 {
         return 1.0;
     }
-    let scale = f32::from_bits(greatest.clamp(1, 253) << 23);
+    let scale = f32::from_bits(greatest.saturating_sub(TOP).max(1) << 23);
     let by = 1.0 / scale;
     // Where the row's first pair of a span is; dwords from pair to pair and from part to part.
     let (first, next, part) = if shape.is_few() {
@@ -160,7 +165,7 @@ fn split(x: &[f32], r: usize, shape: Shape, parts: &mut [u32]) -> f32 {
                     to[low + q * next] = four[0] | four[2] << 16;
                     to[high + q * next] = four[1] | four[3] << 16;
                 } else {
-                    let at = if q < 8 { low } else { high } + q % 8 * 2 * next;
+                    let at = (if q < 8 { low } else { high }) + q % 8 * 2 * next;
                     to[at] = four[0] | four[1] << 16;
                     to[at + next] = four[2] | four[3] << 16;
                 }
@@ -217,7 +222,7 @@ struct Entries<'a, const NBITS: usize, const JOINED: bool> {
     met: __m512i,
 }
 
-/// Of two tiles.
+/// Of 32 outputs two tiles each.
 #[repr(align(64))]
 struct Slot([u8; STEP]);
 
@@ -247,7 +252,13 @@ impl<'a, const NBITS: usize, const JOINED: bool> Entries<'a, NBITS, JOINED> {
         } else {
             self.many(tiles, inputs, sums, out);
         }
-        // Whether all entries met were kept in full.
+        self.is_exact()
+    }
+
+    /// Whether all entries met are kept in full.
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    fn is_exact(&self) -> bool {
         _mm512_test_epi32_mask(self.met, _mm512_set1_epi32(BEYOND | 0xffff)) == 0
     }
 
@@ -317,7 +328,13 @@ impl<'a, const NBITS: usize, const JOINED: bool> Entries<'a, NBITS, JOINED> {
             // The upper half of an entry is a bfloat16.
             let twice = _mm512_or_si512(_mm512_add_epi8(codes, codes), _mm512_set1_epi8(1));
             let at = at as usize;
-            prefetch_line(self.all.as_ptr().wrapping_add(at + groups[0] + SOON * self.stride).cast());
+            if self.stride > 0 {
+                let soon = self.all.as_ptr().wrapping_add(at + groups[0] + SOON * self.stride);
+                prefetch_line(soon.cast());
+                if !JOINED {
+                    prefetch_line(soon.wrapping_add(self.stride).cast());
+                }
+            }
             // SAFETY: `new` has seen that all groups' tables are there.
             let first = unsafe { self.table(at + groups[0]) };
             meet(first, &mut met);
@@ -398,6 +415,9 @@ impl<'a, const NBITS: usize, const JOINED: bool> Entries<'a, NBITS, JOINED> {
                     unsafe { tiles.store_pair(pair, to) };
                 }
             }
+            if turn == 0 && !self.is_exact() {
+                return;
+            }
             if turn > 1 {
                 for half in 0..Self::SUMS {
                     let group = self.group_of((turn - 2) * SPAN + half * SUPER);
@@ -423,13 +443,16 @@ impl<'a, const NBITS: usize, const JOINED: bool> Entries<'a, NBITS, JOINED> {
         let totals: &mut [f32] = &mut bytemuck::cast_slice_mut(totals)[..shape.lens().1];
         totals.fill(0.0);
         let mut slots = [const { Slot([0; STEP]) }; PANEL / BLOCK];
-        let mut sums = [const { Block([0.0; BLOCK * BLOCK]) }; 2];
+        let mut sums = Block([0.0; BLOCK * BLOCK]);
         for span in 0..shape.spans() {
             self.ask(span * SPAN);
             for column in (0..self.panel.width).step_by(COLUMNS) {
                 let to = slots[column / BLOCK].0[column % BLOCK / COLUMNS * STEP / 2..].as_mut_ptr();
                 // SAFETY: a slot holds twice two tiles.
                 unsafe { self.write(span * SPAN, column, to, None) };
+            }
+            if span == 0 && !self.is_exact() {
+                return;
             }
             for half in 0..Self::SUMS {
                 let group = self.group_of(span * SPAN + half * SUPER);
@@ -440,7 +463,7 @@ impl<'a, const NBITS: usize, const JOINED: bool> Entries<'a, NBITS, JOINED> {
                 for (block, parts) in inputs.parts.chunks_exact(shape.spans() * shape.span_len()).enumerate() {
                     let parts = &parts[span * shape.span_len()..][..shape.span_len()];
                     for (slot, first) in slots.iter().zip((0..self.panel.width).step_by(BLOCK)) {
-                        let Block(sums) = &mut sums[0];
+                        let Block(sums) = &mut sums;
                         // SAFETY: a span's parts of 32 rows.
                         unsafe { multiply(tiles, slot, parts.as_ptr(), JOINED, half, sums) };
                         let totals = totals[first * columns + block * BLOCK..].chunks_mut(columns);
@@ -498,9 +521,10 @@ fn add_outputs(
             _mm512_storeu_ps(total, _mm512_fmadd_ps(sums, by, _mm512_loadu_ps(total)));
         };
         if rows <= FEW {
+            let from: *const f32 = sums.as_ptr().cast();
             let places = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
             let places = _mm512_slli_epi32::<4>(places);
-            (0..rows).for_each(|row| add(row, _mm512_i32gather_ps::<4>(places, sums[0][row..].as_ptr())));
+            (0..rows).for_each(|row| add(row, _mm512_i32gather_ps::<4>(places, from.add(row))));
         } else {
             let columns = transposed(sums.map(|sums| _mm512_loadu_si512(sums.as_ptr().cast())));
             (0..rows).for_each(|row| add(row, _mm512_castsi512_ps(columns[row])));
@@ -563,7 +587,8 @@ struct Work {
 }
 
 impl Tiles {
-    /// Adds products with one of the parts; the first one comes first.
+    /// Adds products with one of the parts; the first one comes first, and leaves the outputs in tiles 4 and 5 for the
+    /// others.
     ///
     /// # Safety
     /// Its tiles can be read.
