@@ -65,8 +65,9 @@ pub const MAX_K_U8: usize = 65_793;
 pub const MAX_K_I8: usize = 131_071;
 /// Rows of a block: enough to use a panel from L2 many times over.
 const ROWS: usize = 256;
-/// Rows of a block of [`mlp`], whose inner floats must stay in L2.
-const MLP_ROWS: usize = 96;
+/// Rows of a block of [`mlp`], whose inner floats must stay in L2: 2 MB of it where there are tiles, for which a weight
+/// in groups is written anew for each block.
+const MLP_ROWS: [usize; 2] = [96, 192];
 /// Bytes of rows in a block, at most (a share of L2).
 const BLOCK_BYTES: usize = 384 << 10;
 /// Multiplications of a task, at most: a slow core does them in less than 0.1 s, and only
@@ -1521,7 +1522,7 @@ fn layer_into<T: Residual>(
     let mut floats = 0;
     if sink.norm.is_some() {
         // A row is normalized by the task that has all of it.
-        cut = Cut { rows: block_rows(m, k.max(n), ctl), panels };
+        cut = Cut { rows: block_rows(isa, m, k.max(n), ctl), panels };
         floats = checked_product("scratch", &[cut.rows, n])?;
     }
     let scratch = per_thread(ctl, || Ok((Scratch::new(isa, cut.rows, layer.weight)?, try_zeroed::<f32>(floats)?)))?;
@@ -1549,7 +1550,7 @@ fn layer_into_codes(
         bail!("out: expected {m} row scales, got {}", row_scales.len());
     }
     let columns = LayerColumns::new(isa, m, layer.weight, ctl)?;
-    let block = block_rows(m, k, ctl);
+    let block = block_rows(isa, m, k, ctl);
     let scratch = per_thread(ctl, || {
         Ok((Scratch::new(isa, block, layer.weight)?, try_zeroed::<f32>(checked_product("scratch", &[block, n])?)?))
     })?;
@@ -1581,9 +1582,9 @@ fn float_rows(isa: Isa, weight: &Weight) -> usize {
 
 /// Rows of a block whose floats stay in L2, and small enough that each thread
 /// has one.
-fn block_rows(m: usize, k: usize, ctl: &Ctl) -> usize {
+fn block_rows(isa: Isa, m: usize, k: usize, ctl: &Ctl) -> usize {
     let fits = ((BLOCK_BYTES / k.max(1)) / 12 * 12).max(12);
-    MLP_ROWS.min(fits).min(m.div_ceil(ctl.threads())).max(1)
+    MLP_ROWS[usize::from(isa.has_amx())].min(fits).min(m.div_ceil(ctl.threads())).max(1)
 }
 
 /// Two layers as one: y = down(up(x)), then what comes `after`. What lies
@@ -1637,7 +1638,7 @@ fn mlp_into<T: Residual>(
     let sink = Sink::new(after)?;
     let up_columns = LayerColumns::new(isa, m, up.weight, ctl)?;
     let down_columns = LayerColumns::new(isa, m, down.weight, ctl)?;
-    let block = block_rows(m, k.max(inner), ctl);
+    let block = block_rows(isa, m, k.max(inner), ctl);
     let scratch = per_thread(ctl, || {
         let floats = try_zeroed::<f32>(checked_product("scratch", &[block, inner.max(n)])?)?;
         Ok((Scratch::new(isa, block, up.weight)?, floats, Scratch::new(isa, block, down.weight)?))
