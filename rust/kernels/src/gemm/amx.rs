@@ -10,8 +10,6 @@
 //!
 //! Rust's intrinsics for tiles are unstable: they are written in assembly.
 
-pub(super) mod floats;
-
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::marker::PhantomData;
@@ -24,6 +22,20 @@ use super::vnni::{Spread, quads_of};
 use super::{Block, GroupBlock};
 use crate::Isa;
 use crate::lanes::prefetch_line;
+
+/// Assembly that leaves nothing in tiles that anyone is to read.
+macro_rules! with_tiles {
+    ([$($option:ident),*] $($body:tt)*) => {
+        asm!(
+            $($body)*
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options($($option),*),
+        )
+    };
+}
+
+pub(super) mod floats;
 
 /// Rows of a tile.
 const ROWS: usize = 16;
@@ -86,12 +98,10 @@ impl Tiles {
         };
         // SAFETY: by the Isa, the CPU has tiles and the process may use them; 64 bytes that say palette 1.
         unsafe {
-            asm!(
+            with_tiles!(
+                [nostack, readonly, preserves_flags]
                 "ldtilecfg [{}]",
                 in(reg) ALL.0.as_ptr(),
-                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-                options(nostack, readonly, preserves_flags),
             );
         }
         Tiles(PhantomData)
@@ -99,9 +109,8 @@ impl Tiles {
 }
 
 /// Sums that stay in tiles 0 to 3 from call to call, of 16 rows with 32 columns; in [`floats`] factors in 4 and 5 too.
-/// Rust says nothing of registers
-/// between blocks of assembly; but it has no use for tiles where no function asks for AMX, and [`multiply`], which
-/// has, is not called between.
+/// Rust says nothing of registers between blocks of assembly; but it has no use for tiles where no function asks for
+/// AMX, and [`multiply`], which has, is not called between.
 impl Tiles {
     fn zero(&mut self) {
         // SAFETY: there are tiles.
@@ -166,11 +175,9 @@ impl Drop for Tiles {
     fn drop(&mut self) {
         // SAFETY: there are tiles, or there was no value of this type.
         unsafe {
-            asm!(
+            with_tiles!(
+                [nostack, nomem, preserves_flags]
                 "tilerelease",
-                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-                options(nostack, nomem, preserves_flags),
             );
         }
     }
@@ -216,7 +223,8 @@ unsafe fn multiply<const R: usize, const C: usize, const SIGNED: bool>(_: &Tiles
         ($dot:literal, [$($load:literal)*] [$($step:literal)*] [$($store:literal)*]) => {
             // SAFETY: the caller's promises; no other register is written.
             unsafe {
-                asm!(
+                with_tiles!(
+                    [nostack]
                     concat!(".macro lowbit_dot sum, rows, columns\n", $dot, " \\sum, \\rows, \\columns\n.endm"),
                     "mov {x}, [{ends}]",
                     "mov {y}, [{ends} + 8]",
@@ -250,9 +258,6 @@ unsafe fn multiply<const R: usize, const C: usize, const SIGNED: bool>(_: &Tiles
                     by = in(reg) 16 * factors.stride,
                     n = inout(reg) steps => _,
                     last = inout(reg) last => _,
-                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-                    options(nostack),
                 )
             }
         };
@@ -609,6 +614,14 @@ fn shift_and_add<'a>(sums: &mut [i32; BLOCK * BLOCK], others: impl Iterator<Item
     }
 }
 
+/// Asks for what comes some way after these codes.
+#[inline]
+fn ask(codes: &[u8]) {
+    for line in (0..codes.len()).step_by(4 * LINE) {
+        prefetch_line(codes.as_ptr().wrapping_add(AHEAD + line));
+    }
+}
+
 /// Calls a method of a panel's [`Digits`].
 macro_rules! digits_of {
     ($w:expr, $panel:expr, $call:ident($($arg:expr),*)) => {
@@ -678,14 +691,6 @@ impl<'a, const NBITS: usize, const WHOLE: bool> Digits<'a, NBITS, WHOLE> {
         &self.panel.codes[depth / SUPER * len..][..len]
     }
 
-    /// Asks for what comes after a superstep's codes.
-    #[inline]
-    fn ask(&self, codes: &[u8]) {
-        for line in (0..codes.len()).step_by(4 * LINE) {
-            prefetch_line(codes.as_ptr().wrapping_add(AHEAD + line));
-        }
-    }
-
     #[inline(always)]
     fn group(&self, group: usize, column: usize) -> Group {
         let at = group * self.panel.width + column;
@@ -753,7 +758,7 @@ impl<'a, const NBITS: usize, const WHOLE: bool> Digits<'a, NBITS, WHOLE> {
         let (high, low) = (high.chunks_exact_mut(8 * stride), low.chunks_exact_mut(8 * stride));
         for ((depth, high), low) in steps.zip(high).zip(low) {
             let codes = self.superstep(depth);
-            self.ask(codes);
+            ask(codes);
             for column in (0..self.panel.width).step_by(COLUMNS) {
                 // SAFETY: of eight rows of all columns, those from `column` on, which are 16 at least.
                 unsafe {
@@ -782,7 +787,7 @@ impl<'a, const NBITS: usize, const WHOLE: bool> Digits<'a, NBITS, WHOLE> {
                 for (half, depth) in (from..depth.end.min(from + ROW)).step_by(SUPER).enumerate() {
                     let codes = self.superstep(depth);
                     if first == 0 {
-                        self.ask(codes);
+                        ask(codes);
                     }
                     for (tile, column) in (first..first + columns).step_by(COLUMNS).enumerate() {
                         let at = tile * ROWS * ROW + half * ROWS * ROW / 2;

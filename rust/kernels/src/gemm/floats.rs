@@ -98,7 +98,7 @@ fn sums<L: Lanes>(l: L, x: &[f32], panel: &GroupPanel, scratch: &mut [f32], out:
 
 /// A group's multipliers, of all of the panel's columns.
 #[inline(always)]
-fn multipliers(panel: &GroupPanel, group: usize) -> [f32; PANEL] {
+pub(super) fn multipliers(panel: &GroupPanel, group: usize) -> [f32; PANEL] {
     let mut floats = [0.0; PANEL];
     let from = &panel.multipliers[group * panel.width..][..panel.width];
     let less = if panel.codebook.is_some() { 128.0 } else { 0.0 };

@@ -747,6 +747,52 @@ fn floats_of_every_size_times_tables() {
     }
 }
 
+/// Layers of floats in blocks of rows: two as one, before a norm, put out as codes.
+#[test]
+fn layers_of_float_tables_are_the_same_in_blocks() {
+    let (m, k, inner, n) = (200, 96, 130, 70);
+    for &isa in Isa::available() {
+        for (tables, size) in [(Tables::Group, 32), (Tables::Row, 64)] {
+            let groups = Groups::new(4, size, true).unwrap().with_tables(Some(tables)).unwrap().with(Inputs::Floats);
+            let (up, down) = (Grouping::random(groups, inner, k, 2), Grouping::random(groups, n, inner, 4));
+            assert_eq!(up.is_for_tiles(k, isa) && down.is_for_tiles(inner, isa), isa.has_amx());
+            let up = Weight::from_bytes(&up.bytes, k, inner, up.codebook()).unwrap();
+            let down = Weight::from_bytes(&down.bytes, inner, n, down.codebook()).unwrap();
+            let up = Layer { weight: &up, bias: None, activation: Activation::Relu };
+            let down = Layer { weight: &down, bias: None, activation: Activation::Identity };
+            let plain = |x: &[f32], layer: &Layer, after: After| {
+                let mut got = vec![0.0; m * layer.weight.n()];
+                let input = Input::Floats(Floats::F32(x));
+                linear(input, m, layer, after, Output::F32(&mut got), isa, &Ctl::new(1)).unwrap();
+                got
+            };
+            let x = floats(m * k, 1);
+            let hidden = plain(&x, &up, After::default());
+            let expected = plain(&hidden, &down, After::default());
+            let (gamma, beta) = (floats(n, 7), floats(n, 8));
+            let norm = Norm { gamma: &gamma, beta: &beta, eps: 1e-12 };
+            let mut normed = vec![0.0; m * n];
+            for (x, out) in expected.chunks(n).zip(normed.chunks_mut(n)) {
+                epilogue::normalize(crate::lanes::Scalar, x, &norm, out);
+            }
+            assert_eq!(bits(&plain(&hidden, &down, After { residual: None, norm: Some(norm) })), bits(&normed));
+            for threads in [1, 2, 7] {
+                let (mut got, x) = (vec![0.0; m * n], Floats::F32(&x));
+                mlp(x, m, &up, &down, After::default(), Output::F32(&mut got), isa, &Ctl::new(threads)).unwrap();
+                assert_eq!(bits(&got), bits(&expected), "{} threads on {}", threads, isa.name());
+                let (mut codes, mut scales) = (vec![0; m * n], vec![RowScale { scale: 0.0, zero_point: 0 }; m]);
+                let (input, out) = (Input::Floats(Floats::F32(&hidden)), Output::Codes(&mut codes, &mut scales));
+                linear(input, m, &down, After::default(), out, isa, &Ctl::new(threads)).unwrap();
+                for ((codes, scale), row) in codes.chunks(n).zip(&scales).zip(expected.chunks(n)) {
+                    let mut want = vec![0; n];
+                    let of = quantize_row(Floats::F32(row), &Levels::RANGE, &mut want, isa);
+                    assert_eq!((codes, scale.scale, scale.zero_point), (&want[..], of.scale, of.zero_point));
+                }
+            }
+        }
+    }
+}
+
 /// A rotated weight's bytes, of these floats.
 fn rotated(w: &[f32], n: usize, k: usize, groups: Groups, equalized: bool, isa: Isa) -> Vec<u8> {
     let mut out = vec![0; groups_weight_len(k, n, groups, equalized).unwrap()];

@@ -5,8 +5,8 @@
 //! the depth at most within a group, and each such sum is added, times the multiplier.
 //!
 //! Tiles take what is below 2^-126 for 0. So a row is brought to 2^64 at most, and a table that has
-//! entries below 2^-96 or from 2^32 on is left to `float_sums`: what is lost is below 2^-190 of the
-//! row's greatest.
+//! entries below 2^-96 or from 2^32 on is left to `float_sums`: what a product loses is below 2^-190 of
+//! the row's greatest, or below what a float can be.
 //!
 //! The weight is a tile's rows and the inputs are its columns: all codes of a vector have one table
 //! then, which is a register to the look-up. One table of all codes is that without tiles too, and one
@@ -17,11 +17,12 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::super::avx512::Wide;
+use super::super::floats::multipliers;
 use super::super::groups::{GroupPanel, Groups, SUPER};
 use super::super::tables::{Codebook, Tables};
 use super::super::tiled::PANEL;
 use super::super::vnni::quads_of;
-use super::{BLOCK, COLUMNS, LINE, ROW, ROWS, Tiles};
+use super::{BLOCK, COLUMNS, LINE, ROW, ROWS, Tiles, ask};
 use crate::Isa;
 use crate::lanes::prefetch_line;
 
@@ -33,9 +34,8 @@ const SPAN: usize = 64;
 const STEP: usize = 4 * TILE;
 /// bfloat16 that a float consists of.
 const PARTS: usize = 3;
-/// Groups from one to that whose tables are asked for meanwhile, and bytes from codes to those asked for.
+/// Groups from one to that whose tables are asked for meanwhile.
 const SOON: usize = 4;
-const AHEAD: usize = 4096;
 /// Rows of a block, and bytes of their parts, at most, if those are 32 rows' or more: they stay in L2 beside a panel.
 const MOST: (usize, usize) = (128, 3 << 19);
 /// What a row's greatest is brought to: 2^64, and less where that is beyond a float's scale.
@@ -267,14 +267,6 @@ impl<'a, const NBITS: usize, const JOINED: bool> Entries<'a, NBITS, JOINED> {
         depth.min(self.panel.k - 1) / self.panel.groups.group_size()
     }
 
-    /// The multipliers of 16 columns.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-    #[inline]
-    fn multipliers(&self, group: usize, column: usize) -> [f32; COLUMNS] {
-        let from = &self.panel.multipliers[group * self.panel.width + column..];
-        from.first_chunk::<COLUMNS>().expect("16 columns").map(|by| f32::from(by) - 128.0)
-    }
-
     /// A table, 0 behind its entries.
     ///
     /// # Safety
@@ -301,9 +293,9 @@ impl<'a, const NBITS: usize, const JOINED: bool> Entries<'a, NBITS, JOINED> {
     unsafe fn write(&mut self, depth: usize, column: usize, to: *mut u8, work: Option<(&mut Tiles, Work)>) {
         let panel = self.panel;
         let row = 4 * panel.width;
-        let codes = &panel.codes[depth / SUPER * row * NBITS..];
-        let both = panel.k > depth + SUPER;
-        assert!(column + COLUMNS <= panel.width && codes.len() >= row * NBITS * if both { 2 } else { 1 });
+        let codes = self.codes(depth);
+        let both = codes.len() == 2 * row * NBITS;
+        assert!(column + COLUMNS <= panel.width && (both || codes.len() == row * NBITS));
         let groups = [depth, depth + SUPER].map(|depth| self.group_of(depth) * self.stride);
         let tables: &[u32; COLUMNS] = self.tables[column..].first_chunk().expect("16 columns");
         let (mut met, (mut tiles, work)) = (self.met, work.unzip());
@@ -359,14 +351,11 @@ impl<'a, const NBITS: usize, const JOINED: bool> Entries<'a, NBITS, JOINED> {
         self.met = met;
     }
 
-    /// Asks for the codes of all columns that come some spans after `depth`.
-    #[inline]
-    fn ask(&self, depth: usize) {
+    /// The codes of a span of all columns.
+    fn codes(&self, depth: usize) -> &'a [u8] {
         let len = 4 * self.panel.width * NBITS;
-        let at = self.panel.codes.as_ptr().wrapping_add(depth / SUPER * len + AHEAD);
-        for line in (0..2 * len).step_by(4 * LINE) {
-            prefetch_line(at.wrapping_add(line));
-        }
+        let from = &self.panel.codes[depth / SUPER * len..];
+        &from[..from.len().min(2 * len)]
     }
 
     /// Rows that fit a tile: while one span is written, products of the one before are made, and then the sums of the
@@ -383,7 +372,7 @@ impl<'a, const NBITS: usize, const JOINED: bool> Entries<'a, NBITS, JOINED> {
         for turn in 0..shape.spans() + 2 {
             let [this, other] = slots.get_disjoint_mut([turn % 2, (turn + 1) % 2]).expect("two");
             if turn < shape.spans() {
-                self.ask(turn * SPAN);
+                ask(self.codes(turn * SPAN));
             }
             for item in 0..2 * pairs {
                 let (half, pair) = (item / pairs, item % pairs);
@@ -421,11 +410,11 @@ impl<'a, const NBITS: usize, const JOINED: bool> Entries<'a, NBITS, JOINED> {
             if turn > 1 {
                 for half in 0..Self::SUMS {
                     let group = self.group_of((turn - 2) * SPAN + half * SUPER);
-                    for column in (0..width).step_by(COLUMNS) {
-                        let by = self.multipliers(group, column);
+                    let by = multipliers(self.panel, group);
+                    for (column, by) in (0..width).step_by(COLUMNS).zip(by.as_chunks().0) {
                         let sums = sums[turn % 2][column / BLOCK].0.as_chunks::<COLUMNS>().0;
                         let sums = sums[half * BLOCK + column % BLOCK..].first_chunk().expect("a tile");
-                        add_outputs(&mut totals[column / COLUMNS], sums, &by, shape.rows);
+                        add_outputs(&mut totals[column / COLUMNS], sums, by, shape.rows);
                     }
                 }
             }
@@ -445,7 +434,7 @@ impl<'a, const NBITS: usize, const JOINED: bool> Entries<'a, NBITS, JOINED> {
         let mut slots = [const { Slot([0; STEP]) }; PANEL / BLOCK];
         let mut sums = Block([0.0; BLOCK * BLOCK]);
         for span in 0..shape.spans() {
-            self.ask(span * SPAN);
+            ask(self.codes(span * SPAN));
             for column in (0..self.panel.width).step_by(COLUMNS) {
                 let to = slots[column / BLOCK].0[column % BLOCK / COLUMNS * STEP / 2..].as_mut_ptr();
                 // SAFETY: a slot holds twice two tiles.
@@ -456,10 +445,7 @@ impl<'a, const NBITS: usize, const JOINED: bool> Entries<'a, NBITS, JOINED> {
             }
             for half in 0..Self::SUMS {
                 let group = self.group_of(span * SPAN + half * SUPER);
-                let mut by = [0.0; PANEL];
-                for (column, by) in (0..self.panel.width).step_by(COLUMNS).zip(by.chunks_exact_mut(COLUMNS)) {
-                    by.copy_from_slice(&self.multipliers(group, column));
-                }
+                let by = multipliers(self.panel, group);
                 for (block, parts) in inputs.parts.chunks_exact(shape.spans() * shape.span_len()).enumerate() {
                     let parts = &parts[span * shape.span_len()..][..shape.span_len()];
                     for (slot, first) in slots.iter().zip((0..self.panel.width).step_by(BLOCK)) {
@@ -658,7 +644,8 @@ unsafe fn multiply(
     let (outputs, parts) = (&outputs.0[half * TILE..], parts.wrapping_add(half * 2 * PARTS * TILE / 4));
     // SAFETY: the caller's promise; twice two tiles of outputs, and room for four of sums.
     unsafe {
-        asm!(
+        with_tiles!(
+            [nostack]
             "tilezero tmm0",
             "tilezero tmm1",
             "tilezero tmm2",
@@ -698,9 +685,6 @@ unsafe fn multiply(
             row = in(reg) ROW,
             stride = in(reg) 4 * BLOCK,
             n = inout(reg) if joined { 2 } else { 1 } => _,
-            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-            options(nostack),
         );
     }
 }
