@@ -19,7 +19,7 @@ use super::avx512::Wide;
 use super::groups::{GroupPanel, SUPER};
 use super::tiled::PANEL;
 use super::vnni::{Spread, quads_of};
-use super::{Block, GroupBlock};
+use super::{GroupBlock, Part};
 use crate::Isa;
 use crate::lanes::prefetch_line;
 
@@ -47,8 +47,15 @@ const COLUMNS: usize = 16;
 const LINE: usize = 16;
 /// Rows and columns of a block.
 const BLOCK: usize = 2 * ROWS;
+/// Bytes of panels side by side, and their number, at most.
+const SIDE: usize = 1 << 20;
+const MOST: usize = 16;
 /// Depth of a panel in groups that is written as planes at a time, at most.
 const CHUNK: usize = 1024;
+/// Depth of int8 from which on it is multiplied in one piece, and by half as many panels; and else at a time: what 32
+/// rows have of it stays in L1 with 32 columns'.
+const DEEP: usize = 2048;
+const DEPTH: usize = 1024;
 /// Bytes ahead of the codes that are read: they come from memory.
 const AHEAD: usize = 8192;
 /// Fewer rows do not repay packing them.
@@ -128,12 +135,12 @@ impl Tiles {
     /// Adds products with two tiles of high bytes, and with two of low ones behind them.
     ///
     /// # Safety
-    /// A tile can be read from `rows`, and four from `columns` on.
-    unsafe fn add(&mut self, rows: *const u8, columns: *const u8) {
+    /// A tile can be read from `rows`, `stride` bytes from row to row, and four from `columns` on.
+    unsafe fn add(&mut self, rows: *const u8, stride: usize, columns: *const u8) {
         // SAFETY: the caller's promise.
         unsafe {
             asm!(
-                "tileloadd tmm4, [{rows} + {row}]",
+                "tileloadd tmm4, [{rows} + {stride}]",
                 "tileloadd tmm5, [{columns} + {row}]",
                 "tdpbusd tmm0, tmm4, tmm5",
                 "tileloadd tmm6, [{columns} + {row} + 1024]",
@@ -144,6 +151,7 @@ impl Tiles {
                 "tdpbuud tmm3, tmm4, tmm5",
                 rows = in(reg) rows,
                 columns = in(reg) columns,
+                stride = in(reg) stride,
                 row = in(reg) ROW,
                 out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                 options(nostack, readonly, preserves_flags),
@@ -183,7 +191,7 @@ impl Drop for Tiles {
     }
 }
 
-/// Sums of tiles: where they begin, and bytes from row to row.
+/// Sums of tiles: where they begin, null if they are 0, and bytes from row to row.
 #[derive(Clone, Copy)]
 #[repr(C)]
 struct Sums {
@@ -198,10 +206,20 @@ struct Ends {
     to: Sums,
 }
 
+/// Rows of a block as tiles: where the first 16 are, [`packed_len`] bytes before the others, bytes from row to row, and
+/// to the next 64 of depth. It is lent, not copied: a copy would read at once what was written in pieces, and so wait for
+/// all that tiles have stored.
+struct RowTiles {
+    at: *const u8,
+    stride: usize,
+    step: usize,
+}
+
 /// Rows and columns of a product.
-struct Factors {
-    /// Packed rows, and those 16 further.
+struct Factors<'a> {
+    /// From here on, and 16 further.
     rows: [*const u8; 2],
+    tiles: &'a RowTiles,
     /// Four of depth of each column, and bytes to the next four.
     columns: *const u8,
     stride: usize,
@@ -228,11 +246,20 @@ unsafe fn multiply<const R: usize, const C: usize, const SIGNED: bool>(_: &Tiles
                     concat!(".macro lowbit_dot sum, rows, columns\n", $dot, " \\sum, \\rows, \\columns\n.endm"),
                     "mov {x}, [{ends}]",
                     "mov {y}, [{ends} + 8]",
+                    "test {x}, {x}",
+                    "jz 4f",
                     $($load,)*
+                    "jmp 5f",
+                    "4:",
+                    "tilezero tmm0",
+                    "tilezero tmm1",
+                    "tilezero tmm2",
+                    "tilezero tmm3",
+                    "5:",
                     "2:",
                     $($step,)*
-                    "add {a}, 1024",
-                    "add {b}, 1024",
+                    "add {a}, {step}",
+                    "add {b}, {step}",
                     "add {c}, {by}",
                     "dec {n}",
                     "jnz 2b",
@@ -253,7 +280,8 @@ unsafe fn multiply<const R: usize, const C: usize, const SIGNED: bool>(_: &Tiles
                     a = inout(reg) factors.rows[0] => _,
                     b = inout(reg) factors.rows[1] => _,
                     c = inout(reg) columns => _,
-                    row = in(reg) ROW,
+                    row = in(reg) factors.tiles.stride,
+                    step = in(reg) factors.tiles.step,
                     stride = in(reg) factors.stride,
                     by = in(reg) 16 * factors.stride,
                     n = inout(reg) steps => _,
@@ -311,15 +339,35 @@ fn packed_len(k: usize) -> usize {
     ROWS * k.next_multiple_of(ROW)
 }
 
-/// Dwords of scratch for rows: packed, from a line's beginning on.
-pub(super) fn scratch_len(rows: usize, k: usize) -> usize {
-    if rows < LEAST { 0 } else { LINE + rows.div_ceil(ROWS) * packed_len(k) / 4 }
+/// Depth of int8 that is multiplied at a time.
+fn piece(k: usize) -> usize {
+    if k < DEEP { DEPTH } else { k.next_multiple_of(ROW) }
+}
+
+/// Dwords of the last columns of panels, if those are no whole tile.
+fn lasts_len(k: usize) -> usize {
+    if k.is_multiple_of(ROW) { 0 } else { MOST * ROW * PANEL / 4 }
+}
+
+/// Panels that are multiplied side by side with 32 rows at a time: their codes stay in L2, and what is written of a
+/// row is in one piece.
+pub(super) fn side_by_side(k: usize) -> usize {
+    let bytes = if k < DEEP { SIDE } else { SIDE / 2 };
+    (bytes / (PANEL * k.max(1))).clamp(1, MOST)
+}
+
+/// Dwords of scratch for rows: packed, from a line's beginning on; and the last columns of some panels. Where the rows
+/// are multiplied but once with panels side by side, 32 at a time are packed.
+pub(super) fn scratch_len(rows: usize, k: usize, panels: usize) -> usize {
+    let last = lasts_len(k);
+    let packed = if panels <= side_by_side(k) { rows.min(BLOCK) } else { rows };
+    if rows < LEAST { 0 } else { LINE + packed.div_ceil(ROWS) * packed_len(k) / 4 + last }
 }
 
 /// The same for weights in groups: and, for more rows than a tile's, two planes of a panel's columns.
 pub(super) fn groups_scratch_len(rows: usize, (k, pass): (usize, usize)) -> usize {
     let planes = if rows <= ROWS { 0 } else { planes_len(CHUNK.min(k.min(pass))) };
-    if takes(rows, pass) { scratch_len(rows, k) + planes } else { 0 }
+    if takes(rows, pass) { scratch_len(rows, k, usize::MAX) + planes } else { 0 }
 }
 
 /// Whether so many rows times weights in groups of such passes are for tiles: a pass begins where a tile of rows does.
@@ -332,163 +380,210 @@ fn planes_len(depth: usize) -> usize {
     2 * PANEL * depth.next_multiple_of(ROW) / 4
 }
 
-/// Rows of `k` bytes, each XORed with `flip`, as tiles: 16 rows of 64 bytes, the next 64, and so on, 0 behind.
+/// Up to 16 rows of `k` bytes, each XORed with `flip`, as tiles: 16 rows of 64 bytes, the next 64, and so on, 0 behind.
 #[target_feature(enable = "avx512f,avx512bw")]
 fn pack(a: &[u8], k: usize, flip: u8, to: &mut [u8]) {
-    for (a, to) in a.chunks(ROWS * k).zip(to.chunks_exact_mut(packed_len(k))) {
-        for (r, a) in a.chunks_exact(k).enumerate() {
-            for (a, to) in a.chunks(ROW).zip(to.chunks_exact_mut(ROWS * ROW)) {
-                let to: &mut [u8; ROW] = to[r * ROW..].first_chunk_mut().expect("a row");
-                match a.first_chunk::<ROW>() {
-                    Some(a) => *to = a.map(|a| a ^ flip),
-                    None => {
-                        to.fill(0);
-                        to.iter_mut().zip(a).for_each(|(to, a)| *to = a ^ flip);
-                    }
+    for (r, a) in a.chunks_exact(k).enumerate() {
+        for (a, to) in a.chunks(ROW).zip(to.chunks_exact_mut(ROWS * ROW)) {
+            let to: &mut [u8; ROW] = to[r * ROW..].first_chunk_mut().expect("a row");
+            match a.first_chunk::<ROW>() {
+                Some(a) => *to = a.map(|a| a ^ flip),
+                None => {
+                    to.fill(0);
+                    to.iter_mut().zip(a).for_each(|(to, a)| *to = a ^ flip);
                 }
             }
         }
-        let rows = a.len() / k;
-        for to in to.chunks_exact_mut(ROWS * ROW) {
-            to[rows * ROW..].fill(0);
-        }
+    }
+    let rows = a.len() / k;
+    for to in to.chunks_exact_mut(ROWS * ROW) {
+        to[rows * ROW..].fill(0);
     }
 }
 
-/// Packed rows.
-#[derive(Clone, Copy)]
+/// Rows that are packed when they are asked for, since they are read at once then.
 struct Packed<'a> {
-    w: Wide,
-    bytes: &'a [u8],
+    _has: Wide,
+    /// Rows of `k` bytes.
+    a: &'a [u8],
     k: usize,
+    flip: u8,
+    /// Room for all of them, or for 32.
+    bytes: &'a mut [u8],
+    /// How many are packed, if there is room for all.
+    made: &'a mut usize,
 }
 
 impl<'a> Packed<'a> {
-    /// Of rows of `k` bytes, each XORed with `flip`, in [`scratch_len`] dwords: made here if they are not. And the
-    /// dwords behind them.
-    fn new(w: Wide, a: &[u8], k: usize, flip: u8, scratch: &'a mut [i32], made: &mut bool) -> (Self, &'a mut [i32]) {
+    /// In dwords of scratch, `rest` of which are for others: these too.
+    fn new(
+        w: Wide,
+        (a, k, flip): (&'a [u8], usize, u8),
+        scratch: &'a mut [i32],
+        rest: usize,
+        made: &'a mut usize,
+    ) -> (Self, &'a mut [i32]) {
         let skip = scratch.as_ptr().align_offset(4 * LINE).min(LINE);
-        let rows = (a.len() / k).div_ceil(ROWS) * packed_len(k) / 4;
-        let (bytes, rest) = scratch[skip..].split_at_mut(rows);
-        let bytes: &mut [u8] = bytemuck::cast_slice_mut(bytes);
-        if !std::mem::replace(made, true) {
-            // SAFETY: the token proves the instruction set.
-            unsafe { pack(a, k, flip, bytes) };
+        let tile = packed_len(k) / 4;
+        let room = (scratch.len() - LINE - rest) / tile;
+        let (bytes, rest) = scratch[skip..].split_at_mut((a.len() / k).div_ceil(ROWS).min(room) * tile);
+        (Packed { _has: w, a, k, flip, bytes: bytemuck::cast_slice_mut(bytes), made }, rest)
+    }
+
+    /// From this row on, a multiple of 32, up to 32 of them: as they are where tiles can be read from whole lines.
+    fn rows(&mut self, row: usize, rows: usize) -> RowTiles {
+        let (len, k) = (packed_len(self.k), self.k);
+        let a = &self.a[row * k..(row + rows) * k];
+        if rows.is_multiple_of(ROWS) && k.is_multiple_of(ROW) && self.flip == 0 && a.as_ptr().addr().is_multiple_of(ROW)
+        {
+            return RowTiles { at: a.as_ptr(), stride: k, step: ROW };
         }
-        (Packed { w, bytes, k }, rest)
+        let has_all = self.bytes.len() / len * ROWS * k >= self.a.len();
+        let bytes = &mut self.bytes[if has_all { row / ROWS * len } else { 0 }..];
+        if !has_all || *self.made < row + rows {
+            for (a, to) in a.chunks(ROWS * k).zip(bytes.chunks_exact_mut(len)) {
+                // SAFETY: the token proves the instruction set.
+                unsafe { pack(a, k, self.flip, to) };
+            }
+            *self.made = row + rows;
+        }
+        RowTiles { at: bytes[..rows.div_ceil(ROWS) * len].as_ptr(), stride: ROW, step: ROWS * ROW }
     }
 }
 
-/// A panel's columns as tiles, and the packed rows.
+/// A panel's columns as tiles.
 struct Columns<'a> {
-    packed: Packed<'a>,
+    k: usize,
     /// The depth at which the columns begin.
     from: usize,
     width: usize,
     /// Whole tiles of depth.
     steps: usize,
     form: Form<'a>,
+    /// The column of the output that the first one is.
+    col: usize,
 }
 
 enum Form<'a> {
-    /// `[quad][width][4]`; what is left of the last tile; and what sums start from.
-    Bytes { codes: &'a [u8], last: Option<&'a Last>, start: &'a [i32; PANEL] },
+    /// `[quad][width][4]`; what is left of the last tile, and 0 behind; and what sums start from, if not 0.
+    Bytes { codes: &'a [u8], last: Option<&'a [u8]>, start: Option<&'a [i32; PANEL]> },
     /// The same of signed high bytes and of unsigned low ones.
     Planes { high: &'a [u8], low: &'a [u8] },
 }
 
-/// Columns whose depth is no whole tile, and 0 behind.
-struct Last([u8; ROW * PANEL]);
-
 impl<'a> Columns<'a> {
-    /// Codes of an int8 panel, whose sums start from `start`.
-    fn bytes(packed: Packed<'a>, codes: &'a [u8], width: usize, start: &'a [i32; PANEL], last: &'a mut Last) -> Self {
-        assert!(codes.len() == packed.k.div_ceil(4) * 4 * width && width.is_multiple_of(COLUMNS) && width <= PANEL);
-        let steps = packed.k / ROW;
+    /// Codes of an int8 panel; of those whose depth is no whole tile the last are copied, to be followed by 0.
+    fn bytes(k: usize, part: &Part<'a>, last: &'a mut [u8]) -> Self {
+        let (codes, width) = (part.with.panel.codes, part.with.panel.width);
+        assert!(codes.len() == k.div_ceil(4) * 4 * width && width.is_multiple_of(COLUMNS) && width <= PANEL);
+        let steps = k / ROW;
         let tail = &codes[steps * ROW * width..];
-        last.0[..tail.len()].copy_from_slice(tail);
-        let last = (!tail.is_empty()).then_some(&*last);
-        Columns { packed, from: 0, width, steps, form: Form::Bytes { codes, last, start } }
+        let last = (!tail.is_empty()).then(|| {
+            last[..tail.len()].copy_from_slice(tail);
+            last[tail.len()..].fill(0);
+            &*last
+        });
+        let start = part.start.iter().any(|&start| start != 0).then_some(part.start);
+        Columns { k, from: 0, width, steps, form: Form::Bytes { codes, last, start }, col: part.col }
     }
 
     /// The integers of some depth of a panel in groups, in [`planes_len`] dwords.
-    fn planes(packed: Packed<'a>, panel: &GroupPanel, depth: Range<usize>, planes: &'a mut [i32]) -> Self {
-        assert!(packed.k == panel.k && depth.start.is_multiple_of(ROW) && depth.end <= panel.k);
+    fn planes(w: Wide, panel: &GroupPanel, depth: Range<usize>, planes: &'a mut [i32]) -> Self {
+        assert!(depth.start.is_multiple_of(ROW) && depth.end <= panel.k);
         let planes: &mut [u8] = bytemuck::cast_slice_mut(&mut planes[..planes_len(depth.len())]);
         let (high, low) = planes.split_at_mut(planes.len() / 2);
         // SAFETY: the token proves the instruction set.
-        unsafe { digits(packed.w, panel, depth.clone(), high, low) };
+        unsafe { digits(w, panel, depth.clone(), high, low) };
         let (from, steps) = (depth.start, depth.len().div_ceil(ROW));
-        Columns { packed, from, width: panel.width, steps, form: Form::Planes { high, low } }
+        Columns { k: panel.k, from, width: panel.width, steps, form: Form::Planes { high, low }, col: 0 }
     }
 
-    /// All rows' sums, into columns from `col` of each row of `out`; or added to what planes' sums are there.
-    fn times(&self, tiles: &Tiles, add: bool, out: &mut Out, col: usize) {
-        let mut buffer = Buffer([0; BLOCK * BLOCK]);
-        for first in (0..self.width).step_by(BLOCK) {
-            let columns = BLOCK.min(self.width - first);
-            for row in (0..out.rows.len()).step_by(BLOCK) {
-                let rows = BLOCK.min(out.rows.len() - row);
-                let whole = out.tiles(row, rows, col + first);
-                let to = whole.unwrap_or(Sums { at: buffer.0.as_mut_ptr(), stride: 4 * BLOCK });
-                // SAFETY: the tiles of `out` are rows of enough columns; or the buffer is as large as any.
-                unsafe {
-                    self.block(tiles, (row, rows), (first, columns), add.then_some((&*out, col)), to, &mut buffer)
-                };
-                if whole.is_none() {
-                    for (out, sums) in out.rows[row..][..rows].iter_mut().zip(buffer.0.chunks_exact(BLOCK)) {
-                        out[col + first..][..columns].copy_from_slice(&sums[..columns]);
-                    }
-                }
+    /// Sums of up to 32 rows and columns, into `out`, or added to what planes' sums are there.
+    ///
+    /// # Safety
+    /// `from` are so many rows of `k` bytes, with what pads them.
+    #[inline]
+    unsafe fn block(
+        &self,
+        tiles: &Tiles,
+        from: &RowTiles,
+        (row, rows): (usize, usize),
+        first: usize,
+        depth: usize,
+        add: bool,
+        out: &mut Out,
+        buffer: &mut Buffer,
+    ) {
+        let columns = BLOCK.min(self.width - first);
+        let whole = out.tiles(row, rows, self.col + first);
+        let to = whole.unwrap_or(Sums { at: buffer.0.as_mut_ptr(), stride: 4 * BLOCK });
+        if add && whole.is_none() && matches!(self.form, Form::Bytes { .. }) {
+            for (out, sums) in out.rows[row..][..rows].iter().zip(buffer.0.chunks_exact_mut(BLOCK)) {
+                sums[..columns].copy_from_slice(&out[self.col + first..][..columns]);
+            }
+        }
+        let add = add.then_some(&*out);
+        // SAFETY: the caller's promise; the tiles of `out` are rows of enough columns, or the buffer is as large as any.
+        unsafe { self.sums(tiles, from, (row, rows), (first, columns), depth, add, to, buffer) };
+        if whole.is_none() {
+            for (out, sums) in out.rows[row..][..rows].iter_mut().zip(buffer.0.chunks_exact(BLOCK)) {
+                out[self.col + first..][..columns].copy_from_slice(&sums[..columns]);
             }
         }
     }
 
-    /// Sums of up to 32 rows and columns.
-    ///
     /// # Safety
-    /// `to` has room for their tiles.
-    unsafe fn block(
+    /// `from` are so many rows of `k` bytes, with what pads them, and `to` has room for the block's tiles.
+    #[inline]
+    unsafe fn sums(
         &self,
         tiles: &Tiles,
+        from: &RowTiles,
         (row, rows): (usize, usize),
         (first, columns): (usize, usize),
-        add: Option<(&Out, usize)>,
+        depth: usize,
+        add: Option<&Out>,
         to: Sums,
         buffer: &mut Buffer,
     ) {
-        const NONE: [i32; PANEL] = [0; PANEL];
-        let (two_rows, two_columns) = (rows > ROWS, columns > COLUMNS);
-        let packed_len = packed_len(self.packed.k);
-        let packed = &self.packed.bytes[row / ROWS * packed_len + self.from * ROWS..];
-        let factors = |codes: &[u8], last: Option<&Last>| {
-            let steps = self.steps + usize::from(last.is_some());
-            assert!(codes.len() >= self.steps * ROW * self.width && steps > 0);
-            assert!(packed.len() >= steps * ROWS * ROW + if two_rows { packed_len } else { 0 });
+        const NONE: Sums = Sums { at: std::ptr::null_mut(), stride: 0 };
+        let shape = (rows > ROWS, columns > COLUMNS);
+        const { assert!(CHUNK <= DEPTH) } // planes are one piece
+        let skipped = depth / ROW;
+        let first_row = from.at.wrapping_add((self.from / ROW + skipped) * from.step);
+        let factors = |codes: &[u8], last: Option<&[u8]>| {
+            let steps = (self.steps - skipped).min(piece(self.k) / ROW);
+            let last = last.filter(|_| depth + piece(self.k) >= self.k);
+            let all = steps + usize::from(last.is_some());
+            let codes = &codes[skipped * ROW * self.width..];
+            assert!(codes.len() >= steps * ROW * self.width && all > 0);
+            assert!(last.is_none_or(|last| last.len() >= ROW * self.width));
+            assert!(self.from + (skipped + all) * ROW <= self.k.next_multiple_of(ROW));
             Factors {
-                rows: [packed.as_ptr(), packed.as_ptr().wrapping_add(packed_len)],
+                rows: [first_row, first_row.wrapping_add(packed_len(self.k))],
+                tiles: from,
                 columns: codes.as_ptr().wrapping_add(4 * first),
                 stride: 4 * self.width,
-                steps: self.steps,
-                last: last.map_or(std::ptr::null(), |last| last.0.as_ptr().wrapping_add(4 * first)),
+                steps,
+                last: last.map_or(std::ptr::null(), |last| last.as_ptr().wrapping_add(4 * first)),
             }
         };
-        let start = |start: &[i32; PANEL]| Sums { at: start[first..].as_ptr().cast_mut(), stride: 0 };
-        let shape = (two_rows, two_columns);
+        let from_columns = |start: &[i32; PANEL]| Sums { at: start[first..].as_ptr().cast_mut(), stride: 0 };
         // SAFETY: by the asserts, here and where the columns were made, the factors' rows and columns are there; sums
         // start from as many of a panel's or from the buffer's; the caller's promise; the token proves the instruction set.
         unsafe {
             match self.form {
-                Form::Bytes { codes, last, start: from } => {
-                    any::<true>(tiles, shape, &factors(codes, last), &Ends { from: start(from), to });
+                Form::Bytes { codes, last, start } => {
+                    let start = if add.is_some() { to } else { start.map_or(NONE, from_columns) };
+                    any::<true>(tiles, shape, &factors(codes, last), &Ends { from: start, to });
                 }
                 Form::Planes { high, low } => {
                     let between = Sums { at: buffer.0.as_mut_ptr(), stride: 4 * BLOCK };
-                    any::<true>(tiles, shape, &factors(high, None), &Ends { from: start(&NONE), to: between });
+                    any::<true>(tiles, shape, &factors(high, None), &Ends { from: NONE, to: between });
                     match add {
                         None => shift(&mut buffer.0[..rows * BLOCK]),
-                        Some((out, col)) => {
-                            let out = out.rows[row..][..rows].iter().map(|out| &out[col + first..][..columns]);
+                        Some(out) => {
+                            let out = out.rows[row..][..rows].iter().map(|out| &out[self.col + first..][..columns]);
                             shift_and_add(&mut buffer.0, out);
                         }
                     }
@@ -533,27 +628,46 @@ impl<'a, 'b> Out<'a, 'b> {
     }
 }
 
-/// `scalar::panel`.
+/// `scalar::panel` of some panels, at most [`side_by_side`]: 32 rows at a time with all of them.
 ///
-/// `scratch` holds [`scratch_len`] dwords, and `made` tells whether the rows are in it; `out` has as many rows as
-/// `block`, each of at least `col + block.panel.width` columns.
+/// `scratch` holds [`scratch_len`] dwords, and `made` tells how many rows are in it; `out` has as many rows as `a`, each
+/// with room for all columns of the panels.
 #[inline(never)] // nothing but this file's functions is to hold tiles' instructions
-pub(super) fn panel(
+pub(super) fn panels(
     w: Wide,
-    block: &Block,
+    rows: (&[u8], usize, u8),
+    parts: &[Part],
     scratch: &mut [i32],
-    made: &mut bool,
+    made: &mut usize,
     out: &mut [&mut [i32]],
-    col: usize,
     isa: Isa,
 ) {
-    let (codes, width) = (block.panel.codes, block.panel.width);
-    let (packed, _) = Packed::new(w, block.a, block.k, block.flip, scratch, made);
-    let mut last = Last([0; ROW * PANEL]);
-    let columns = Columns::bytes(packed, codes, width, block.start, &mut last);
+    let k = rows.1;
+    let (mut packed, rest) = Packed::new(w, rows, scratch, lasts_len(k), made);
+    let rest: &mut [u8] = bytemuck::cast_slice_mut(rest);
+    let mut last = rest.chunks_exact_mut(ROW * PANEL);
+    let mut columns = [const { None }; MOST];
+    for (columns, part) in columns.iter_mut().zip(parts) {
+        let last = if k.is_multiple_of(ROW) { &mut [] } else { last.next().expect("room for the last columns") };
+        *columns = Some(Columns::bytes(k, part, last));
+    }
     // SAFETY: this thread has no other tiles: nothing that holds them calls this.
     let tiles = unsafe { Tiles::new(isa) };
-    columns.times(&tiles, false, &mut Out::new(out, col + width), col);
+    let ends = parts.iter().map(|part| part.col + part.with.panel.width).max().unwrap_or(0);
+    let (mut out, mut buffer) = (Out::new(out, ends), Buffer([0; BLOCK * BLOCK]));
+    for row in (0..out.rows.len()).step_by(BLOCK) {
+        let rows = BLOCK.min(out.rows.len() - row);
+        let from = packed.rows(row, rows);
+        for depth in (0..k).step_by(piece(k)) {
+            for columns in columns[..parts.len()].iter().flatten() {
+                for first in (0..columns.width).step_by(BLOCK) {
+                    let add = depth > 0;
+                    // SAFETY: these rows, each of which has the columns' depth.
+                    unsafe { columns.block(&tiles, &from, (row, rows), first, depth, add, &mut out, &mut buffer) };
+                }
+            }
+        }
+    }
 }
 
 /// `scalar::groups`.
@@ -564,7 +678,7 @@ pub(super) fn groups(
     w: Wide,
     block: &GroupBlock,
     scratch: &mut [i32],
-    made: &mut bool,
+    made: &mut usize,
     out: &mut [&mut [i32]],
     isa: Isa,
 ) {
@@ -572,15 +686,25 @@ pub(super) fn groups(
     assert!(depth.start.is_multiple_of(ROW) && (depth.end == panel.k || depth.end.is_multiple_of(ROW)));
     // SAFETY: this thread has no other tiles: nothing that holds them calls this.
     let mut tiles = unsafe { Tiles::new(isa) };
-    let (packed, planes) = Packed::new(w, block.a, panel.k, 0, scratch, made);
-    if out.len() <= ROWS {
+    let rest = if out.len() <= ROWS { 0 } else { planes_len(CHUNK.min(panel.k.min(panel.pass))) };
+    let (mut packed, planes) = Packed::new(w, (block.a, panel.k, 0), scratch, rest, made);
+    let all = out.len();
+    if all <= ROWS {
         // SAFETY: the token proves the instruction set.
-        return unsafe { few(w, panel, &packed.bytes[depth.start * ROWS..], depth, out, &mut tiles) };
+        return unsafe { few(w, panel, packed.rows(0, all), depth, out, &mut tiles) };
     }
-    let mut out = Out::new(out, panel.width);
+    let (mut out, mut buffer) = (Out::new(out, panel.width), Buffer([0; BLOCK * BLOCK]));
     for from in depth.clone().step_by(CHUNK) {
-        let columns = Columns::planes(packed, panel, from..depth.end.min(from + CHUNK), planes);
-        columns.times(&tiles, from > depth.start, &mut out, 0);
+        let columns = Columns::planes(w, panel, from..depth.end.min(from + CHUNK), planes);
+        for first in (0..columns.width).step_by(BLOCK) {
+            for row in (0..all).step_by(BLOCK) {
+                let rows = BLOCK.min(all - row);
+                let tiles_of_rows = packed.rows(row, rows);
+                let add = from > depth.start;
+                // SAFETY: these rows, each of which has the columns' depth.
+                unsafe { columns.block(&tiles, &tiles_of_rows, (row, rows), first, 0, add, &mut out, &mut buffer) };
+            }
+        }
     }
 }
 
@@ -651,8 +775,19 @@ fn digits(w: Wide, panel: &GroupPanel, depth: Range<usize>, high: &mut [u8], low
 
 /// Up to 16 packed rows' sums over some depth.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn few(w: Wide, panel: &GroupPanel, rows: &[u8], depth: Range<usize>, out: &mut [&mut [i32]], tiles: &mut Tiles) {
-    digits_of!(w, panel, few(tiles, rows, depth, out))
+///
+/// # Safety
+/// `rows` are those of `out`, with what pads them to 16.
+unsafe fn few(
+    w: Wide,
+    panel: &GroupPanel,
+    rows: RowTiles,
+    depth: Range<usize>,
+    out: &mut [&mut [i32]],
+    tiles: &mut Tiles,
+) {
+    // SAFETY: the token proves the instruction set; the caller's promise.
+    unsafe { digits_of!(w, panel, few(tiles, rows, depth, out)) }
 }
 
 /// A panel's codes, to be written as the integers that they stand for.
@@ -772,17 +907,21 @@ impl<'a, const NBITS: usize, const WHOLE: bool> Digits<'a, NBITS, WHOLE> {
     /// 16 packed rows' sums over some depth: those of planes' products, which are made of 64 of depth while the
     /// next are written.
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-    fn few(&self, tiles: &mut Tiles, rows: &[u8], depth: Range<usize>, out: &mut [&mut [i32]]) {
+    ///
+    /// # Safety
+    /// `rows` are those of `out`, with what pads them to 16.
+    unsafe fn few(&self, tiles: &mut Tiles, rows: RowTiles, depth: Range<usize>, out: &mut [&mut [i32]]) {
         #[repr(align(64))]
         struct Slot([u8; 4 * ROWS * ROW]);
         let steps = depth.clone().step_by(ROW);
-        assert!(rows.len() >= steps.len() * ROWS * ROW && out.len() <= ROWS);
+        assert!(depth.end <= self.panel.k && out.len() <= ROWS);
         let mut slots = [const { Slot([0; 4 * ROWS * ROW]) }; 2];
         for first in (0..self.panel.width).step_by(BLOCK) {
             let columns = BLOCK.min(self.panel.width - first);
             tiles.zero();
             let mut waiting = None;
-            for (i, (from, rows)) in steps.clone().zip(rows.chunks_exact(ROWS * ROW)).enumerate() {
+            for (i, from) in steps.clone().enumerate() {
+                let at = rows.at.wrapping_add(from / ROW * rows.step);
                 let slot = slots[i % 2].0.as_mut_ptr();
                 for (half, depth) in (from..depth.end.min(from + ROW)).step_by(SUPER).enumerate() {
                     let codes = self.superstep(depth);
@@ -798,15 +937,15 @@ impl<'a, const NBITS: usize, const WHOLE: bool> Digits<'a, NBITS, WHOLE> {
                         }
                     }
                 }
-                if let Some((rows, slot)) = waiting {
+                if let Some((at, slot)) = waiting {
                     // SAFETY: a tile of rows, and four of columns.
-                    unsafe { tiles.add(rows, slot) };
+                    unsafe { tiles.add(at, rows.stride, slot) };
                 }
-                waiting = Some((rows.as_ptr(), slot.cast_const()));
+                waiting = Some((at, slot.cast_const()));
             }
-            if let Some((rows, slot)) = waiting {
+            if let Some((at, slot)) = waiting {
                 // SAFETY: as above.
-                unsafe { tiles.add(rows, slot) };
+                unsafe { tiles.add(at, rows.stride, slot) };
             }
             let mut sums = Buffer([0; BLOCK * BLOCK]);
             // SAFETY: room for four tiles.

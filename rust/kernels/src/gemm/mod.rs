@@ -15,8 +15,8 @@
 //! row's result does not depend on the other rows of its batch.
 //!
 //! A task is a block of rows times a range of panels. Rows are quantized, and
-//! for AVX2 widened, for tiles packed, once a task; a panel's sums stay in the nearest cache
-//! until their epilogue has run.
+//! for AVX2 widened, once a task; a panel's sums stay in the nearest cache
+//! until their epilogue has run. Tiles take 32 rows at a time, with all panels that fit L2.
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
@@ -32,6 +32,7 @@ mod floats;
 mod groups;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+mod panels;
 mod scalar;
 mod tables;
 mod tiled;
@@ -44,6 +45,7 @@ use std::sync::{Mutex, PoisonError};
 pub use epilogue::{Activation, Norm};
 pub use fit::{fit_groups, settle};
 pub use groups::{Grouped, Groups, Inputs, tile_groups};
+pub use panels::{MadePanel, PanelRows, PanelScratch};
 pub use tables::{Codebook, Tables};
 pub use tiled::{Tiled, tile, tiled_len};
 
@@ -57,7 +59,7 @@ use crate::par::Parts;
 use crate::{Ctl, Isa, Result};
 use epilogue::Finish;
 use groups::{GroupPanel, SUPER};
-use tiled::{PANEL, Panel};
+use tiled::{PANEL, Panel, STEP};
 
 /// The greatest K of [`matmul_i32`] with u8 rows: 255 · 128 · K stays below 2^31.
 pub const MAX_K_U8: usize = 65_793;
@@ -68,6 +70,8 @@ const ROWS: usize = 256;
 /// Rows of a block of [`mlp`], whose inner floats must stay in L2: 2 MB of it where there are tiles, for which a weight
 /// in groups is written anew for each block.
 const MLP_ROWS: [usize; 2] = [96, 192];
+/// Bytes of a line.
+const LINE: usize = 64;
 /// Bytes of rows in a block, at most (a share of L2).
 const BLOCK_BYTES: usize = 384 << 10;
 /// Multiplications of a task, at most: a slow core does them in less than 0.1 s, and only
@@ -221,6 +225,20 @@ struct Found<'a> {
     fits: Fits,
 }
 
+/// A panel, what its sums start from, and the first column of the output that they go to.
+struct Part<'a> {
+    with: Found<'a>,
+    start: &'a [i32; PANEL],
+    col: usize,
+}
+
+impl Part<'_> {
+    /// Whether there are more columns than the output has.
+    fn is_padded(&self) -> bool {
+        self.with.panel.cols != self.with.panel.width
+    }
+}
+
 /// One block of rows as the kernels want them.
 struct Rows<'a> {
     a: &'a [u8],
@@ -230,8 +248,11 @@ struct Rows<'a> {
     scratch: &'a mut [i32],
     #[cfg(target_arch = "x86_64")]
     made: avx2::Made,
-    /// Whether the rows' forms for weights in groups, or for tiles, are in scratch.
+    /// Whether the rows' forms for weights in groups, or of floats for tiles, are in scratch.
     formed: bool,
+    /// How many rows are packed for tiles.
+    #[cfg(target_arch = "x86_64")]
+    packed: usize,
     /// The rows where they are not rounded, room for [`floats::interleave`], and whether it is filled.
     floats: &'a [f32],
     interleaved: &'a mut [f32],
@@ -243,17 +264,18 @@ struct Rows<'a> {
 }
 
 impl<'a> Rows<'a> {
-    fn scratch_len(isa: Isa, rows: usize, k: usize) -> usize {
+    /// Scratch for so many rows of `k` bytes, to be multiplied with so many panels at a time.
+    fn scratch_len(isa: Isa, rows: usize, k: usize, panels: usize) -> usize {
         #[cfg(target_arch = "x86_64")]
         {
             if isa.has_amx() {
-                return amx::scratch_len(rows, k);
+                return amx::scratch_len(rows, k, panels);
             }
             if is_avx2_alone(isa) {
                 return avx2::scratch_len(rows, k);
             }
         }
-        let _ = (isa, rows, k);
+        let _ = (isa, rows, k, panels);
         0
     }
 
@@ -267,6 +289,8 @@ impl<'a> Rows<'a> {
             #[cfg(target_arch = "x86_64")]
             made: avx2::Made::default(),
             formed: false,
+            #[cfg(target_arch = "x86_64")]
+            packed: 0,
             floats: &[],
             interleaved: &mut [],
             is_interleaved: false,
@@ -315,7 +339,7 @@ impl<'a> Rows<'a> {
         // SAFETY: the Isa is this CPU's; the asserts are the callees' conditions.
         unsafe {
             if isa.has_amx() && amx::takes(out.len(), panel.pass) {
-                return amx::groups(avx512::Wide::new(), &block, self.scratch, &mut self.formed, out, isa);
+                return amx::groups(avx512::Wide::new(), &block, self.scratch, &mut self.packed, out, isa);
             }
             if isa.has_avx512() {
                 return vnni::groups(avx512::Wide::new(), &block, self.scratch, &mut self.formed, out, 0);
@@ -353,25 +377,71 @@ impl<'a> Rows<'a> {
         floats::float_sums(self.interleaved, panel, columns, out, isa);
     }
 
+    /// Panels that do best to be given to [`Self::times_parts`] together.
+    fn side_by_side(isa: Isa, k: usize) -> usize {
+        #[cfg(target_arch = "x86_64")]
+        if isa.has_amx() {
+            return amx::side_by_side(k);
+        }
+        let _ = (isa, k);
+        1
+    }
+
+    /// As [`Self::times`], of some panels, where rows of `out` may have no room for columns that pad the last one; `sums`
+    /// has.
+    fn times_parts(&mut self, isa: Isa, parts: &[Part], out: &mut [&mut [i32]], sums: &mut [i32]) {
+        #[cfg(target_arch = "x86_64")]
+        if isa.has_amx() && out.len() >= amx::LEAST {
+            let whole = parts.iter().position(|part| part.is_padded()).unwrap_or(parts.len());
+            self.times_tiles(isa, &parts[..whole], out);
+            for part in &parts[whole..] {
+                self.times_padded(isa, part, out, sums);
+            }
+            return;
+        }
+        for part in parts {
+            if part.is_padded() {
+                self.times_padded(isa, part, out, sums);
+            } else {
+                self.times(isa, part.with, part.start, out, part.col);
+            }
+        }
+    }
+
+    fn times_padded(&mut self, isa: Isa, part: &Part, out: &mut [&mut [i32]], sums: &mut [i32]) {
+        let (mut padded, cols): (Vec<_>, _) =
+            (sums.chunks_exact_mut(PANEL).take(out.len()).collect(), part.with.panel.cols);
+        self.times(isa, part.with, part.start, &mut padded, 0);
+        for (out, sums) in out.iter_mut().zip(padded) {
+            out[part.col..part.col + cols].copy_from_slice(&sums[..cols]);
+        }
+    }
+
+    /// The rows times up to [`Self::side_by_side`] panels by tiles.
+    #[cfg(target_arch = "x86_64")]
+    fn times_tiles(&mut self, isa: Isa, parts: &[Part], out: &mut [&mut [i32]]) {
+        assert!(self.scratch.len() >= Rows::scratch_len(isa, out.len(), self.k, 1));
+        assert!(parts.len() <= Rows::side_by_side(isa, self.k));
+        assert!(out.len() * self.k == self.a.len());
+        // SAFETY: the Isa is this CPU's.
+        let w = unsafe { avx512::Wide::new() };
+        amx::panels(w, (self.a, self.k, self.flip), parts, self.scratch, &mut self.packed, out, isa);
+    }
+
     /// The rows times a panel, into columns from `col` of each row of `out`.
-    fn times(
-        &mut self,
-        isa: Isa,
-        Found { panel, excess, fits }: Found,
-        start: &[i32; PANEL],
-        out: &mut [&mut [i32]],
-        col: usize,
-    ) {
-        assert!(self.scratch.len() >= Rows::scratch_len(isa, out.len(), self.k));
+    fn times(&mut self, isa: Isa, with: Found, start: &[i32; PANEL], out: &mut [&mut [i32]], col: usize) {
+        #[cfg(target_arch = "x86_64")]
+        if isa.has_amx() && out.len() >= amx::LEAST {
+            return self.times_tiles(isa, &[Part { with, start, col }], out);
+        }
+        let Found { panel, excess, fits } = with;
+        assert!(self.scratch.len() >= Rows::scratch_len(isa, out.len(), self.k, 1));
         assert!(out.len() * self.k == self.a.len() && panel.codes.len() == self.k.div_ceil(4) * 4 * panel.width);
         assert!(out.iter().all(|row| row.len() >= col + panel.width));
         let block = Block { a: self.a, k: self.k, flip: self.flip, panel, start, excess, fits };
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the Isa is this CPU's; the asserts above are the callees' conditions.
         unsafe {
-            if isa.has_amx() && out.len() >= amx::LEAST {
-                return amx::panel(avx512::Wide::new(), &block, self.scratch, &mut self.formed, out, col, isa);
-            }
             if isa.has_avx512() {
                 return avx512::panel(&block, out, col);
             }
@@ -496,25 +566,23 @@ pub fn matmul_i32<B: AsRef<[u8]> + Sync>(
     let columns = Columns::new(isa, m, b.view(), ctl)?;
     let cut = Cut::new(m, k, b.panels(), ctl.threads(), ROWS);
     let scratch = per_thread(ctl, || {
-        Ok((try_zeroed::<i32>(Rows::scratch_len(isa, cut.rows, k))?, try_zeroed::<i32>(cut.rows * PANEL)?))
+        let sums = if b.n().is_multiple_of(STEP) { 0 } else { cut.rows * PANEL };
+        Ok((try_zeroed::<i32>(Rows::scratch_len(isa, cut.rows, k, cut.panels))?, try_zeroed::<i32>(sums)?))
     })?;
     let tasks = Parts::new(cut_output(out, n, &cut));
     ctl.for_each(tasks.len(), &|slot, task| {
         let (first, panel, mut out) = tasks.take(task);
         let (rows, sums) = &mut *lock(&scratch[slot]);
         let mut rows = Rows::new(isa, &a[first * k..(first + out.len()) * k], k, flip, rows);
-        for p in panel..b.panels().min(panel + cut.panels) {
-            let (with @ Found { panel, .. }, col) = (columns.panel(p), (p - panel) * PANEL);
-            let start = start_of(&panel, flip);
-            if panel.cols == panel.width {
-                rows.times(isa, with, &start, &mut out, col);
-            } else {
-                let mut padded: Vec<_> = sums.chunks_exact_mut(PANEL).take(out.len()).collect();
-                rows.times(isa, with, &start, &mut padded, 0);
-                for (out, sums) in out.iter_mut().zip(padded) {
-                    out[col..col + panel.cols].copy_from_slice(&sums[..panel.cols]);
-                }
-            }
+        let panels = panel..b.panels().min(panel + cut.panels);
+        let some = Rows::side_by_side(isa, k);
+        for from in panels.clone().step_by(some) {
+            let with = |p| columns.panel(p);
+            let found: Vec<_> = (from..panels.end.min(from + some)).map(with).collect();
+            let starts: Vec<_> = found.iter().map(|with| start_of(&with.panel, flip)).collect();
+            let part = |(i, (&with, start))| Part { with, start, col: (from + i - panels.start) * PANEL };
+            let parts: Vec<_> = found.iter().zip(&starts).enumerate().map(part).collect();
+            rows.times_parts(isa, &parts, &mut out, sums);
         }
     })
 }
@@ -571,7 +639,7 @@ impl Wide {
         let mut ones = try_zeroed(PASS)?;
         ones.fill(1);
         Ok(Wide {
-            rows: try_zeroed(Rows::scratch_len(isa, rows, PASS))?,
+            rows: try_zeroed(Rows::scratch_len(isa, rows, PASS, 1))?,
             a: try_zeroed(rows * PASS)?,
             ones,
             sums: try_zeroed(rows * PANEL)?,
@@ -1364,11 +1432,11 @@ impl Scratch {
     fn new(isa: Isa, rows: usize, weight: &Weight) -> Result<Scratch> {
         let (k, inputs) = (weight.k(), weight.inputs());
         let (scratch, totals) = match weight.codes {
-            Codes::Int8(_) => (Rows::scratch_len(isa, rows, k), 0),
+            Codes::Int8(_) => (Rows::scratch_len(isa, rows, k, usize::MAX), 0),
             Codes::Groups(grouped) if inputs == Inputs::Floats => {
                 (Rows::floats_scratch_len(isa, rows, k, grouped.groups()), 0)
             }
-            Codes::Groups(grouped) if grouped.integers().is_some() => (Rows::scratch_len(isa, rows, k), 0),
+            Codes::Groups(grouped) if grouped.integers().is_some() => (Rows::scratch_len(isa, rows, k, usize::MAX), 0),
             Codes::Groups(grouped) => {
                 let totals = if k > grouped.pass() || inputs == Inputs::Spans { rows * PANEL } else { 0 };
                 (Rows::groups_scratch_len(isa, rows, (k, grouped.pass()), grouped.groups()), totals)
@@ -1384,7 +1452,7 @@ impl Scratch {
         Ok(Scratch {
             equalized: try_zeroed(checked_product("scratch", &[floats, k])?)?,
             interleaved: try_zeroed(if codes == 0 { checked_product("scratch", &[floats, k])? } else { 0 })?,
-            codes: try_zeroed(checked_product("scratch", &[codes, k])?)?,
+            codes: try_zeroed(LINE + checked_product("scratch", &[codes, k])?)?,
             scales: Vec::with_capacity(rows),
             spans: try_zeroed(spans)?,
             rows: try_zeroed(scratch)?,
@@ -1415,9 +1483,12 @@ impl Scratch {
         let floats = if weight.inputs() == Inputs::Floats { rows * k } else { 0 };
         let part = |r: usize| x.part(r * k..(r + 1) * k);
         self.scales.clear();
+        // Tiles are read from whole lines.
+        let skip = self.codes.as_ptr().align_offset(LINE).min(LINE);
+        let all_codes = &mut self.codes[skip..];
         match weight.inputs() {
             Inputs::Rows => {
-                for (r, codes) in self.codes.chunks_exact_mut(k).take(rows).enumerate() {
+                for (r, codes) in all_codes.chunks_exact_mut(k).take(rows).enumerate() {
                     // The next row, which the CPU does not fetch by itself past a page.
                     x.part((r + 1).min(rows - 1) * k..(r + 2).min(rows) * k).prefetch();
                     let x = scaled(part(r), by, weight.rotation(), &mut self.equalized, isa);
@@ -1426,7 +1497,7 @@ impl Scratch {
             }
             Inputs::Spans => {
                 let spans = self.spans.chunks_exact_mut(k.div_ceil(SUPER));
-                for (r, (codes, spans)) in self.codes.chunks_exact_mut(k).zip(spans).take(rows).enumerate() {
+                for (r, (codes, spans)) in all_codes.chunks_exact_mut(k).zip(spans).take(rows).enumerate() {
                     let x = scaled(part(r), by, weight.rotation(), &mut self.equalized, isa);
                     for ((i, codes), span) in codes.chunks_mut(SUPER).enumerate().zip(spans) {
                         let x = x.part(i * SUPER..i * SUPER + codes.len());
@@ -1448,7 +1519,7 @@ impl Scratch {
                 }
             }
         }
-        let codes = if self.codes.is_empty() { &[] } else { &self.codes[..rows * k] };
+        let codes = if floats > 0 { &[] } else { &all_codes[..rows * k] };
         let mut rows = Rows::new(isa, codes, k, 0, &mut self.rows);
         (rows.floats, rows.spans) = (&self.equalized[..floats], &self.spans);
         rows.interleaved = &mut self.interleaved[..floats];

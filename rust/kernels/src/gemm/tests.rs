@@ -119,6 +119,23 @@ fn many_rows_times_trained_weights_equal_the_definition() {
     }
 }
 
+/// More panels than lie side by side, and a depth of several pieces, where both have tails.
+#[test]
+fn products_of_many_panels_and_pieces_equal_the_definition() {
+    for &isa in Isa::available() {
+        let mut cases = 0;
+        for (m, n, k) in
+            [(33, 1100, 70), (64, 1040, 64), (40, 130, 1500), (32, 96, 1088), (37, 70, 2100), (300, 530, 65)]
+        {
+            for sign in [false, true] {
+                let (a, b) = (bytes(m * k, k as u64), signed(&bytes(n * k, n as u64)));
+                cases += products_are_right(&a, sign, &b, (m, n, k), isa).unwrap();
+            }
+        }
+        println!("gemm: {cases} products of many panels and pieces on {}", isa.name());
+    }
+}
+
 /// The sums of two products in 16 bits where they are largest, and one past it.
 #[test]
 fn pairs_that_just_fit_and_just_do_not() {
@@ -373,8 +390,10 @@ fn rows_in_groups_are_right(isa: Isa, a: &[u8], weight: &Grouping, (n, k): (usiz
     groups_are_right(a, weight, (n, k), len, &|block, scratch, made, out| {
         let mut rows = Rows::new(isa, a, k, 0, scratch);
         rows.formed = *made;
+        #[cfg(target_arch = "x86_64")]
+        (rows.packed = if *made { out.len() } else { 0 });
         rows.times_groups(isa, block.panel, block.depth.clone(), out);
-        *made = rows.formed;
+        *made = true;
     })
 }
 
@@ -456,7 +475,12 @@ fn sums_go_to_rows_wherever_they_are() {
                     out.push(row);
                     rest = others;
                 }
-                let len = Rows::scratch_len(isa, m, k).max(Rows::groups_scratch_len(isa, m, (k, k), weight.groups));
+                let len = Rows::scratch_len(isa, m, k, usize::MAX).max(Rows::groups_scratch_len(
+                    isa,
+                    m,
+                    (k, k),
+                    weight.groups,
+                ));
                 let mut scratch = vec![0; len];
                 let mut rows = Rows::new(isa, &a, k, 0, &mut scratch);
                 if groups {

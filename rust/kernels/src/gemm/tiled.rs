@@ -7,7 +7,7 @@ use crate::{Ctl, Error, Result};
 /// Columns of a panel.
 pub(crate) const PANEL: usize = 64;
 /// Columns are padded to a multiple of this.
-const STEP: usize = 16;
+pub(super) const STEP: usize = 16;
 
 /// A K×N matrix of int8 in tiled order, with a scale for each column.
 ///
