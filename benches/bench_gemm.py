@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 from gemm_peers import GROUP_PEERS, PEERS
 from limits import Skip
-from measure import Shape, Timing, clock_for, cpu_name, interleave, settle, shapes, table
+from measure import Shape, Timing, clock_for, cpu_name, interleave, lines, settle, shapes, table
 
 #: Rows up to which reading B can be what bounds a product.
 FEW_ROWS = 16
@@ -41,13 +41,14 @@ HELD = ("torch._int_mm", "torch oneDNN int8", "numpy floats", "numpy integers")
 def operands(shape: Shape) -> tuple[np.ndarray, np.ndarray]:
     """Random codes of the full range, the same for the same shape."""
     rng = np.random.default_rng([shape.m, shape.n, shape.k])
-    a = rng.integers(0, 256, (shape.m, shape.k), dtype=np.uint8)
+    a = lines((shape.m, shape.k), np.uint8)
+    a[...] = rng.integers(0, 256, a.shape, dtype=np.uint8)
     return a, rng.integers(-128, 128, (shape.k, shape.n), dtype=np.int8)
 
 
 def ours(a: np.ndarray, b: np.ndarray, isa: str | None = None) -> Callable[[], np.ndarray]:
     """`matmul_int8` with B tiled and the result warm."""
-    tiled, out = lowbit.tile_matrix(b), np.zeros((len(a), b.shape[1]), np.int32)
+    tiled, out = lowbit.tile_matrix(b), lines((len(a), b.shape[1]))
     return lambda: lowbit.matmul_int8(a, tiled, out=out, isa=isa)
 
 

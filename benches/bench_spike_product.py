@@ -27,7 +27,7 @@ import lowbit
 import numpy as np
 import pytest
 from limits import Skip
-from measure import clock_for, cpu_name, interleave, settle, table
+from measure import clock_for, cpu_name, interleave, lines, settle, table
 
 #: Per cent of the inputs that spike, and how many times as fast as the dense product ours has to be, for the
 #: first shape; for the others it is printed. With AVX-512, whose dense product is the faster one, and with AVX2.
@@ -66,10 +66,10 @@ def products(shape: tuple[int, int, int], percent: int, forms: bool) -> Candidat
     m, k, n = shape
     x, w = spikes_of((m, k), percent), codes_of((k, n))
     weight, dense, bits = lowbit.tile_spike_weight(w), lowbit.tile_matrix(w), lowbit.pack_codes(x, 1)
-    out = np.zeros((m, n), np.int32)
+    out = lines((m, n))
     fs: Candidates = {
         "ours": partial(lowbit.spike_matmul, x, weight, out=out),
-        "dense": partial(lowbit.matmul_int8, x, dense, out=np.zeros((m, n), np.int32)),
+        "dense": partial(lowbit.matmul_int8, x, dense, out=lines((m, n))),
         "packed": partial(lowbit.spike_matmul, bits, weight, packed=True, out=out),
     }
     if forms:
@@ -77,7 +77,7 @@ def products(shape: tuple[int, int, int], percent: int, forms: bool) -> Candidat
             few = lowbit.tile_spike_weight(codes_of((k, n), nbits), nbits)
             fs[f"{nbits} bits"] = partial(lowbit.spike_matmul, x, few, out=out)
         floats = lowbit.tile_spike_weight(w.astype(np.float32))
-        fs["float32"] = partial(lowbit.spike_matmul, x, floats, out=np.zeros((m, n), np.float32))
+        fs["float32"] = partial(lowbit.spike_matmul, x, floats, out=lines((m, n), np.float32))
         counts = x * np.random.default_rng(1).integers(1, 5, x.shape, np.uint8)
         fs["counts to 4"] = partial(lowbit.spike_matmul, counts, weight, counts=True, out=out)
     try:
@@ -99,7 +99,7 @@ def convolutions(shape: tuple[int, int, int, int], percent: int) -> Candidates:
     images, size, c, o = shape
     x, w = spikes_of((images, size, size, c), percent), codes_of((3, 3, c, o))
     weight, ones = lowbit.tile_spike_weight(w), ((1, 1), (1, 1))
-    out = np.zeros((images, size, size, o), np.int32)
+    out = lines((images, size, size, o))
     fs: Candidates = {"ours": partial(lowbit.spike_conv2d, x, weight, padding=ones, out=out)}
     filters = np.ascontiguousarray(w.transpose(3, 0, 1, 2))
     assert (fs["ours"]() == lowbit.conv2d(x, filters, padding=ones)).all()
@@ -107,7 +107,7 @@ def convolutions(shape: tuple[int, int, int, int], percent: int) -> Candidates:
     rows = np.ascontiguousarray(windows.transpose(0, 1, 2, 4, 5, 3)).reshape(-1, 9 * c)
     dense = lowbit.tile_matrix(w.reshape(-1, o))
     # Without what gathering the windows costs.
-    fs["dense"] = partial(lowbit.matmul_int8, rows, dense, out=np.zeros((len(rows), o), np.int32))
+    fs["dense"] = partial(lowbit.matmul_int8, rows, dense, out=lines((len(rows), o)))
     try:
         import torch
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 import lowbit
 import numpy as np
 from limits import Skip, library
+from measure import lines
 
 __all__ = ["GROUP_PEERS", "PEERS", "Skip", "bound", "onnx_session"]
 
@@ -121,7 +122,7 @@ def ort_matmulinteger(a: np.ndarray, b: np.ndarray) -> Product:
         raise Skip("not installed: onnx") from None
     node = helper.make_node("MatMulInteger", ["a", "b"], ["y"])
     session = onnx_session([node], {"b": b}, a, TensorProto.INT32, [len(a), b.shape[1]])
-    return bound(session, a, np.zeros((a.shape[0], b.shape[1]), np.int32))
+    return bound(session, a, lines((a.shape[0], b.shape[1])))
 
 
 def ort_qgemm(a: np.ndarray, b: np.ndarray) -> Product:
@@ -134,7 +135,7 @@ def ort_qgemm(a: np.ndarray, b: np.ndarray) -> Product:
     one, zero = np.ones((), np.float32), np.zeros((), np.uint8)
     constants = {"sa": one, "za": zero, "b": b, "sb": one, "zb": zero.view(np.int8)}
     session = onnx_session([node], constants, a, TensorProto.FLOAT, [len(a), b.shape[1]])
-    return bound(session, a, np.zeros((a.shape[0], b.shape[1]), np.float32))
+    return bound(session, a, lines((a.shape[0], b.shape[1]), np.float32))
 
 
 def openvino(a: np.ndarray, b: np.ndarray) -> Product:
@@ -189,7 +190,7 @@ def rten(a: np.ndarray, b: np.ndarray) -> Product:
     lib.rten_may_saturate.restype, lib.rten_may_saturate.argtypes = ctypes.c_bool, [pointer]
     b = np.ascontiguousarray(b)
     handle = lib.rten_new(b.ctypes.data, *b.shape)
-    out = np.zeros((a.shape[0], b.shape[1]), np.int32)
+    out = lines((a.shape[0], b.shape[1]))
     source, target, m = a.ctypes.data, out.ctypes.data, a.shape[0]
 
     def run() -> np.ndarray:
@@ -260,7 +261,7 @@ def ort_matmulnbits(x: np.ndarray, weight: lowbit.GroupedWeight) -> Product:
         block_size=config.group_size, accuracy_level=4,
     )  # fmt: skip
     session = onnx_session([node], constants, x, TensorProto.FLOAT, [len(x), n])
-    return bound(session, x, np.zeros((x.shape[0], n), np.float32))
+    return bound(session, x, lines((x.shape[0], n), np.float32))
 
 
 def openvino_groups(x: np.ndarray, weight: lowbit.GroupedWeight) -> Product:
@@ -417,7 +418,7 @@ def rten_groups(x: np.ndarray, weight: lowbit.GroupedWeight) -> Product:
         raise Skip("4 bits and whole groups of a power of two alone")
     own = lowbit.quantize_weight(weight.dequantize(), lowbit.Uniform(4, size, symmetric=True, equalize=False))
     codes, scales = lowbit.pack_codes(own.codes().reshape(-1), 4), own.scale()
-    out = np.zeros((len(x), n), np.float32)
+    out = lines((len(x), n), np.float32)
     count, pointer = ctypes.c_size_t, ctypes.c_void_p
     lib.rten_blocks.restype = ctypes.c_int
     lib.rten_blocks.argtypes = [pointer, count, count, pointer, pointer, count, count, pointer]

@@ -5,6 +5,7 @@ noisy and an absolute time means nothing.
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import sys
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import quantiles
 from time import perf_counter, process_time
+
+import numpy as np
 
 __all__ = ["Shape", "Spread", "Timing", "clock_for", "cpu_name", "interleave", "pin", "settle", "shapes", "table"]
 
@@ -142,6 +145,14 @@ def shapes(model: str) -> list[Shape]:
     lines = (Path(__file__).parent / "shapes" / f"{model}.txt").read_text().splitlines()
     rows = [line.split() for line in lines if line and not line.startswith("#")]
     return [Shape(int(m), int(n), int(k), name) for m, n, k, name in rows]
+
+
+def lines(shape: tuple[int, ...], dtype: type = np.int32) -> np.ndarray:
+    """Zeros that start at a cache line, as every library's own tensors do."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    raw = np.zeros(size + 63, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(dtype).reshape(shape)
 
 
 def pin(threads: int) -> None:

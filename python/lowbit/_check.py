@@ -7,6 +7,7 @@ microsecond.
 
 from __future__ import annotations
 
+import math
 import operator
 import sys
 import warnings
@@ -17,6 +18,7 @@ import numpy as np
 
 __all__ = [
     "REALS",
+    "aligned",
     "as_array",
     "as_numbers",
     "as_rows",
@@ -25,6 +27,7 @@ __all__ = [
     "check_out",
     "code_dtype",
     "exact_floats",
+    "new_out",
 ]
 
 # By the dtype itself, since `dtype.name` costs a microsecond. A dtype that is
@@ -111,6 +114,20 @@ def as_array(name: str, x: Any, dtypes: Sequence[str], *, min_ndim: int = 1) -> 
     if flags.c_contiguous and flags.aligned:
         return x
     return np.array(x, order="C", subok=False)  # always aligned, unlike ascontiguousarray
+
+
+def aligned(size: int) -> np.ndarray:
+    """Uninitialised bytes that start at a cache line, as the kernels like best."""
+    raw = np.empty(size + 63, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size]
+
+
+def new_out(shape: tuple[int, ...], dtype: np.dtype | type) -> np.ndarray:
+    """An uninitialised result; a large one is `aligned`, which a small one does not repay."""
+    dtype = np.dtype(dtype)
+    size = math.prod(shape) * dtype.itemsize
+    return np.empty(shape, dtype) if size < 1 << 16 else aligned(size).view(dtype).reshape(shape)
 
 
 def check_out(name: str, out: Any, shape: tuple[int, ...], dtype: np.dtype, *inputs: Any) -> np.ndarray:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from lowbit import _core
-from lowbit._check import FLOATS, as_array, check_out
+from lowbit._check import FLOATS, aligned, as_array, check_out, new_out
 from lowbit.types import RowCodes
-from lowbit.weights import CodebookWeight, GroupedWeight, QuantizedWeight, TiledMatrix, Weight, aligned, vector
+from lowbit.weights import CodebookWeight, GroupedWeight, QuantizedWeight, TiledMatrix, Weight, vector
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -97,7 +97,7 @@ def matmul_int8(
     wide = k > (MAX_K_UINT8 if a.dtype == np.uint8 else MAX_K_INT8)
     dtype = np.dtype(np.int64 if wide else np.int32)
     if out is None:
-        out = np.empty((m, n), dtype)
+        out = new_out((m, n), dtype)
     else:
         check_out("out", out, (m, n), dtype, given, a, b.tiled)
     _core.matmul(a, m, b.tiled, k, n, out, isa)
@@ -175,7 +175,7 @@ def _floats_out(
         residual = as_array("residual", residual, (dtype.name,))
         if residual.shape != shape:
             raise ValueError(f"residual: expected shape {shape}, got {residual.shape}")
-    result = np.empty(shape, dtype) if out is None else check_out("out", out, shape, dtype, *inputs)
+    result = new_out(shape, dtype) if out is None else check_out("out", out, shape, dtype, *inputs)
     if dtype.name in ("float32", "bfloat16"):
         written = _kernel_floats(result)
     else:

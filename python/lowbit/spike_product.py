@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lowbit import _core
-from lowbit._check import as_array, check_int, check_out
-from lowbit.weights import aligned
+from lowbit._check import aligned, as_array, check_int, check_out, new_out
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -383,7 +382,7 @@ def _bias(bias: ArrayLike | None, weight: SpikeWeight) -> NDArray[Any] | None:
 
 def _out(out: Any, shape: tuple[int, ...], weight: SpikeWeight, *inputs: Any) -> NDArray[Any]:
     if out is None:
-        return np.empty(shape, weight.sums)
+        return new_out(shape, weight.sums)
     return check_out("out", out, shape, weight.sums, weight.tiled, *inputs)
 
 

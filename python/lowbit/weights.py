@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from lowbit import _core, _tables
-from lowbit._check import FLOATS, as_array, check_int
+from lowbit._check import FLOATS, aligned, as_array, check_int
 from lowbit._tables import Parts
 from lowbit.affine import check_moments, round_with_feedback
 from lowbit.config import Codebook, Config, Int8, Uniform
@@ -250,13 +250,6 @@ def rotated(x: NDArray[Any], block: int) -> NDArray[Any]:
         pairs = x.reshape(-1, 2, stride)
         x = np.stack([pairs[:, 0] + pairs[:, 1], pairs[:, 0] - pairs[:, 1]], 1).reshape(x.shape)
     return x
-
-
-def aligned(size: int) -> NDArray[np.uint8]:
-    """Uninitialised bytes that start at a cache line, as the kernels like best."""
-    raw = np.empty(size + 63, np.uint8)
-    start = -raw.ctypes.data % 64
-    return raw[start : start + size]
 
 
 def quantize_weight(
