@@ -5,12 +5,16 @@
 //! where most inputs spiked, the others' rows are taken from the columns' sums. A count is a sum
 //! of powers of two, each a spike in a plane of its own. Sums of floats go by ascending input,
 //! from the bias on, one addition each: the same bits on every instruction set.
+//!
+//! Where there are tiles, many rows of many spikes are multiplied instead (`dense.rs`).
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod conv;
+#[cfg(target_arch = "x86_64")]
+mod dense;
 mod lists;
 mod pairs;
 mod prepared;
@@ -32,7 +36,7 @@ pub use weight::{
 };
 
 use crate::error::{bail, checked_product, try_zeroed};
-use crate::packing::packed_len;
+use crate::packing::{packed_len, unpack};
 use crate::par::Parts;
 use crate::{Ctl, Error, Isa, Result};
 use lists::{Kind, Lists};
@@ -118,6 +122,12 @@ trait Source: Sync {
     ) -> Result<std::result::Result<u64, usize>>;
     /// Whether inputs are counts.
     fn counts(&self) -> bool;
+    /// All inputs as they came, and how many they are.
+    fn inputs(&self) -> (&[u8], usize);
+    /// Some rows, a byte an input, `buffer` being as long: none where one is not what it should be.
+    fn bytes<'a>(&'a self, rows: Range<usize>, buffer: &'a mut [u8], isa: Isa) -> Option<&'a [u8]>;
+    /// Whether [`Self::bytes`] wants a buffer.
+    fn is_made(&self) -> bool;
     /// What is said of the input at this place.
     fn wrong(&self, at: usize) -> Error;
 }
@@ -155,6 +165,26 @@ impl Source for Rows<'_> {
         matches!(self.spikes, Spikes::Counts(_))
     }
 
+    fn inputs(&self) -> (&[u8], usize) {
+        (self.bytes, self.bytes.len().checked_div(self.each).unwrap_or(0) * self.k)
+    }
+
+    fn bytes<'a>(&'a self, rows: Range<usize>, buffer: &'a mut [u8], isa: Isa) -> Option<&'a [u8]> {
+        let bytes = &self.bytes[rows.start * self.each..rows.end * self.each];
+        match self.spikes {
+            Spikes::Packed(_) => {
+                unpack(bytes, rows.len(), self.k, 1, buffer, isa, &Ctl::new(1)).ok()?;
+                Some(buffer)
+            }
+            Spikes::Bytes(_) => (greatest_bits(bytes) <= 1).then_some(bytes),
+            Spikes::Counts(_) => Some(bytes),
+        }
+    }
+
+    fn is_made(&self) -> bool {
+        matches!(self.spikes, Spikes::Packed(_))
+    }
+
     fn wrong(&self, at: usize) -> Error {
         if matches!(self.spikes, Spikes::Packed(_)) {
             let text = "spikes: expected zeros after the last bit of each row, got a set bit at the end of row";
@@ -162,6 +192,13 @@ impl Source for Rows<'_> {
         }
         neither(self.bytes[at], at)
     }
+}
+
+/// The bits that any of the bytes has.
+fn greatest_bits(bytes: &[u8]) -> u8 {
+    let (sixteens, rest) = bytes.as_chunks::<16>();
+    let seen = sixteens.iter().fold(0, |seen, sixteen| seen | u128::from_ne_bytes(*sixteen));
+    seen.to_ne_bytes().iter().chain(rest).fold(0, |seen, byte| seen | byte)
 }
 
 fn first_above_1(bytes: &[u8]) -> usize {
@@ -184,15 +221,38 @@ fn multiply<S: Source, B: AsRef<[u8]> + Sync>(
     ctl: &Ctl,
 ) -> Result<()> {
     match (out, start, weight.form()) {
-        (Sums::I32(out), Start::Zero, SpikeForm::Codes(_)) => product(source, m, unit, weight, None, out, isa, ctl),
+        (Sums::I32(out), Start::Zero, SpikeForm::Codes(_)) => {
+            codes_product(source, m, unit, weight, None, out, isa, ctl)
+        }
         (Sums::I32(out), Start::I32(s), SpikeForm::Codes(_)) => {
-            product(source, m, unit, weight, Some(s), out, isa, ctl)
+            codes_product(source, m, unit, weight, Some(s), out, isa, ctl)
         }
         (Sums::F32(out), Start::Zero, SpikeForm::Floats) => product(source, m, unit, weight, None, out, isa, ctl),
         (Sums::F32(out), Start::F32(s), SpikeForm::Floats) => product(source, m, unit, weight, Some(s), out, isa, ctl),
         (_, _, SpikeForm::Codes(_)) => bail!("bias, out: expected int32 with a weight of codes, got float32"),
         (_, _, SpikeForm::Floats) => bail!("bias, out: expected float32 with a weight of floats, got int32"),
     }
+}
+
+fn codes_product<S: Source, B: AsRef<[u8]> + Sync>(
+    source: &S,
+    m: usize,
+    unit: usize,
+    weight: &SpikeWeight<B>,
+    start: Option<&[i32]>,
+    out: &mut [i32],
+    isa: Isa,
+    ctl: &Ctl,
+) -> Result<()> {
+    check_ends(m, weight.n(), start, out)?;
+    #[cfg(target_arch = "x86_64")]
+    if dense::is_safe(source, weight, start, isa)
+        && dense::is_quicker(source, m, weight)
+        && dense::product(source, m, weight, start, out, isa, ctl)?
+    {
+        return Ok(());
+    }
+    product(source, m, unit, weight, start, out, isa, ctl)
 }
 
 fn product<T: Sum, S: Source, B: AsRef<[u8]> + Sync>(

@@ -5,7 +5,7 @@
 
 use std::arch::x86_64::*;
 
-use super::weight::{PANEL, Panel};
+use super::weight::{PANEL, Panel, SpikeForm};
 use crate::Isa;
 
 /// Codes of 8 bits whose sum fits 16.
@@ -59,6 +59,79 @@ unsafe fn sums<const P: usize, const MINUS: bool>(
         // SAFETY: both have 64 elements.
         unsafe { spread::<MINUS>(all[p], odd[p], shift, offset, from[p].as_ptr(), out[p].as_mut_ptr()) };
     }
+}
+
+/// Writes a panel's codes as `[ceil(K / 4)][width][4]`, signed, 0 behind K. Its rows have a byte for each column.
+pub(super) fn tile(isa: Isa, panel: &Panel, to: &mut [u8]) {
+    /// Vectors of 16 columns, four codes each, of four rows: or of the 32 columns of four rows, and of the next four.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    fn quads(rows: [__m512i; 4], half: __m512i) -> [__m512i; 4] {
+        let [a, b, c, d] = rows.map(|row| _mm512_sub_epi8(row, half));
+        let (low, high) = (_mm512_unpacklo_epi8(a, b), _mm512_unpackhi_epi8(a, b));
+        let (low2, high2) = (_mm512_unpacklo_epi8(c, d), _mm512_unpackhi_epi8(c, d));
+        // By `place`, vector v has in dword j of lane l column 32 (l / 2) + 8 j + 4 (l % 2) + v.
+        let v = [
+            _mm512_unpacklo_epi16(low, low2),
+            _mm512_unpackhi_epi16(low, low2),
+            _mm512_unpacklo_epi16(high, high2),
+            _mm512_unpackhi_epi16(high, high2),
+        ];
+        let (a, b) = (_mm512_unpacklo_epi32(v[0], v[1]), _mm512_unpackhi_epi32(v[0], v[1]));
+        let (c, d) = (_mm512_unpacklo_epi32(v[2], v[3]), _mm512_unpackhi_epi32(v[2], v[3]));
+        let j = [
+            _mm512_unpacklo_epi64(a, c),
+            _mm512_unpackhi_epi64(a, c),
+            _mm512_unpacklo_epi64(b, d),
+            _mm512_unpackhi_epi64(b, d),
+        ];
+        [
+            _mm512_shuffle_i64x2::<0x44>(j[0], j[1]),
+            _mm512_shuffle_i64x2::<0x44>(j[2], j[3]),
+            _mm512_shuffle_i64x2::<0xee>(j[0], j[1]),
+            _mm512_shuffle_i64x2::<0xee>(j[2], j[3]),
+        ]
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw")]
+    fn run(rows: &[u8], width: usize, none: u8, to: &mut [u8]) {
+        let half = _mm512_set1_epi8(none as i8);
+        // Rows that become 256 bytes, and where those of the upper half of each are.
+        let (step, upper) = if width == PANEL { (4, 32) } else { (8, 4 * width) };
+        let write = |rows: &[u8], to: &mut [u8; 4 * PANEL]| {
+            let rows = std::array::from_fn(|i| {
+                let (low, high) = (&rows[i * width..][..32], &rows[i * width + upper..][..32]);
+                // SAFETY: 32 bytes each.
+                unsafe {
+                    let low = _mm512_castsi256_si512(_mm256_loadu_si256(low.as_ptr().cast()));
+                    _mm512_inserti64x4::<1>(low, _mm256_loadu_si256(high.as_ptr().cast()))
+                }
+            });
+            for (to, quad) in to.as_chunks_mut::<64>().0.iter_mut().zip(quads(rows, half)) {
+                // SAFETY: 64 bytes.
+                unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), quad) };
+            }
+        };
+        let (all, rest) = to.as_chunks_mut();
+        let mut rows = rows.chunks_exact(step * width);
+        for (rows, to) in (&mut rows).zip(&mut *all) {
+            write(rows, to);
+        }
+        let left = rows.remainder();
+        if !left.is_empty() {
+            let (mut last, mut quads) = ([none; 4 * PANEL], [0; 4 * PANEL]);
+            last[..left.len()].copy_from_slice(left);
+            write(&last, &mut quads);
+            let to = if rest.is_empty() { all.last_mut().expect("the last rows").as_mut_slice() } else { rest };
+            to.copy_from_slice(&quads[..to.len()]);
+        }
+    }
+
+    let (SpikeForm::Codes(nbits), width) = (panel.form, panel.row_bytes) else { unreachable!("floats are no codes") };
+    let rows = panel.rows.len() / width;
+    assert!(isa.has_avx512() && (width == 32 || width == PANEL) && to.len() == rows.div_ceil(4) * 4 * width);
+    // SAFETY: an `Isa` that has AVX-512 exists only where the CPU has it.
+    unsafe { run(panel.rows, width, 1 << (nbits - 1), to) };
 }
 
 /// Inputs from which on eights of them are added bit by bit.

@@ -1,5 +1,7 @@
 //! Convolutions of spikes: each output place's inputs are listed, and are a row of a product; few are scattered.
 
+use std::ops::Range;
+
 use super::lists::{Kind, Lists};
 use super::scatter::{Scattered, fits, is_few};
 use super::weight::{SpikeForm, SpikeWeight};
@@ -158,17 +160,17 @@ pub fn spike_conv2d<B: AsRef<[u8]> + Sync>(
     multiply(&places, m, output[1], weight, start, out, isa, ctl)
 }
 
-struct Places<'a> {
-    bytes: &'a [u8],
-    counts: bool,
-    conv: &'a SpikeConv2d,
-    output: [usize; 2],
-    k: usize,
+pub(super) struct Places<'a> {
+    pub(super) bytes: &'a [u8],
+    pub(super) counts: bool,
+    pub(super) conv: &'a SpikeConv2d,
+    pub(super) output: [usize; 2],
+    pub(super) k: usize,
 }
 
 /// What spiked in one row of an image.
 #[derive(Default)]
-struct InputRow {
+pub(super) struct InputRow {
     /// Which row of all images' it is, plus 1.
     tag: usize,
     inputs: Lists,
@@ -284,6 +286,44 @@ impl Source for Places<'_> {
 
     fn counts(&self) -> bool {
         self.counts
+    }
+
+    fn inputs(&self) -> (&[u8], usize) {
+        (self.bytes, self.bytes.len())
+    }
+
+    fn bytes<'a>(&'a self, places: Range<usize>, buffer: &'a mut [u8], _: Isa) -> Option<&'a [u8]> {
+        let ([h, w, c], [_, kw]) = (self.conv.input, self.conv.kernel);
+        let [oh, ow] = self.output;
+        let [pad_top, pad_left] = self.conv.padding.map(|[before, _]| before);
+        let wide = kw * c;
+        for (place, window) in places.zip(buffer.chunks_exact_mut(self.k)) {
+            let (line, x) = (place / ow, place % ow);
+            let (image, y) = (line / oh, line % oh);
+            let (top, left) = (y * self.conv.stride[0], x * self.conv.stride[1]); // in the padded image
+            // Of the window's columns, those in the image.
+            let from = left.max(pad_left).min(left + kw);
+            let to = (left + kw).min(pad_left + w).max(from);
+            for (row, window) in (top..).zip(window.chunks_exact_mut(wide)) {
+                let Some(y) = row.checked_sub(pad_top).filter(|&y| y < h) else {
+                    window.fill(0);
+                    continue;
+                };
+                let (before, rest) = window.split_at_mut((from - left) * c);
+                let (inside, after) = rest.split_at_mut((to - from) * c);
+                before.fill(0);
+                after.fill(0);
+                if !inside.is_empty() {
+                    let at = ((image * h + y) * w + from - pad_left) * c;
+                    inside.copy_from_slice(&self.bytes[at..][..inside.len()]);
+                }
+            }
+        }
+        Some(buffer)
+    }
+
+    fn is_made(&self) -> bool {
+        true
     }
 
     fn wrong(&self, at: usize) -> Error {

@@ -100,6 +100,25 @@ impl Drop for Ran {
     }
 }
 
+/// Rows and images by tiles, whatever is quicker, where the CPU has tiles.
+#[cfg(target_arch = "x86_64")]
+fn check_dense<S: Source>(
+    source: &S,
+    (m, n): (usize, usize),
+    tiled: &SpikeWeight,
+    bias: Option<&[i32]>,
+    want: &[i32],
+    ctl: &Ctl,
+) {
+    for &isa in Isa::available() {
+        if m > 0 && n > 0 && dense::is_safe(source, tiled, bias, isa) {
+            let mut out = vec![i32::MIN; m * n];
+            assert_eq!(dense::product(source, m, tiled, bias, &mut out, isa, ctl), Ok(true));
+            assert!(out == want, "by tiles");
+        }
+    }
+}
+
 /// A product on every instruction set, of codes and, where `nbits` is 8, of floats.
 fn check_case(
     (m, k, n): (usize, usize, usize),
@@ -130,6 +149,11 @@ fn check_case(
             spike_matmul(form, m, &tiled, start, Sums::I32(&mut out), isa, &ctl).unwrap();
             assert!(out == want, "{} {case}", isa.name());
             ran.on(isa);
+        }
+        #[cfg(target_arch = "x86_64")]
+        for &spikes in &forms {
+            let (bytes, each) = if matches!(spikes, Spikes::Packed(_)) { (&bits, k.div_ceil(8)) } else { (&x, k) };
+            check_dense(&Rows { spikes, bytes, each, k }, (m, n), &tiled, bias, &want, &ctl);
         }
         let prepared = SpikeProduct::new(tiled.clone(), None, bias.map_or(Start::Zero, Start::I32)).unwrap();
         for &isa in Isa::available().iter().filter(|_| k > 0) {
@@ -359,6 +383,12 @@ fn check_conv(conv: &SpikeConv2d, images: usize, filters: usize, most: u64, perc
         let w = draw.codes(k * filters, nbits);
         let want = conv_by_the_book(&x, images, conv, &w.iter().map(|&c| c.into()).collect::<Vec<_>>(), filters);
         let tiled = SpikeWeight::from_codes(&w, k, filters, nbits).unwrap();
+        #[cfg(target_arch = "x86_64")]
+        {
+            let want: Vec<i32> = want.iter().map(|&x| x as i32).collect();
+            let places = conv::Places { bytes: &x, counts: most > 1, conv, output: [oh, ow], k };
+            check_dense(&places, (images * oh * ow, filters), &tiled, None, &want, &ctl);
+        }
         for &isa in Isa::available() {
             let mut out = vec![i32::MIN; len];
             spike_conv2d(form, images, conv, &tiled, Start::Zero, Sums::I32(&mut out), isa, &ctl).unwrap();
@@ -451,6 +481,32 @@ fn what_does_not_fit_is_refused() {
     let run = |x: &[u8]| spike_conv2d(Spikes::Bytes(x), 1, &conv, &w, Start::Zero, Sums::I32(&mut [0]), isa, &ctl);
     says(run(&[1, 1, 1, 7]), "expected 0 or 1, got 7 at flat index 3"); // though no output reads it
     assert_eq!(run(&[1, 1, 1, 1]), Ok(()));
+}
+
+#[test]
+fn dense_rows_of_every_tail() {
+    let mut ran = Ran::new("dense");
+    for nbits in [2, 4, 8] {
+        for (m, k, n) in [(16, 64, 64), (33, 65, 32), (47, 129, 96), (70, 200, 130), (40, 1100, 200), (520, 61, 17)] {
+            for (percent, most) in [(30, 1), (60, 1), (40, 3), (100, 255)] {
+                check_case((m, k, n), nbits, percent, most, 3, k as u64, &mut ran);
+            }
+        }
+    }
+}
+
+/// On CPUs with tiles many spikes are multiplied, few are added: a choice that no result shows.
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn tiles_are_for_many_rows_of_many_spikes() {
+    let w = SpikeWeight::from_codes(&vec![1; 1024 * 1024], 1024, 1024, 8).unwrap();
+    let is_quicker = |m: usize, percent| {
+        let bytes = draw(1).inputs(m * 1024, percent, 1);
+        dense::is_quicker(&Rows { spikes: Spikes::Bytes(&bytes), bytes: &bytes, each: 1024, k: 1024 }, m, &w)
+    };
+    assert_eq!([2, 10, 30, 60, 99].map(|percent| is_quicker(512, percent)), [false, true, true, true, false]);
+    assert_eq!([10, 40].map(|percent| is_quicker(64, percent)), [false, true]);
+    assert_eq!([10, 40].map(|percent| is_quicker(8, percent)), [false, false]);
 }
 
 #[test]
