@@ -17,7 +17,19 @@ from time import perf_counter, process_time
 
 import numpy as np
 
-__all__ = ["Shape", "Spread", "Timing", "clock_for", "cpu_name", "interleave", "pin", "settle", "shapes", "table"]
+__all__ = [
+    "Shape",
+    "Spread",
+    "Timing",
+    "clock_for",
+    "cpu_name",
+    "interleave",
+    "lines",
+    "pin",
+    "settle",
+    "shapes",
+    "table",
+]
 
 
 @dataclass(frozen=True)

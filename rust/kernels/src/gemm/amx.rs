@@ -1,8 +1,9 @@
-//! AMX: 32 rows × 32 columns in four tiles, over the whole depth.
+//! AMX: 32 rows × 32 columns in four tiles, over much of the depth.
 //!
 //! A tile is 16 rows of 64 bytes. `tdpbusd` multiplies 16 rows of 64 bytes with 16 columns of as
-//! many: 16,384 products in 16 cycles, eight times what `vpdpbusd` does. Rows are packed once a
-//! block, 16 of them by 64 of depth in a kilobyte; the layout of a panel is that of tiles already.
+//! many: 16,384 products in 16 cycles, eight times what `vpdpbusd` does. Rows are read where they
+//! are if they begin at lines, or packed, 16 of them by 64 of depth in a kilobyte; the layout of a
+//! panel is that of tiles already.
 //!
 //! Weights in groups stand for integers of 16 bits, `(code - zero point) · multiplier`, and their
 //! sums are exact: so a panel is written as two planes of bytes, whose products with the rows,
@@ -357,7 +358,7 @@ pub(super) fn side_by_side(k: usize) -> usize {
 }
 
 /// Dwords of scratch for rows: packed, from a line's beginning on; and the last columns of some panels. Where the rows
-/// are multiplied but once with panels side by side, 32 at a time are packed.
+/// are multiplied but once with panels side by side, and with one that is padded, 32 at a time are packed.
 pub(super) fn scratch_len(rows: usize, k: usize, panels: usize) -> usize {
     let last = lasts_len(k);
     let packed = if panels <= side_by_side(k) { rows.min(BLOCK) } else { rows };
@@ -570,7 +571,7 @@ impl<'a> Columns<'a> {
         };
         let from_columns = |start: &[i32; PANEL]| Sums { at: start[first..].as_ptr().cast_mut(), stride: 0 };
         // SAFETY: by the asserts, here and where the columns were made, the factors' rows and columns are there; sums
-        // start from as many of a panel's or from the buffer's; the caller's promise; the token proves the instruction set.
+        // start from as many of a panel's, from the buffer's, or from what a piece before left in `to`; the caller's promise; the token proves the instruction set.
         unsafe {
             match self.form {
                 Form::Bytes { codes, last, start } => {
@@ -672,7 +673,7 @@ pub(super) fn panels(
 
 /// `scalar::groups`.
 ///
-/// As [`panel`], with [`groups_scratch_len`] dwords; the depth is one pass.
+/// As [`panels`], with [`groups_scratch_len`] dwords; the depth is one pass.
 #[inline(never)]
 pub(super) fn groups(
     w: Wide,

@@ -393,7 +393,9 @@ impl<'a> Rows<'a> {
         #[cfg(target_arch = "x86_64")]
         if isa.has_amx() && out.len() >= amx::LEAST {
             let whole = parts.iter().position(|part| part.is_padded()).unwrap_or(parts.len());
-            self.times_tiles(isa, &parts[..whole], out);
+            if whole > 0 {
+                self.times_tiles(isa, &parts[..whole], out);
+            }
             for part in &parts[whole..] {
                 self.times_padded(isa, part, out, sums);
             }
@@ -639,7 +641,8 @@ impl Wide {
         let mut ones = try_zeroed(PASS)?;
         ones.fill(1);
         Ok(Wide {
-            rows: try_zeroed(Rows::scratch_len(isa, rows, PASS, 1))?,
+            // The last pass may be no whole tiles.
+            rows: try_zeroed(Rows::scratch_len(isa, rows, PASS - 1, 1))?,
             a: try_zeroed(rows * PASS)?,
             ones,
             sums: try_zeroed(rows * PANEL)?,

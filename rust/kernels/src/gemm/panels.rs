@@ -13,6 +13,7 @@ pub struct PanelScratch {
     rows: usize,
     k: usize,
     forms: Vec<i32>,
+    /// Of a panel that has more columns than are put out.
     sums: Vec<i32>,
 }
 
@@ -20,7 +21,7 @@ pub struct PanelScratch {
 pub struct PanelRows<'a> {
     isa: Isa,
     rows: Rows<'a>,
-    sums: &'a mut [i32],
+    sums: &'a mut Vec<i32>,
 }
 
 /// A panel of signed codes, `[ceil(K / 4)][width][4]`, what pads K being 0.
@@ -47,8 +48,8 @@ impl PanelScratch {
             bail!("k: int32 sums are exact from 1 to {}, got {k}", super::MAX_K_U8);
         }
         checked_product("rows", &[rows, k.next_multiple_of(PANEL)])?;
-        let sums = try_zeroed(checked_product("rows", &[rows, PANEL])?)?;
-        Ok(PanelScratch { isa, rows, k, forms: try_zeroed(Rows::scratch_len(isa, rows, k, panels))?, sums })
+        let forms = try_zeroed(Rows::scratch_len(isa, rows, k, panels))?;
+        Ok(PanelScratch { isa, rows, k, forms, sums: Vec::new() })
     }
 
     /// Panels that do best to be multiplied together.
@@ -74,7 +75,9 @@ impl PanelRows<'_> {
     /// of `out`, 64 from panel to panel.
     ///
     /// # Errors
-    /// [`crate::Error::Value`] where lengths do not fit, there are more panels, a width is no multiple of 16 up to 64.
+    /// [`crate::Error::Value`] where lengths do not fit, there are more panels or no columns, a width is no multiple of 16
+    /// up to 64;
+    /// [`crate::Error::Memory`].
     pub fn times(&mut self, panels: &[MadePanel], out: &mut [&mut [i32]], col: usize) -> Result<()> {
         let (k, rows) = (self.rows.k, self.rows.a.len() / self.rows.k);
         let most = Rows::side_by_side(self.isa, k);
@@ -83,18 +86,23 @@ impl PanelRows<'_> {
         }
         let mut parts = Vec::with_capacity(panels.len());
         for (i, &MadePanel { codes, width, cols, start }) in panels.iter().enumerate() {
-            if width == 0 || !width.is_multiple_of(16) || width > PANEL || cols > width {
-                bail!("width: expected a multiple of 16 up to {PANEL} and at least {cols}, got {width}");
+            if !width.is_multiple_of(16) || width > PANEL || cols == 0 || cols > width {
+                bail!(
+                    "width, cols: expected a multiple of 16 up to {PANEL} and at least a column of it, got {width}, {cols}"
+                );
             }
             if codes.len() != k.div_ceil(4) * 4 * width {
                 bail!("codes: expected {} for {k} by {width}, got {}", k.div_ceil(4) * 4 * width, codes.len());
             }
-            let col = col + i * PANEL;
+            let col = col.saturating_add(i * PANEL);
             if out.len() != rows || out.iter().any(|row| row.len().saturating_sub(col) < cols) {
                 bail!("out: expected {rows} rows of at least {cols} columns from {col} on");
             }
             let panel = Panel { width, cols, first: 0, col_sum: &[], scale: &[], codes };
             parts.push(Part { with: Found { panel, excess: &[], fits: Fits::Unknown }, start, col });
+        }
+        if self.sums.len() < rows * PANEL && parts.iter().any(Part::is_padded) {
+            *self.sums = try_zeroed(rows * PANEL)?;
         }
         self.rows.times_parts(self.isa, &parts, out, self.sums);
         Ok(())

@@ -920,9 +920,12 @@ fn sums_are_exact_to_the_limit_and_past_it() {
                 if k <= limit {
                     assert_eq!(i64::from(narrow[0]), expected, "{} {k}", isa.name());
                 }
-                let mut wide = [0i64];
-                matmul_i64(lhs, 1, &tiled, &mut wide, isa, &Ctl::new(1)).unwrap();
-                assert_eq!(wide[0], expected, "{} {k}", isa.name());
+                // As many rows as tiles are asked for, whose last pass is no whole tiles.
+                let (a, a_signed) = (a.repeat(7), a_signed.repeat(7));
+                let lhs = if sign { Lhs::I8(&a_signed) } else { Lhs::U8(&a) };
+                let mut wide = [0i64; 7];
+                matmul_i64(lhs, 7, &tiled, &mut wide, isa, &Ctl::new(1)).unwrap();
+                assert_eq!(wide, [expected; 7], "{} {k}", isa.name());
             }
         }
     }

@@ -123,10 +123,13 @@ trait Source: Sync {
     /// Whether inputs are counts.
     fn counts(&self) -> bool;
     /// All inputs as they came, and how many they are.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     fn inputs(&self) -> (&[u8], usize);
     /// Some rows, a byte an input, `buffer` being as long: none where one is not what it should be.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     fn bytes<'a>(&'a self, rows: Range<usize>, buffer: &'a mut [u8], isa: Isa) -> Option<&'a [u8]>;
     /// Whether [`Self::bytes`] wants a buffer.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     fn is_made(&self) -> bool;
     /// What is said of the input at this place.
     fn wrong(&self, at: usize) -> Error;
@@ -195,6 +198,7 @@ impl Source for Rows<'_> {
 }
 
 /// The bits that any of the bytes has.
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 fn greatest_bits(bytes: &[u8]) -> u8 {
     let (sixteens, rest) = bytes.as_chunks::<16>();
     let seen = sixteens.iter().fold(0, |seen, sixteen| seen | u128::from_ne_bytes(*sixteen));
@@ -244,10 +248,9 @@ fn codes_product<S: Source, B: AsRef<[u8]> + Sync>(
     isa: Isa,
     ctl: &Ctl,
 ) -> Result<()> {
-    check_ends(m, weight.n(), start, out)?;
     #[cfg(target_arch = "x86_64")]
     if dense::is_safe(source, weight, start, isa)
-        && dense::is_quicker(source, m, weight)
+        && dense::is_quicker(source, m, weight, ctl.threads())
         && dense::product(source, m, weight, start, out, isa, ctl)?
     {
         return Ok(());

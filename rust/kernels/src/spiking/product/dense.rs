@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 
 use super::weight::{PANEL, Panel, SpikeWeight};
-use super::{Cut, Source, Sum, TASK, avx2, avx512, cut_output, padded};
+use super::{Cut, Source, Sum, TASK, avx2, avx512, check_ends, cut_output, padded};
 use crate::error::try_zeroed;
 use crate::gemm::{MAX_K_U8, MadePanel, PanelScratch};
 use crate::par::Parts;
@@ -45,28 +45,38 @@ pub(super) fn is_safe<S: Source, B: AsRef<[u8]>>(
 }
 
 /// Whether so many rows of this source would be quicker so, by what some of the inputs are.
-pub(super) fn is_quicker<S: Source, B: AsRef<[u8]>>(source: &S, m: usize, weight: &SpikeWeight<B>) -> bool {
+pub(super) fn is_quicker<S: Source, B: AsRef<[u8]>>(
+    source: &S,
+    m: usize,
+    weight: &SpikeWeight<B>,
+    threads: usize,
+) -> bool {
     if m < FEWEST || weight.n() == 0 {
         return false;
     }
     let (bytes, inputs) = source.inputs();
     let (mut seen, mut ones) = (0, 0);
-    for some in bytes.chunks((bytes.len() / SAMPLES).max(SAMPLE)) {
-        let words = some[..some.len().min(SAMPLE)].as_chunks().0;
+    let step = (bytes.len() / SAMPLES).max(SAMPLE);
+    for (i, some) in bytes.chunks(step).enumerate() {
+        // Elsewhere in each: they may be whole rows or images.
+        let from = (i * SAMPLE * 5) % (some.len().saturating_sub(SAMPLE) + 1);
+        let words = some[from..][..some.len().min(SAMPLE)].as_chunks().0;
         seen += 8 * words.len();
         ones += words.iter().map(|word| u64::from_ne_bytes(*word).count_ones() as usize).sum::<usize>();
     }
     // Of a count, each bit is a spike.
     let share = (ones * bytes.len()) as f64 / (seen.max(1) * inputs.max(1)) as f64;
     let added = if source.counts() { share } else { share.min(1.0 - share) };
-    let (m, k, panels) = (m as f64, weight.k() as f64, weight.panels() as f64);
+    let rows = cut(m, weight.k(), weight.panels(), threads).rows as f64;
+    let (k, panels) = (weight.k() as f64, weight.panels() as f64);
     // For a row and a panel.
-    MULTIPLY * k + WRITE * k / m < SUMS + ADD * k * added + LIST * k / panels
+    MULTIPLY * k + WRITE * k / rows < SUMS + ADD * k * added + LIST * k / panels
 }
 
-/// Blocks of many rows, each with as many panels as leave each thread some tasks.
+/// Blocks of many rows, each with as many panels as leave each thread some tasks; of fewer rows where panels are few.
 fn cut(m: usize, k: usize, panels: usize, threads: usize) -> Cut {
-    let rows = m.min((BLOCK / k / LEAST * LEAST).max(LEAST));
+    let share = if panels < 4 * threads { m.div_ceil(threads).next_multiple_of(LEAST) } else { m };
+    let rows = share.min((BLOCK / k / LEAST * LEAST).max(LEAST)).min(m);
     let wanted = if threads == 1 { 1 } else { (4 * threads).div_ceil(m.div_ceil(rows)) };
     let most = TASK / (rows * k * PANEL);
     Cut { rows, panels: panels.div_ceil(wanted).min(most.max(1)) }
@@ -93,12 +103,13 @@ pub(super) fn product<S: Source, B: AsRef<[u8]> + Sync>(
     ctl: &Ctl,
 ) -> Result<bool> {
     let (k, n) = (weight.k(), weight.n());
+    check_ends(m, n, start, out)?;
     let cut = cut(m, k, weight.panels(), ctl.threads());
     let tasks = Parts::new(cut_output(out, n, &cut));
-    // Of a panel, whole lines.
-    let len = (k.div_ceil(4) * 4 * PANEL).next_multiple_of(LINE);
+    // Of a panel.
+    let len = k.div_ceil(4) * 4 * PANEL;
     let made = || {
-        let rows = PanelScratch::new(isa, cut.rows, k, cut.panels)?;
+        let rows = PanelScratch::new(isa, cut.rows, k, if cut.panels > GROUP { usize::MAX } else { cut.panels })?;
         let bytes = try_zeroed(if source.is_made() { cut.rows * k } else { 0 })?;
         let codes = try_zeroed(LINE + rows.side_by_side().min(GROUP).min(cut.panels) * len)?;
         Ok(Mutex::new(Memory { rows, bytes, unpacked: try_zeroed(super::scratch_len(weight))?, codes }))
@@ -107,6 +118,9 @@ pub(super) fn product<S: Source, B: AsRef<[u8]> + Sync>(
     let (wrong, failed) = (AtomicBool::new(false), Mutex::new(None));
     ctl.for_each(tasks.len(), &|slot, task| {
         let (first, panels, mut out) = tasks.take(task);
+        if wrong.load(Relaxed) {
+            return;
+        }
         let mut memory = threads[slot].lock().unwrap_or_else(PoisonError::into_inner);
         let Memory { rows, bytes, unpacked, codes } = &mut *memory;
         let buffer = if source.is_made() { &mut bytes[..out.len() * k] } else { &mut bytes[..] };

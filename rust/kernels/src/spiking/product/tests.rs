@@ -502,7 +502,7 @@ fn tiles_are_for_many_rows_of_many_spikes() {
     let w = SpikeWeight::from_codes(&vec![1; 1024 * 1024], 1024, 1024, 8).unwrap();
     let is_quicker = |m: usize, percent| {
         let bytes = draw(1).inputs(m * 1024, percent, 1);
-        dense::is_quicker(&Rows { spikes: Spikes::Bytes(&bytes), bytes: &bytes, each: 1024, k: 1024 }, m, &w)
+        dense::is_quicker(&Rows { spikes: Spikes::Bytes(&bytes), bytes: &bytes, each: 1024, k: 1024 }, m, &w, 1)
     };
     assert_eq!([2, 10, 30, 60, 99].map(|percent| is_quicker(512, percent)), [false, true, true, true, false]);
     assert_eq!([10, 40].map(|percent| is_quicker(64, percent)), [false, true]);
