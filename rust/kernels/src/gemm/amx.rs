@@ -474,7 +474,7 @@ enum Form<'a> {
 
 impl<'a> Columns<'a> {
     /// Codes of an int8 panel; of those whose depth is no whole tile the last are copied, to be followed by 0.
-    fn bytes(k: usize, part: &Part<'a>, last: &'a mut [u8]) -> Self {
+    fn bytes(k: usize, part: &'a Part, last: &'a mut [u8]) -> Self {
         let (codes, width) = (part.with.panel.codes, part.with.panel.width);
         assert!(codes.len() == k.div_ceil(4) * 4 * width && width.is_multiple_of(COLUMNS) && width <= PANEL);
         let steps = k / ROW;
@@ -484,7 +484,7 @@ impl<'a> Columns<'a> {
             last[tail.len()..].fill(0);
             &*last
         });
-        let start = part.start.iter().any(|&start| start != 0).then_some(part.start);
+        let start = part.start.iter().any(|&start| start != 0).then_some(&part.start);
         Columns { k, from: 0, width, steps, form: Form::Bytes { codes, last, start }, col: part.col }
     }
 

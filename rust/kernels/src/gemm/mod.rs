@@ -228,7 +228,7 @@ struct Found<'a> {
 /// A panel, what its sums start from, and the first column of the output that they go to.
 struct Part<'a> {
     with: Found<'a>,
-    start: &'a [i32; PANEL],
+    start: [i32; PANEL],
     col: usize,
 }
 
@@ -390,32 +390,26 @@ impl<'a> Rows<'a> {
     /// As [`Self::times`], of some panels, where rows of `out` may have no room for columns that pad the last one; `sums`
     /// has.
     fn times_parts(&mut self, isa: Isa, parts: &[Part], out: &mut [&mut [i32]], sums: &mut [i32]) {
+        let mut rest = parts;
         #[cfg(target_arch = "x86_64")]
         if isa.has_amx() && out.len() >= amx::LEAST {
-            let whole = parts.iter().position(|part| part.is_padded()).unwrap_or(parts.len());
-            if whole > 0 {
-                self.times_tiles(isa, &parts[..whole], out);
-            }
-            for part in &parts[whole..] {
-                self.times_padded(isa, part, out, sums);
-            }
-            return;
-        }
-        for part in parts {
-            if part.is_padded() {
-                self.times_padded(isa, part, out, sums);
-            } else {
-                self.times(isa, part.with, part.start, out, part.col);
+            let whole;
+            (whole, rest) = parts.split_at(parts.iter().position(Part::is_padded).unwrap_or(parts.len()));
+            if !whole.is_empty() {
+                self.times_tiles(isa, whole, out);
             }
         }
-    }
-
-    fn times_padded(&mut self, isa: Isa, part: &Part, out: &mut [&mut [i32]], sums: &mut [i32]) {
-        let (mut padded, cols): (Vec<_>, _) =
-            (sums.chunks_exact_mut(PANEL).take(out.len()).collect(), part.with.panel.cols);
-        self.times(isa, part.with, part.start, &mut padded, 0);
-        for (out, sums) in out.iter_mut().zip(padded) {
-            out[part.col..part.col + cols].copy_from_slice(&sums[..cols]);
+        for Part { with, start, col } in rest {
+            let cols = with.panel.cols;
+            if cols == with.panel.width {
+                self.times(isa, *with, start, out, *col);
+                continue;
+            }
+            let mut padded: Vec<_> = sums.chunks_exact_mut(PANEL).take(out.len()).collect();
+            self.times(isa, *with, start, &mut padded, 0);
+            for (out, sums) in out.iter_mut().zip(padded) {
+                out[*col..col + cols].copy_from_slice(&sums[..cols]);
+            }
         }
     }
 
@@ -434,7 +428,7 @@ impl<'a> Rows<'a> {
     fn times(&mut self, isa: Isa, with: Found, start: &[i32; PANEL], out: &mut [&mut [i32]], col: usize) {
         #[cfg(target_arch = "x86_64")]
         if isa.has_amx() && out.len() >= amx::LEAST {
-            return self.times_tiles(isa, &[Part { with, start, col }], out);
+            return self.times_tiles(isa, &[Part { with, start: *start, col }], out);
         }
         let Found { panel, excess, fits } = with;
         assert!(self.scratch.len() >= Rows::scratch_len(isa, out.len(), self.k, 1));
@@ -578,12 +572,13 @@ pub fn matmul_i32<B: AsRef<[u8]> + Sync>(
         let mut rows = Rows::new(isa, &a[first * k..(first + out.len()) * k], k, flip, rows);
         let panels = panel..b.panels().min(panel + cut.panels);
         let some = Rows::side_by_side(isa, k);
+        let mut parts = Vec::with_capacity(some.min(panels.len()));
         for from in panels.clone().step_by(some) {
-            let with = |p| columns.panel(p);
-            let found: Vec<_> = (from..panels.end.min(from + some)).map(with).collect();
-            let starts: Vec<_> = found.iter().map(|with| start_of(&with.panel, flip)).collect();
-            let part = |(i, (&with, start))| Part { with, start, col: (from + i - panels.start) * PANEL };
-            let parts: Vec<_> = found.iter().zip(&starts).enumerate().map(part).collect();
+            parts.clear();
+            parts.extend((from..panels.end.min(from + some)).map(|p| {
+                let with = columns.panel(p);
+                Part { with, start: start_of(&with.panel, flip), col: (p - panels.start) * PANEL }
+            }));
             rows.times_parts(isa, &parts, &mut out, sums);
         }
     })

@@ -71,13 +71,12 @@ impl PanelScratch {
 }
 
 impl PanelRows<'_> {
-    /// The rows' sums with the columns of up to [`PanelScratch::side_by_side`] panels, into columns from `col` on of each row
-    /// of `out`, 64 from panel to panel.
+    /// The rows' sums with the columns of up to [`PanelScratch::side_by_side`] panels, into columns from `col` on of each
+    /// row of `out`, 64 from panel to panel.
     ///
     /// # Errors
-    /// [`crate::Error::Value`] where lengths do not fit, there are more panels or no columns, a width is no multiple of 16
-    /// up to 64;
-    /// [`crate::Error::Memory`].
+    /// [`crate::Error::Value`] where lengths do not fit, there are more panels or no columns, a width is no multiple
+    /// of 16 up to 64; [`crate::Error::Memory`].
     pub fn times(&mut self, panels: &[MadePanel], out: &mut [&mut [i32]], col: usize) -> Result<()> {
         let (k, rows) = (self.rows.k, self.rows.a.len() / self.rows.k);
         let most = Rows::side_by_side(self.isa, k);
@@ -99,7 +98,7 @@ impl PanelRows<'_> {
                 bail!("out: expected {rows} rows of at least {cols} columns from {col} on");
             }
             let panel = Panel { width, cols, first: 0, col_sum: &[], scale: &[], codes };
-            parts.push(Part { with: Found { panel, excess: &[], fits: Fits::Unknown }, start, col });
+            parts.push(Part { with: Found { panel, excess: &[], fits: Fits::Unknown }, start: *start, col });
         }
         if self.sums.len() < rows * PANEL && parts.iter().any(Part::is_padded) {
             *self.sums = try_zeroed(rows * PANEL)?;

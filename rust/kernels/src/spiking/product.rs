@@ -179,7 +179,7 @@ impl Source for Rows<'_> {
                 unpack(bytes, rows.len(), self.k, 1, buffer, isa, &Ctl::new(1)).ok()?;
                 Some(buffer)
             }
-            Spikes::Bytes(_) => (greatest_bits(bytes) <= 1).then_some(bytes),
+            Spikes::Bytes(_) => (bits_in(bytes) <= 1).then_some(bytes),
             Spikes::Counts(_) => Some(bytes),
         }
     }
@@ -198,8 +198,7 @@ impl Source for Rows<'_> {
 }
 
 /// The bits that any of the bytes has.
-#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
-fn greatest_bits(bytes: &[u8]) -> u8 {
+fn bits_in(bytes: &[u8]) -> u8 {
     let (sixteens, rest) = bytes.as_chunks::<16>();
     let seen = sixteens.iter().fold(0, |seen, sixteen| seen | u128::from_ne_bytes(*sixteen));
     seen.to_ne_bytes().iter().chain(rest).fold(0, |seen, byte| seen | byte)

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::lists::{Kind, Lists};
 use super::scatter::{Scattered, fits, is_few};
 use super::weight::{SpikeForm, SpikeWeight};
-use super::{Source, Spikes, Start, Sums, check_ends, first_above_1, multiply, neither};
+use super::{Source, Spikes, Start, Sums, bits_in, check_ends, first_above_1, multiply, neither};
 use crate::error::{bail, checked_product};
 use crate::{Ctl, Error, Isa, Result};
 
@@ -116,7 +116,7 @@ pub fn spike_conv2d<B: AsRef<[u8]> + Sync>(
         bail!("spikes: expected {images} images {h} by {w} by {c}, got {} bytes", bytes.len());
     }
     // All of them, those that no output reads too.
-    let seen = bytes.iter().fold(0, |seen, byte| seen | byte);
+    let seen = bits_in(bytes);
     if !counts && seen > 1 {
         let at = first_above_1(bytes);
         return Err(neither(bytes[at], at));
