@@ -37,7 +37,7 @@ impl Number for f64 {
 
 /// The definition of [`Number::count`].
 pub(super) fn count<T: Value>(x: &[T], steps: &[T], codes: &mut [u8]) -> bool {
-    count_below(steps, x, codes);
+    count_below(steps, x, codes, Isa::Scalar);
     finite(x)
 }
 
@@ -92,7 +92,7 @@ impl<T: Number> Table<T> {
                 }
             } else {
                 good &= finite(x);
-                self.steps.encode(x, codes);
+                self.steps.encode(x, codes, isa);
             }
             if let Some(given) = &self.given {
                 for code in codes {

@@ -25,6 +25,7 @@ use search::{Free, Partition, Problem, segments};
 pub use sort::Value;
 
 use crate::error::{bail, try_zeroed};
+use crate::lanes::{Lanes, on_isa};
 use crate::par::Parts;
 use crate::{Ctl, Error, Isa, Result};
 
@@ -84,9 +85,6 @@ codes!(u8 u16 u32);
 /// The most numbers in one call: positions are 32 bits wide.
 pub const MOST: usize = u32::MAX as usize - 1;
 
-/// From this many numbers on, where there are as many for each level, bins tell where boundaries are.
-const PRUNE: [usize; 2] = [30_000, 40];
-
 /// From this many numbers for each level on, bins tell the fee.
 const ESTIMATE: usize = 96;
 
@@ -114,7 +112,7 @@ pub fn kmeans_1d<T: Value, C: Code>(
     let parts = Parts::new(x.chunks(TASK).zip(codes.chunks_mut(TASK)));
     ctl.for_each(parts.len(), &|_, task| {
         let (x, codes) = parts.take(task);
-        steps.encode(x, codes);
+        steps.encode(x, codes, isa);
     })?;
     Ok(fit)
 }
@@ -155,7 +153,7 @@ pub fn kmeans_1d_rows<T: Value, C: Code>(
         let mut scratch = scratch[slot].lock().unwrap_or_else(|e| e.into_inner());
         let fit = fit(x, of(row), options, &mut scratch, &Ctl::new(1));
         if let Ok(fit) = &fit {
-            Steps::new(&fit.levels, n).encode(x, codes);
+            Steps::new(&fit.levels, n).encode(x, codes, isa);
         }
         *fits[row].lock().unwrap_or_else(|e| e.into_inner()) = Some(fit);
     })?;
@@ -193,7 +191,7 @@ struct Scratch<T: Value> {
     tagged: [Vec<T::Tagged>; 2],
     values: Vec<T>,
     points: Vec<[f64; 2]>,
-    pass: Pass,
+    passes: [Pass; 3],
 }
 
 impl<T: Value> Scratch<T> {
@@ -203,7 +201,7 @@ impl<T: Value> Scratch<T> {
             tagged: Default::default(),
             values: Vec::new(),
             points: Vec::new(),
-            pass: Pass::new(isa),
+            passes: [(); 3].map(|()| Pass::new(isa)),
         }
     }
 }
@@ -228,8 +226,8 @@ fn fit<T: Value>(
             let values = &scratch.values;
             let distinct = 1 + values.windows(2).filter(|v| v[0] != v[1]).count();
             if distinct > values.len() / 2 && options.k < distinct && shift == 0 {
-                let pass = &mut scratch.pass;
-                return levels(Plain(values), distinct, values.len() as f64, 1.0, options, pass, ctl);
+                let passes = &mut scratch.passes;
+                return levels(Plain(values), distinct, values.len() as f64, 1.0, options, passes, ctl);
             }
             scratch.points.clear();
             scratch.points.try_reserve(distinct).map_err(|_| Error::Memory(16 * distinct))?;
@@ -244,7 +242,7 @@ fn fit<T: Value>(
     let total: f64 = points.iter().map(|p| p[1]).sum();
     // Some may have become the same.
     let distinct = 1 + points.windows(2).filter(|p| p[0][0] != p[1][0]).count();
-    let mut fit = levels(Weighted(points), distinct, total, least, options, &mut scratch.pass, ctl)?;
+    let mut fit = levels(Weighted(points), distinct, total, least, options, &mut scratch.passes, ctl)?;
     for level in &mut fit.levels {
         *level = times_power(*level, shift);
     }
@@ -285,13 +283,16 @@ pub fn sorted_weighted<T: Value>(x: &[T], weights: &[f64], ctl: &Ctl) -> Result<
 /// # Errors
 /// [`Error::Value`] where a number is not finite.
 pub fn sorted<T: Value>(x: &[T], keys: &mut [Vec<T::Key>; 2], values: &mut Vec<T>, ctl: &Ctl) -> Result<()> {
-    all_finite("x", x.iter().map(|x| x.to_f64()))?;
     let [keys, other] = keys;
     reserve(keys, x.len())?;
     keys.extend(x.iter().map(|x| x.key()));
     sort::sort(keys, other, ctl)?;
     reserve(values, x.len())?;
     values.extend(keys.iter().map(|&key| T::from_key(key)));
+    // What is not finite is at the ends now.
+    if [values.first(), values.last()].iter().flatten().any(|x| !x.to_f64().is_finite()) {
+        all_finite("x", x.iter().map(|x| x.to_f64()))?;
+    }
     if x.len() > TASK {
         (*keys, *other) = (Vec::new(), Vec::new());
     }
@@ -356,7 +357,7 @@ fn levels<P: Points>(
     total: f64,
     least: f64,
     options: Options,
-    pass: &mut Pass,
+    passes: &mut [Pass; 3],
     ctl: &Ctl,
 ) -> Result<Fit> {
     let Options { k, pin_zero, method } = options;
@@ -373,10 +374,10 @@ fn levels<P: Points>(
         return Ok(Fit { levels, inertia: 0.0, n_distinct: distinct });
     }
     if pin_zero {
-        return pinned::levels(p, zero, k, reach, distinct, pass, ctl);
+        return pinned::levels(p, zero, k, reach, distinct, &mut passes[0], ctl);
     }
     let mut partition =
-        if k == 1 { Partition::new(p, vec![p.len() as u32]) } else { best(p, k, method, [reach, least], pass, ctl)? };
+        if k == 1 { Partition::new(p, vec![p.len() as u32]) } else { best(p, k, method, [reach, least], passes, ctl)? };
     settle(p, &mut partition, if method == Method::Lloyd { LLOYD } else { POLISH }, ctl)?;
     Ok(Fit { levels: partition.levels(), inertia: partition.squares, n_distinct: distinct })
 }
@@ -386,27 +387,37 @@ fn best<P: Points>(
     k: usize,
     method: Method,
     [reach, least]: [f64; 2],
-    pass: &mut Pass,
+    passes: &mut [Pass; 3],
     ctl: &Ctl,
 ) -> Result<Partition> {
-    let n = p.len();
-    if n < ESTIMATE * k {
-        let fee = 2.0 * Moments::of(p, 0, n).squares / search::cube(k as f64);
-        return Ok(search::search(&mut Free { points: p, reach, pass }, k, fee, search::EXACT, ctl)?.partition);
+    if p.len() < ESTIMATE * k {
+        let fee = 2.0 * Moments::of(p, 0, p.len()).squares / search::cube(k as f64);
+        let mut problem = Free { points: p, reach, pass: &mut passes[0] };
+        return Ok(search::search(&mut problem, k, fee, || Ok(None), search::EXACT, ctl)?.partition);
     }
-    // A fee may be coarser than what Lloyd's iteration starts from.
-    let each = if method == Method::Lloyd { 16 } else { 32 };
-    let (fee, ends) = prune::estimate(p, k, each, reach, pass, ctl)?;
-    if method == Method::Lloyd {
-        return Ok(Partition::new(p, ends));
-    }
-    let found = if n < PRUNE[0].max(PRUNE[1] * k) {
-        search::search(&mut Free { points: p, reach, pass }, k, fee, search::EXACT, ctl)
-    } else {
-        let mut problem = Pruned::new(p, k, fee, reach, least, pass, ctl)?;
-        search::search(&mut problem, k, fee, search::EXACT, ctl)
+    // A fee may be coarser than what Lloyd's iteration starts from, and more so where a grid mends it, which pays for
+    // numbers of a normal density from 45 k^(3/2) on.
+    let has_grid = (p.len() as f64) > 45.0 * (k as f64) * (k as f64).sqrt();
+    let each = match method {
+        Method::Lloyd => 16,
+        Method::Exact if has_grid => 56,
+        Method::Exact => 24,
     };
-    Ok(found?.partition)
+    let estimate = prune::estimate(p, k, each, reach, &mut passes[0], ctl)?;
+    if method == Method::Lloyd {
+        return Ok(Partition::new(p, estimate.ends));
+    }
+    let near = || {
+        let mut near = Partition::new(p, estimate.ends.clone());
+        settle(p, &mut near, LLOYD, ctl)?;
+        Ok(Some(near).filter(|near| near.count() == k))
+    };
+    if let Some(mut problem) = Pruned::new(p, k, &estimate, reach, least, passes, ctl)? {
+        let fee = problem.fee(estimate.fee, ctl)?;
+        return Ok(search::search(&mut problem, k, fee, near, search::EXACT, ctl)?.partition);
+    }
+    let mut problem = Free { points: p, reach, pass: &mut passes[0] };
+    Ok(search::search(&mut problem, k, estimate.fee, near, search::EXACT, ctl)?.partition)
 }
 
 /// The most iterations of [`Method::Lloyd`].
@@ -471,18 +482,32 @@ pub fn midpoint(a: f64, b: f64) -> f64 {
     if middle < b { middle } else { a }
 }
 
-/// How many of the steps are below each number: step by step over a few numbers, which compilers make vectors of.
+/// Numbers that are counted side by side.
+const SIDE: usize = 64;
+
+/// How many of the steps are below each number.
 #[inline]
-pub fn count_below<T: Value, C: Code>(steps: &[T], x: &[T], codes: &mut [C]) {
-    for (x, codes) in x.chunks(64).zip(codes.chunks_mut(64)) {
-        let mut below = [0u32; 64];
-        for &step in steps {
-            for (&x, below) in x.iter().zip(&mut below) {
-                *below = below.wrapping_add(u32::from(step < x)); // a check for overflow would be no vector's
-            }
-        }
+pub fn count_below<T: Value, C: Code>(steps: &[T], x: &[T], codes: &mut [C], isa: Isa) {
+    for (x, codes) in x.chunks(SIDE).zip(codes.chunks_mut(SIDE)) {
+        let mut below = [0; SIDE];
+        add_steps(steps, x, &mut below, isa);
         for (code, below) in codes.iter_mut().zip(below) {
             *code = C::new(below as usize);
+        }
+    }
+}
+
+on_isa! {
+    /// Adds to each count how many of the steps are below its number: step by step over all of them, which compilers
+    /// make vectors of.
+    fn add_steps<T: Value>(steps: &[T], x: &[T], below: &mut [u32; SIDE]) = add_steps_in;
+}
+
+#[inline(always)]
+fn add_steps_in<T: Value>(_: impl Lanes, steps: &[T], x: &[T], below: &mut [u32; SIDE]) {
+    for &step in steps {
+        for (&x, below) in x.iter().zip(&mut *below) {
+            *below = below.wrapping_add(u32::from(step < x)); // a check for overflow would be no vector's
         }
     }
 }
@@ -527,13 +552,13 @@ impl<T: Value> Steps<T> {
     }
 
     /// The code of each number.
-    pub fn encode<C: Code>(&self, x: &[T], codes: &mut [C]) {
+    pub fn encode<C: Code>(&self, x: &[T], codes: &mut [C], isa: Isa) {
         if !self.by_prefix.is_empty() {
             for (&x, code) in x.iter().zip(codes) {
                 *code = C::new(self.look_up(x));
             }
         } else if self.steps.len() <= COUNTED {
-            count_below(&self.steps, x, codes);
+            count_below(&self.steps, x, codes, isa);
         } else {
             for (&x, code) in x.iter().zip(codes) {
                 *code = C::new(self.steps.partition_point(|&step| step < x));
@@ -688,7 +713,7 @@ mod pinned {
         let partition = if k == 1 {
             sides.partition(&[], &[])
         } else {
-            search::search(&mut sides, k, fee, search::EXACT, ctl)?.partition
+            search::search(&mut sides, k, fee, || Ok(None), search::EXACT, ctl)?.partition
         };
         Ok(Fit { levels: partition.levels(), inertia: partition.squares, n_distinct: distinct })
     }

@@ -154,6 +154,8 @@ pub(super) fn reach(weight: f64, least: f64) -> f64 {
 /// A best path's memory, used again from pass to pass.
 pub(super) struct Pass {
     isa: Isa,
+    /// That of the last path, or NaN.
+    pub fee: f64,
     /// The least cost of the points before each position; the fee of every segment is in it.
     /// Inside [`Pass::run`], where the window is, potentials: the squares before less this.
     pub cost: Vec<f64>,
@@ -169,16 +171,13 @@ pub(super) struct Pass {
 impl Pass {
     pub fn new(isa: Isa) -> Pass {
         let (cost, start, weights, sums, queue) = Default::default();
-        Pass { isa, cost, start, weights, sums, queue }
-    }
-
-    pub fn isa(&self) -> Isa {
-        self.isa
+        Pass { isa, fee: f64::NAN, cost, start, weights, sums, queue }
     }
 
     /// Finds the best path through `p` for the fee `fee`; `reach` is [`reach`] of the points.
     pub fn run<P: Points>(&mut self, p: P, fee: f64, reach: f64, ctl: &Ctl) -> Result<()> {
         let n = p.len();
+        self.fee = f64::NAN;
         for v in [&mut self.cost, &mut self.weights, &mut self.sums] {
             grow(v, n + 1)?;
         }
@@ -200,6 +199,7 @@ impl Pass {
             known = self.window(p, fee, first, known, near + segment.mean, ctl)?;
             oldest = self.start[known] as usize;
         }
+        self.fee = fee;
         Ok(())
     }
 

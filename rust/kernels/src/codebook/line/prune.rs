@@ -9,12 +9,29 @@ use crate::{Ctl, Result};
 const COARSE: usize = 4096;
 /// Pieces into which the coarse path's segments are cut for the second.
 const PIECES: usize = 64;
-/// Bins for each segment of the grid that prunes.
-const FINE: usize = 512;
 /// The share of the points beyond which pruning does not pay.
 const KEPT: f64 = 0.6;
+/// What the paths through the grid take, forward and back and some for a fee that was none, in those through its bins.
+const WALKS: f64 = 2.2;
+/// What the grid takes, for each point, in steps of a path.
+const MADE: f64 = 0.3;
+/// How often a path through all points is walked where there is no grid, on average.
+const TRIES: f64 = 1.25;
+/// Share of the points that would be left if `slack` were a fee: measured, of normal numbers, 1.9 for 16 levels, 3.3
+/// for 255.
+const LEFT: f64 = 2.5;
 
-/// A fee for which the best path probably has `k` segments, and about where they end, by bins of about `each` points.
+/// What bins tell of the best path.
+pub(super) struct Estimate {
+    /// A fee for which it probably has as many segments as are wanted.
+    pub fee: f64,
+    /// About where they end.
+    pub ends: Vec<u32>,
+    /// Means and weights of points one after the other, neither wide nor heavy.
+    bins: Vec<[f64; 2]>,
+}
+
+/// What bins of about `each` points tell of the best path of `k` segments.
 pub(super) fn estimate<P: Points>(
     p: P,
     k: usize,
@@ -22,7 +39,7 @@ pub(super) fn estimate<P: Points>(
     reach: f64,
     pass: &mut Pass,
     ctl: &Ctl,
-) -> Result<(f64, Vec<u32>)> {
+) -> Result<Estimate> {
     let n = p.len();
     let (ends, bins) = bins(p, &coarse(p, COARSE.min(n / each).max(256 / each * k)));
     // The squares of the best levels for a smooth density: (∫ density^⅓)³ / 12 k².
@@ -32,14 +49,14 @@ pub(super) fn estimate<P: Points>(
     let fine = |found: &Found, ends: &[u32]| found.partition.ends.iter().map(|&e| ends[e as usize - 1]).collect();
     let path: Vec<u32> = fine(&found, &ends);
     if n < 16 * PIECES * k || bins.len() >= PIECES * k {
-        return Ok((found.fee, path));
+        return Ok(Estimate { fee: found.fee, ends: path, bins });
     }
     let cuts: Vec<u32> = segments(&path)
         .flat_map(|(i, j)| (1..=PIECES).map(move |piece| (i + (j - i) * piece / PIECES) as u32))
         .collect();
-    let (ends, bins) = self::bins(p, &cuts);
-    let found = centre(&bins, k, found.fee, 1e-6, reach, pass, ctl)?;
-    Ok((found.fee, fine(&found, &ends)))
+    let (ends, pieces) = self::bins(p, &cuts);
+    let found = centre(&pieces, k, found.fee, 1e-6, reach, pass, ctl)?;
+    Ok(Estimate { fee: found.fee, ends: fine(&found, &ends), bins })
 }
 
 /// ∛x to some digits, by operations that are the same on every platform; 0 for 0.
@@ -59,7 +76,7 @@ fn cube_root(x: f64) -> f64 {
 /// for which it is that.
 fn centre(bins: &[[f64; 2]], k: usize, fee: f64, gap: f64, reach: f64, pass: &mut Pass, ctl: &Ctl) -> Result<Found> {
     let mut problem = Free { points: Weighted(bins), reach, pass };
-    let mut found = search::search(&mut problem, k, fee, gap, ctl)?;
+    let mut found = search::search(&mut problem, k, fee, || Ok(None), gap, ctl)?;
     let wide = 1.0 / cube((1.0 - 1.5 / k as f64).max(0.1));
     let (mut low, mut high, mut step) = (found.fee / wide, found.fee * wide, wide);
     for _ in 0..4 {
@@ -70,6 +87,11 @@ fn centre(bins: &[[f64; 2]], k: usize, fee: f64, gap: f64, reach: f64, pass: &mu
         }
         if more.count() > k {
             low = low.max(chord(&found.partition, &more));
+        }
+        if fewer.count() + 1 == k && more.count() == k + 1 && low < high {
+            // Nothing is between.
+            found.fee = (low * high).sqrt();
+            return Ok(found);
         }
         if high <= low * wide {
             break;
@@ -147,12 +169,10 @@ struct Grid {
 }
 
 impl Grid {
-    /// Of about `count` bins. A segment over a distance of `gap` costs too much.
-    fn new<P: Points>(p: P, count: usize, gap: f64, ctl: &Ctl) -> Result<Grid> {
+    /// Of about `count` bins; `root` is their sum of roots of weight × width. A segment over a distance of `gap` costs
+    /// too much.
+    fn new<P: Points>(p: P, count: usize, root: f64, gap: f64, ctl: &Ctl) -> Result<Grid> {
         let n = p.len();
-        let (_, rough) = bins(p, &coarse(p, 1024));
-        let width = |b: &[[f64; 2]]| Some(b[1][0] - b[0][0]).filter(|&d| d <= gap).unwrap_or(0.0);
-        let root: f64 = rough.windows(2).map(|b| (b[0][1] * width(b)).sqrt()).sum();
         let limit = (root / count as f64) * (root / count as f64);
         let mut grid = Grid { ends: Vec::new(), bins: Vec::new(), most: 0.0, most_squared: 0.0, reachable: 0.0 };
         grid.ends.reserve(2 * count);
@@ -202,36 +222,69 @@ pub(super) struct Pruned<'a, P> {
     grid: Grid,
     most_fee: f64,
     k: usize,
+    /// Along the grid, from both ends, and through the points that are left.
     forward: &'a mut Pass,
-    backward: Pass,
+    backward: &'a mut Pass,
+    left: &'a mut Pass,
 }
 
 impl<'a, P: Points> Pruned<'a, P> {
-    /// For fees about `fee`, that of `k` segments. `reach` is [`super::path::reach`] of the points, the
-    /// lightest of which weighs `least`.
-    pub fn new(points: P, k: usize, fee: f64, reach: f64, least: f64, pass: &'a mut Pass, ctl: &Ctl) -> Result<Self> {
+    /// For fees about the estimate's, that of `k` segments; `None` where this does not pay. `reach` is
+    /// [`super::path::reach`] of the points, the lightest of which weighs `least`.
+    pub fn new(
+        points: P,
+        k: usize,
+        estimate: &Estimate,
+        reach: f64,
+        least: f64,
+        passes: &'a mut [Pass; 3],
+        ctl: &Ctl,
+    ) -> Result<Option<Self>> {
+        let (n, fee) = (points.len() as f64, estimate.fee);
         let most_fee = 1.5 * fee;
         let gap = (2.0 * reach * most_fee / least).sqrt();
-        let grid = Grid::new(points, (FINE * k).min(points.len() / 8), gap, ctl)?;
-        let backward = Pass::new(pass.isa());
-        Ok(Pruned { points, reach, grid, most_fee, k, forward: pass, backward })
+        let widths = estimate.bins.windows(2).map(|b| (b[0][1], b[1][0] - b[0][0])).filter(|&(_, width)| width <= gap);
+        let (mut root, mut reachable) = (0.0, 0.0);
+        for (weight, width) in widths {
+            root += (weight * width).sqrt();
+            reachable += width;
+        }
+        // The slack is root² reachable / 2 count², and a boundary moved by d costs about d²: so what is left falls as
+        // 1 / count, and the sum of both is least where they are equal.
+        let left = LEFT * n * root * (reachable / (2.0 * fee)).sqrt();
+        let count = (left / WALKS).sqrt();
+        let pays = 2.0 * WALKS * count + MADE * n < TRIES * n && count >= 8.0 * k as f64; // not if it is NaN
+        if !pays {
+            return Ok(None);
+        }
+        let grid = Grid::new(points, count as usize, root, gap, ctl)?;
+        let [forward, backward, left] = passes;
+        Ok(Some(Pruned { points, reach, grid, most_fee, k, forward, backward, left }))
+    }
+
+    /// The fee for which the grid's best path has `k` segments.
+    pub fn fee(&mut self, fee: f64, ctl: &Ctl) -> Result<f64> {
+        let mut grid = Free { points: Weighted(&self.grid.bins), reach: self.reach, pass: self.forward };
+        Ok(search::search(&mut grid, self.k, fee, || Ok(None), 1e-2, ctl)?.fee)
     }
 
     /// The path for a fee, where few enough points are left to pay.
     pub fn pruned(&mut self, fee: f64, ctl: &Ctl) -> Result<Option<Vec<u32>>> {
         let (grid, edges) = (&self.grid, self.grid.bins.len());
-        if fee < 4.0 * grid.most_squared || fee > self.most_fee || edges > self.points.len() / 4 {
+        if fee < 4.0 * grid.most_squared || fee > self.most_fee || edges > self.points.len() / 3 {
             return Ok(None);
         }
-        self.forward.run(Weighted(&grid.bins), fee, self.reach, ctl)?;
+        if self.forward.fee != fee {
+            self.forward.run(Weighted(&grid.bins), fee, self.reach, ctl)?;
+        }
         self.backward.run(Reversed(Weighted(&grid.bins)), fee, self.reach, ctl)?;
         let slack = grid.reachable * grid.most / 2.0 + 1e-9 * fee * self.k as f64;
         let bound = self.forward.cost[edges] + slack;
         let near = |edge: usize| self.forward.cost[edge] + self.backward.cost[edges - edge] <= bound;
         let many = (KEPT * self.points.len() as f64) as usize;
         let Some((ends, points)) = kept(self.points, grid, near, many) else { return Ok(None) };
-        self.forward.run(Weighted(&points), fee, self.reach, ctl)?;
-        Ok(Some(self.forward.ends(points.len()).iter().map(|&e| ends[e as usize - 1]).collect()))
+        self.left.run(Weighted(&points), fee, self.reach, ctl)?;
+        Ok(Some(self.left.ends(points.len()).iter().map(|&e| ends[e as usize - 1]).collect()))
     }
 }
 
@@ -243,7 +296,7 @@ impl<P: Points> Problem for Pruned<'_, P> {
     fn solve(&mut self, fee: f64, ctl: &Ctl) -> Result<Partition> {
         match self.pruned(fee, ctl)? {
             Some(ends) => Ok(Partition::new(self.points, ends)),
-            None => Free { points: self.points, reach: self.reach, pass: self.forward }.solve(fee, ctl),
+            None => Free { points: self.points, reach: self.reach, pass: self.left }.solve(fee, ctl),
         }
     }
 
@@ -256,10 +309,11 @@ impl<P: Points> Problem for Pruned<'_, P> {
 /// `None` where there are more than `most`.
 fn kept<P: Points>(p: P, grid: &Grid, near: impl Fn(usize) -> bool, most: usize) -> Option<(Vec<u32>, Vec<[f64; 2]>)> {
     let size = |(b, (i, j)): (usize, (usize, usize))| if near(b) || near(b + 1) { j - i } else { 1 };
-    if segments(&grid.ends).enumerate().map(size).sum::<usize>() > most + grid.bins.len() {
+    let count = segments(&grid.ends).enumerate().map(size).sum();
+    if count > most + grid.bins.len() {
         return None;
     }
-    let (mut ends, mut points) = (Vec::new(), Vec::new());
+    let (mut ends, mut points) = (Vec::with_capacity(count), Vec::with_capacity(count));
     let mut run = Moments::default();
     let mut left = near(0);
     for (b, (i, j)) in segments(&grid.ends).enumerate() {

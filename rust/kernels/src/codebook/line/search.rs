@@ -111,8 +111,16 @@ pub(super) const EXACT: f64 = 1e-11;
 /// How far rounding errors may take it.
 const ROUNDING: f64 = 5e-10;
 
-/// The best partition into `k` segments, within `gap` of its squares; `fee` is a guess.
-pub(super) fn search(problem: &mut impl Problem, k: usize, fee: f64, gap: f64, ctl: &Ctl) -> Result<Found> {
+/// The best partition into `k` segments, within `gap` of its squares; `fee` is a guess. Where that leads to a segment
+/// more or less, `near` is asked for a partition near the best.
+pub(super) fn search(
+    problem: &mut impl Problem,
+    k: usize,
+    fee: f64,
+    near: impl Fn() -> Result<Option<Partition>>,
+    gap: f64,
+    ctl: &Ctl,
+) -> Result<Found> {
     let mut fee = fee;
     let (mut few, mut many): (Option<Found>, Option<Found>) = (None, None);
     for step in 1.. {
@@ -123,6 +131,13 @@ pub(super) fn search(problem: &mut impl Problem, k: usize, fee: f64, gap: f64, c
         let last = known && step > LAST;
         if count == k && (gap > EXACT || last || exact(&found, k)) {
             return Ok(found);
+        }
+        let mut beside = None;
+        if step == 1 && count.abs_diff(k) == 1 {
+            // What one segment saves from there is a little beyond the last fee for that count.
+            beside = near()?
+                .map(|near| if count < k { chord(&found.partition, &near) } else { chord(&near, &found.partition) });
+            beside = beside.filter(|&beside| beside > 0.0 && (count < k) == (beside < fee));
         }
         if count <= k {
             few = Some(found)
@@ -137,7 +152,7 @@ pub(super) fn search(problem: &mut impl Problem, k: usize, fee: f64, gap: f64, c
                 return Ok(Found { partition: joined, fee: chord(&few.partition, &many.partition) });
             }
         }
-        fee = next(fee, count, [few.as_ref(), many.as_ref()], problem.most(), k, known, step);
+        fee = beside.unwrap_or_else(|| next(fee, count, [few.as_ref(), many.as_ref()], problem.most(), k, known, step));
     }
     unreachable!("a chord meets a new count or is the last")
 }
@@ -174,16 +189,19 @@ fn next(fee: f64, count: usize, near: [Option<&Found>; 2], most: usize, k: usize
     let falls = if known { falls * cube(falls) } else { falls };
     let smooth = if count == k { fee / 64.0 } else { fee * falls };
     let within = |fee: f64| fee > low && fee < high;
+    let mut neighbours = false;
     let (straight, between) = match (few, many) {
         (Some(few), Some(many)) => {
             let (few, many) = (&few.partition, &many.partition);
             let share = (many.count() - k) as f64 / (many.count() - few.count()) as f64;
+            // The chord is the middle of the fees for k then.
+            neighbours = many.count() - few.count() == 2 && few.count() < k;
             (chord(few, many), low + (high - low) * share)
         }
         (Some(few), None) if step >= LAST => (few.partition.squares / (most - few.partition.count()) as f64, f64::NAN),
         _ => (f64::NAN, f64::NAN),
     };
-    if within(straight) && (known || step >= LAST || (step > 6 && step % 2 == 0)) {
+    if within(straight) && (known || neighbours || step >= LAST || (step > 6 && step % 2 == 0)) {
         straight
     } else if within(smooth) && step < LAST {
         smooth

@@ -140,7 +140,7 @@ impl Value for f64 {
 const CHUNK: usize = 1 << 20;
 
 /// Below this many elements small digits: the counts cost more than the passes.
-const FEW: usize = 20_000;
+const FEW: usize = 1000;
 
 /// `keys` in ascending order, equal ones in the order in which they came. `other` is scratch.
 pub(super) fn sort<K: Key>(keys: &mut Vec<K>, other: &mut Vec<K>, ctl: &Ctl) -> Result<()> {
@@ -150,7 +150,8 @@ pub(super) fn sort<K: Key>(keys: &mut Vec<K>, other: &mut Vec<K>, ctl: &Ctl) -> 
 fn by_digits<K: Key, const BITS: u32>(keys: &mut Vec<K>, other: &mut Vec<K>, ctl: &Ctl) -> Result<()> {
     let digits = (K::TO - K::FROM).div_ceil(BITS) as usize;
     let radix = 1usize << BITS;
-    let mut counts = try_zeroed::<usize>(digits << BITS)?;
+    // Positions are 32 bits wide.
+    let mut counts = try_zeroed::<u32>(digits << BITS)?;
     for chunk in keys.chunks(CHUNK) {
         for key in chunk {
             let bits = key.bits(K::FROM);
@@ -165,7 +166,7 @@ fn by_digits<K: Key, const BITS: u32>(keys: &mut Vec<K>, other: &mut Vec<K>, ctl
     }
     other.truncate(keys.len());
     for (d, counts) in counts.chunks_exact_mut(radix).enumerate() {
-        if counts.contains(&keys.len()) {
+        if counts.contains(&(keys.len() as u32)) {
             continue; // one digit for all
         }
         let mut start = 0;
@@ -176,7 +177,7 @@ fn by_digits<K: Key, const BITS: u32>(keys: &mut Vec<K>, other: &mut Vec<K>, ctl
         for chunk in keys.chunks(CHUNK) {
             for &key in chunk {
                 let place = &mut counts[key.bits(from) & (radix - 1)];
-                other[*place] = key;
+                other[*place as usize] = key;
                 *place += 1;
             }
             ctl.check()?;

@@ -233,15 +233,17 @@ fn bins_leave_the_optimum_in() {
             let mut pass = Pass::new(Isa::best());
             let mut free = Free { points, reach, pass: &mut pass };
             let first = 2.0 * Moments::of(points, 0, n).squares / (k as f64).powi(3);
-            let best = search::search(&mut free, k, first, search::EXACT, &ctl).unwrap();
+            let best = search::search(&mut free, k, first, || Ok(None), search::EXACT, &ctl).unwrap();
             // At the optimum's fee and others near it.
             for factor in [1.0, 0.7, 1.3] {
                 let fee = best.fee * factor;
                 let expected = Free { points, reach, pass: &mut Pass::new(Isa::best()) }.solve(fee, &ctl).unwrap();
-                let mut pass = Pass::new(Isa::best());
-                let mut problem = Pruned::new(points, k, fee, reach, 1.0, &mut pass, &ctl).unwrap();
+                let mut passes = [(); 3].map(|()| Pass::new(Isa::best()));
+                let mut estimate = prune::estimate(points, k, 16, reach, &mut passes[0], &ctl).unwrap();
+                estimate.fee = fee;
                 all += 1;
-                let Some(ends) = problem.pruned(fee, &ctl).unwrap() else { continue };
+                let problem = Pruned::new(points, k, &estimate, reach, 1.0, &mut passes, &ctl).unwrap();
+                let Some(ends) = problem.and_then(|mut problem| problem.pruned(fee, &ctl).unwrap()) else { continue };
                 pruned += 1;
                 let ours = Partition::new(points, ends);
                 let total = |p: &Partition| p.squares + fee * p.count() as f64;
@@ -257,9 +259,15 @@ fn bins_leave_the_optimum_in() {
 #[test]
 fn many_levels_and_large_problems_agree_with_a_plain_search() {
     // Where bins estimate and prune, and where there are a thousand levels.
-    for (family, n, k) in
-        [("normal", 40_000, 16), ("uniform", 50_000, 100), ("cauchy", 30_000, 1000), ("clusters", 40_000, 7)]
-    {
+    for (family, n, k) in [
+        ("normal", 40_000, 16),
+        ("uniform", 50_000, 100),
+        ("cauchy", 30_000, 1000),
+        ("clusters", 40_000, 7),
+        ("normal", 4096, 16),
+        ("uniform", 5000, 12),
+        ("cauchy", 3000, 5),
+    ] {
         let x = numbers(family, n, &mut Random(5));
         let (fit, codes) = solved(&x, None, k, false);
         let sorted = points(&x, None);
@@ -267,7 +275,8 @@ fn many_levels_and_large_problems_agree_with_a_plain_search() {
         let first = 2.0 * Moments::of(points, 0, n).squares / (k as f64).powi(3);
         let mut pass = Pass::new(Isa::best());
         let mut free = Free { points, reach, pass: &mut pass };
-        let best = search::search(&mut free, k, first, search::EXACT, &Ctl::new(1)).unwrap().partition.squares;
+        let best =
+            search::search(&mut free, k, first, || Ok(None), search::EXACT, &Ctl::new(1)).unwrap().partition.squares;
         let ours = squares(&x, None, &codes, &fit, false);
         assert!((ours - best).abs() <= 1e-9 * best, "{family}: {ours} and not {best}");
     }
@@ -308,10 +317,18 @@ fn a_number_between_two_levels_goes_to_the_lower() {
     let steps = Steps::<f32>::new(&[-1.0, 0.0, 3.0], 3);
     let (mut few, mut many) = ([0u8; 6], vec![0u8; 6]);
     let x = [-1e30f32, -0.5, -0.499_999_97, 1.5, 1.500_000_1, f32::MAX];
-    steps.encode(&x, &mut few);
-    Steps::<f32>::new(&[-1.0, 0.0, 3.0], PREFIXES).encode(&x, &mut many);
-    assert_eq!(few, [0, 0, 1, 1, 2, 2]);
-    assert_eq!(many, few);
+    let mut random = Random(3);
+    let others: Vec<f32> = (0..301).map(|_| 2.0 * random.normal() as f32).collect();
+    for &isa in Isa::available() {
+        steps.encode(&x, &mut few, isa);
+        Steps::<f32>::new(&[-1.0, 0.0, 3.0], PREFIXES).encode(&x, &mut many, isa);
+        assert_eq!(few, [0, 0, 1, 1, 2, 2], "{}", isa.name());
+        assert_eq!(many, few, "{}", isa.name());
+        let mut codes = vec![0u8; others.len()];
+        steps.encode(&others, &mut codes, isa);
+        let expected = others.iter().map(|&x| steps.steps().partition_point(|&step| step < x) as u8);
+        assert!(codes.iter().copied().eq(expected), "{}", isa.name());
+    }
 }
 
 #[test]
