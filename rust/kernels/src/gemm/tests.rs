@@ -959,8 +959,9 @@ fn weight(k: usize, n: usize, seed: u64) -> Vec<u8> {
     out
 }
 
+/// A NaN's sign and payload are the compiler's choice: each is one to this.
 fn bits(x: &[f32]) -> Vec<u32> {
-    x.iter().map(|x| x.to_bits()).collect()
+    x.iter().map(|x| if x.is_nan() { f32::NAN.to_bits() } else { x.to_bits() }).collect()
 }
 
 const ACTIVATIONS: [Activation; 5] =

@@ -355,6 +355,12 @@ fn check<V: Voltage>(
 fn check_levels<V: Voltage>(neurons: &Neurons<'_, V>, n: usize) -> Result<()> {
     let fits = |name: &str, each: Option<usize>| fits(n, name, each);
     fits("threshold", neurons.threshold.len())?;
+    if !V::FLOAT && matches!(neurons.reset, Reset::Soft) {
+        // Less a negative number potentials would leave their bounds.
+        if let Some(x) = neurons.threshold.all().iter().find(|&&x| x < V::default()) {
+            bail!("threshold: expected integers of at least 0 where it is subtracted, got {x:?}");
+        }
+    }
     match neurons.leak {
         Leak::None => {}
         Leak::Keep { beta, drive } => fits("beta", beta.len()).and(fits("drive", drive.len()))?,
@@ -375,11 +381,7 @@ fn check_levels<V: Voltage>(neurons: &Neurons<'_, V>, n: usize) -> Result<()> {
 
 /// That integers are within the bounds of potentials.
 fn are_potentials<V: Voltage>(name: &str, each: &Each<'_, V>) -> Result<()> {
-    let all = match each {
-        Each::All(x) => std::slice::from_ref(x),
-        Each::Channel(x) => x,
-    };
-    match all.iter().find(|x| !x.is_potential()) {
+    match each.all().iter().find(|x| !x.is_potential()) {
         Some(x) => bail!("{name}: expected integers within ±(2^23 - 1), got {x:?}"),
         None => Ok(()),
     }
@@ -396,6 +398,14 @@ fn fits(n: usize, name: &str, each: Option<usize>) -> Result<()> {
 }
 
 impl<V> Each<'_, V> {
+    /// All that there are.
+    fn all(&self) -> &[V] {
+        match self {
+            Each::All(x) => std::slice::from_ref(x),
+            Each::Channel(x) => x,
+        }
+    }
+
     /// Of channels; `None` where one value is for all.
     fn len(&self) -> Option<usize> {
         match self {

@@ -337,14 +337,15 @@ fn potentials_saturate() {
 
 #[test]
 fn integers_beyond_potentials_are_refused() {
-    let told = |to: i32, start: i32| {
-        let neurons = Neurons::new(Leak::None, Each::All(5), Reset::Hard(Each::All(to)));
+    let told = |threshold: i32, reset: Reset<i32>, start: i32| {
+        let neurons = Neurons::new(Leak::None, Each::All(threshold), reset);
         let (mut v, mut out, start) = ([0], [0], Some(Each::All(start)));
         let (state, spikes) = (&mut State::new(&mut v), SpikesOut::Bytes(&mut out));
         simulate(&[0], &neurons, state, start, spikes, None, Isa::best(), &Ctl::new(1)).unwrap_err().to_string()
     };
-    assert!(told(1 << 23, 0).starts_with("reset: "));
-    assert!(told(0, -(1 << 23)).starts_with("start: "));
+    assert!(told(5, Reset::Hard(Each::All(1 << 23)), 0).starts_with("reset: "));
+    assert!(told(5, Reset::Hard(Each::All(0)), -(1 << 23)).starts_with("start: "));
+    assert!(told(-1, Reset::Soft, 0).starts_with("threshold: "));
 }
 
 #[test]

@@ -389,7 +389,12 @@ fn pass(all: &All, block: &mut Block, s: &mut Scratch, isa: Isa) {
         }
     }
     let _ = isa;
-    all.pass(lanes::Scalar, block, s);
+    // A CPU without AVX2 is seldom met: one form of all dimensions does there.
+    if cfg!(target_arch = "x86_64") {
+        all.pass_in::<_, 0>(lanes::Scalar, block, s);
+    } else {
+        all.pass(lanes::Scalar, block, s);
+    }
 }
 
 /// Points of a block, as scans know them.

@@ -630,7 +630,12 @@ pub(super) fn search<T: Real>(tree: &Tree, a: &mut Search<T>, s: &mut Scratch, i
         }
     }
     let _ = isa;
-    tree.search_any(crate::lanes::Scalar, a, s);
+    // A CPU without AVX2 is seldom met: one form of all dimensions does there.
+    if cfg!(target_arch = "x86_64") {
+        tree.search_in::<_, T, 0>(crate::lanes::Scalar, a, s);
+    } else {
+        tree.search_any(crate::lanes::Scalar, a, s);
+    }
 }
 
 /// Orders codewords so that each tile, each eight tiles and so on are near each
