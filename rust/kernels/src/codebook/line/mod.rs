@@ -395,8 +395,8 @@ fn best<P: Points>(
         let mut problem = Free { points: p, reach, pass: &mut passes[0] };
         return Ok(search::search(&mut problem, k, fee, || Ok(None), search::EXACT, ctl)?.partition);
     }
-    // A fee may be coarser than what Lloyd's iteration starts from, and more so where a grid mends it, which pays for
-    // numbers of a normal density from 45 k^(3/2) on.
+    // A fee may be coarser than what Lloyd's iteration starts from, and more so where a grid will mend it, which pays for
+    // numbers of a normal density from 45 k^(3/2) on: a guess, `Pruned` decides.
     let has_grid = (p.len() as f64) > 45.0 * (k as f64) * (k as f64).sqrt();
     let each = match method {
         Method::Lloyd => 16,

@@ -154,7 +154,7 @@ pub(super) fn reach(weight: f64, least: f64) -> f64 {
 /// A best path's memory, used again from pass to pass.
 pub(super) struct Pass {
     isa: Isa,
-    /// That of the last path, or NaN.
+    /// That of the last path that was finished, or NaN.
     pub fee: f64,
     /// The least cost of the points before each position; the fee of every segment is in it.
     /// Inside [`Pass::run`], where the window is, potentials: the squares before less this.

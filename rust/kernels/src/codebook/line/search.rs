@@ -7,6 +7,7 @@
 //! with k ([`join`]).
 
 use super::path::{self, Moments, Pass, Points};
+use crate::error::bail;
 use crate::{Ctl, Result};
 
 /// Sorted points cut into segments.
@@ -121,7 +122,7 @@ pub(super) fn search(
     gap: f64,
     ctl: &Ctl,
 ) -> Result<Found> {
-    let mut fee = fee;
+    let (guess, mut fee) = (fee, fee);
     let (mut few, mut many): (Option<Found>, Option<Found>) = (None, None);
     for step in 1.. {
         let partition = problem.solve(fee, ctl)?;
@@ -153,6 +154,13 @@ pub(super) fn search(
             }
         }
         fee = beside.unwrap_or_else(|| next(fee, count, [few.as_ref(), many.as_ref()], problem.most(), k, known, step));
+        if fee.is_nan() || fee <= 0.0 {
+            // Nothing leads to k: bins that are too few, or squares that vanish.
+            match few.or(many) {
+                Some(found) if gap > EXACT => return Ok(Found { fee: guess, ..found }),
+                _ => bail!("x: squared distances times weights vanish in float64: multiply either by a power of two"),
+            }
+        }
     }
     unreachable!("a chord meets a new count or is the last")
 }
@@ -208,7 +216,7 @@ fn next(fee: f64, count: usize, near: [Option<&Found>; 2], most: usize, k: usize
     } else if within(between) {
         between
     } else if low > 0.0 && high.is_finite() {
-        (low * high).sqrt()
+        low.sqrt() * high.sqrt()
     } else if high.is_finite() {
         high / 64.0
     } else {

@@ -304,6 +304,30 @@ fn numbers_whose_squares_overflow_or_vanish() {
 }
 
 #[test]
+fn clusters_whose_bins_are_too_few_and_numbers_whose_fees_vanish() {
+    // A grid of fewer bins than levels.
+    let mut x: Vec<f64> = (0..210).map(|i| 1e-4 * f64::from(i) / 210.0).collect();
+    x.extend((0..269).map(|i| 1.0 + 1e-4 * f64::from(i) / 269.0));
+    x.push(1000.0);
+    // Products of two fees are below float64's.
+    let tiny: Vec<f64> =
+        (0..240).map(|i| 1e-90 * ([0.0, 0.1, 1.0, 1.0][i % 4] + 1e-4 * (i * 37 % 240) as f64 / 240.0)).collect();
+    let large: Vec<f64> = tiny.iter().map(|x| 1e180 * x).collect();
+    for (x, k) in [(&x, 4), (&tiny, 2), (&large, 2), (&x, 3), (&tiny, 5)] {
+        let (fit, codes) = solved(x, None, k, false);
+        assert_eq!(fit.levels.len(), k);
+        let levels = usize::from(*codes.iter().max().unwrap()) + 1;
+        assert_eq!(levels, k, "every level has numbers");
+    }
+    // Squares times weights that are 0 in float64: an error, and no search without end.
+    let (x, weights): (Vec<f64>, Vec<f64>) = (0..240).map(|i| (1e-115 * f64::from(i * i), 1e-115)).unzip();
+    let options = Options { k: 3, pin_zero: false, method: Method::Exact };
+    let mut codes = vec![0u8; x.len()];
+    let outcome = kmeans_1d(&x, Some(&weights), options, &mut codes, Isa::best(), &Ctl::new(1));
+    assert!(outcome.is_err_and(|e| e.to_string().starts_with("x: ")));
+}
+
+#[test]
 fn fewer_values_than_levels_repeat_the_greatest() {
     let (fit, codes) = solved(&[2.0, -1.0, 2.0, -0.0, 0.0], None, 5, false);
     assert_eq!(fit, Fit { levels: vec![-1.0, 0.0, 2.0, 2.0, 2.0], inertia: 0.0, n_distinct: 3 });
