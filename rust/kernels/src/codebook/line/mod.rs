@@ -3,8 +3,8 @@
 //! Sorted numbers are cut into k segments, each with its mean as its level, so that the
 //! squares about the levels are least. The search is for a fee on each segment for which the
 //! best path from the first number to the last has just k ([`search`]); a path
-//! for a given fee takes a few steps a number ([`path`]), whatever k. Large
-//! problems are first solved on bins, which tell where boundaries cannot be ([`prune`]).
+//! for a given fee takes a few steps a number ([`path`]), whatever k. Where numbers are many
+//! for each level, bins tell the fee first, and where boundaries cannot be ([`prune`]).
 //!
 //! It is arithmetic in float64 in a fixed order: the same bytes on every
 //! instruction set, on any number of threads.
@@ -395,8 +395,8 @@ fn best<P: Points>(
         let mut problem = Free { points: p, reach, pass: &mut passes[0] };
         return Ok(search::search(&mut problem, k, fee, || Ok(None), search::EXACT, ctl)?.partition);
     }
-    // A fee may be coarser than what Lloyd's iteration starts from, and more so where a grid will mend it, which pays for
-    // numbers of a normal density from 45 k^(3/2) on: a guess, `Pruned` decides.
+    // A fee may be coarser than what Lloyd's iteration starts from, and more so where a grid will mend it. `Pruned`
+    // decides that; of a normal density it takes 45 k^(3/2) numbers and more.
     let has_grid = (p.len() as f64) > 45.0 * (k as f64) * (k as f64).sqrt();
     let each = match method {
         Method::Lloyd => 16,
