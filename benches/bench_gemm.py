@@ -17,10 +17,12 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import limits
 import lowbit
+import ml_dtypes
 import numpy as np
 import pytest
 from gemm_peers import GROUP_PEERS, PEERS
@@ -270,6 +272,7 @@ CODEBOOKS: dict[str, lowbit.Codebook] = {
     "3 bits, int8, a table per row": lowbit.Codebook(3, "channel", equalize=False),
     "2 bits, int8, one table": lowbit.Codebook(2, equalize=False),
     "4 bits, floats, a table per group": lowbit.Codebook(4, "group", activation=None, equalize=False),
+    "4 bits, floats, a table per row": lowbit.Codebook(4, "channel", activation=None, equalize=False),
     "4 bits, floats, one table": lowbit.Codebook(4, activation=None, equalize=False),
     "3 bits, floats, a table per row": lowbit.Codebook(3, "channel", activation=None, equalize=False),
 }
@@ -297,27 +300,35 @@ def with_tables(shape: Shape, rounds: int, threads: int) -> tuple[list[list[obje
     try:
         import torch
 
-        tensor, weight = torch.from_numpy(x), torch.from_numpy(w)
+        tensor, dense = torch.from_numpy(x), torch.from_numpy(w)
 
         def product() -> Any:
             with torch.inference_mode():
-                return torch.nn.functional.linear(tensor, weight)
+                return torch.nn.functional.linear(tensor, dense)
 
         peers["torch fp32"] = product
     except ImportError:
         notes.append("torch fp32: left out: not installed")
 
-    def layer(config: lowbit.Uniform | lowbit.Codebook) -> Callable[[], Any]:
-        quantized, out = lowbit.quantize_weight(w, config), np.zeros((shape.m, shape.n), np.float32)
-        return lambda: lowbit.linear(x, quantized, out=out)
+    def quantized(config: lowbit.Codebook) -> lowbit.CodebookWeight:
+        weight = cast(lowbit.CodebookWeight, lowbit.quantize_weight(w, config))
+        # Tables of floats as layers of torch have them.
+        entries = weight.codebook if config.activation is not None else weight.codebook.astype(ml_dtypes.bfloat16)
+        codebook = lines(entries.shape, entries.dtype)
+        codebook[...] = entries
+        return replace(weight, codebook=codebook)
+
+    def layer(weight: lowbit.GroupedWeight | lowbit.CodebookWeight) -> Callable[[], Any]:
+        out = np.zeros((shape.m, shape.n), np.float32)
+        return lambda: lowbit.linear(x, weight, out=out)
 
     rows: list[list[object]] = []
     for name, config in CODEBOOKS.items():
         few = shape.m == 1 and threads == 1
         peak = integers if config.activation is not None else fma
-        size = lowbit.quantize_weight(w, config).tiled.size
-        fs = {"lowbit": layer(config), "Uniform(4, 64)": layer(lowbit.Uniform(4, 64, equalize=False)), **peers}
-        loop = limits.read(size) if few else peak.work(shape.ops, threads)
+        weight = quantized(config)
+        fs = {"lowbit": layer(weight), "Uniform(4, 64)": layer(uniform), **peers}
+        loop = limits.read(weight.tiled.nbytes + weight.codebook.nbytes) if few else peak.work(shape.ops, threads)
         timing = interleave({**fs, "limit": loop}, rounds, at_least=TURN, clock=clock_for(threads), warm=True)
         share = timing.share("lowbit", ["limit"])
         shown = _quartiles([share.low, share.median, share.high])

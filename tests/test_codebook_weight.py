@@ -11,6 +11,7 @@ import itertools
 import math
 
 import lowbit
+import ml_dtypes
 import numpy as np
 import pytest
 from lowbit import _tables, reference
@@ -142,6 +143,29 @@ def test_integers_are_the_weight():
         w, lowbit.Codebook(4, activation=None, equalize=False), codebook=(table / 127).astype(np.float32)[None, :, None]
     )
     assert np.array_equal(given.codes(), codes)
+
+
+@QUIET
+@pytest.mark.parametrize("granularity", ["tensor", "channel", "group"])
+@pytest.mark.parametrize("nbits", [2, 3, 4, 8])
+def test_tables_of_bfloat16_are_those_of_float32(nbits, granularity, isa, ran):
+    """The same entries as bfloat16: the same products, rows and codes, bit for bit."""
+    for n, k, size in ((35, 200, 64), (16, 96, 32), (70, 130, 48), (2, 700, 128), (49, 576, 192), (33, 300, 64)):
+        w = weights(nbits, n, k)
+        config = lowbit.Codebook(nbits, granularity, group_size=size, activation=None)
+        ours = lowbit.quantize_weight(w, config)
+        short = dataclasses.replace(ours, codebook=ours.codebook.astype(ml_dtypes.bfloat16))
+        assert np.array_equal(short.codebook.astype(np.float32), ours.codebook)
+        assert np.array_equal(short.dequantize(), ours.dequantize())
+        for m in (1, 2, 5, 17, 40):
+            x = np.random.default_rng(m).standard_normal((m, k), dtype=np.float32)
+            expected = lowbit.linear(x, ours, isa=isa)
+            assert np.array_equal(lowbit.linear(x, short, isa=isa), expected)
+            np.testing.assert_allclose(reference.linear(x, referenced(short)), expected, rtol=1e-4, atol=1e-4)
+        given = lowbit.quantize_weight(w, config, codebook=short.codebook)
+        assert given.codebook.dtype == ml_dtypes.bfloat16
+        assert np.array_equal(given.codes(), lowbit.quantize_weight(w, config, codebook=ours.codebook).codes())
+    ran(isa, 20)
 
 
 @pytest.mark.parametrize("nbits", [2, 3, 4])
@@ -305,8 +329,9 @@ def test_bytes_that_are_no_weights_are_refused():  # row 43
     x = np.ones((3, 96), np.float32)
     with pytest.raises(ValueError, match="codebook: expected shape"):
         lowbit.CodebookWeight(ours.tiled, 96, 20, ours.config, ours.codebook[:-1])
-    with pytest.raises(TypeError, match="codebook"):
-        lowbit.CodebookWeight(ours.tiled, 96, 20, ours.config, ours.codebook.astype(np.float32))
+    for dtype in (np.float32, np.uint16, np.float16):
+        with pytest.raises(TypeError, match="codebook"):
+            lowbit.CodebookWeight(ours.tiled, 96, 20, ours.config, ours.codebook.astype(dtype))
     rng = np.random.default_rng(0)
     for _ in range(300):
         bad = ours.tiled.copy()

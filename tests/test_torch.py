@@ -1135,6 +1135,25 @@ def test_layers_that_share_a_codebook_store_it_once(tmp_path):
     assert second.codebook is first.codebook or np.array_equal(second.codebook, first.codebook)
 
 
+@pytest.mark.parametrize("granularity", ["tensor", "channel", "group"])
+def test_layers_keep_tables_of_bfloat16(granularity, tmp_path):
+    config = lowbit.Codebook(4, granularity, activation=None)
+    model, x = nn.Sequential(nn.Linear(128, 48)), torch.randn(5, 128)
+    weight = model[0].weight.detach().numpy().copy()
+    quantize_(model, config)
+    ours = lowbit.quantize_weight(weight, config)
+    assert model[0].codebook.dtype == torch.bfloat16
+    assert np.array_equal(model[0].codebook.float().numpy(), ours.codebook)
+    bias = model[0].bias.numpy()
+    assert np.array_equal(model(x).numpy(), lowbit.linear(x.numpy(), ours, bias))
+    # Tables that were stored as float32 lose nothing.
+    state = {name: t.float() if t.dtype == torch.bfloat16 else t for name, t in model.state_dict().items()}
+    other = nn.Sequential(nn.Linear(128, 48))
+    quantize_(other, config)
+    other.load_state_dict(state)
+    assert torch.equal(other(x), model(x))
+
+
 def test_calibration_of_layers_with_tables():
     torch.manual_seed(0)
     mixing = torch.randn(64, 64)

@@ -116,6 +116,11 @@ def as_array(name: str, x: Any, dtypes: Sequence[str], *, min_ndim: int = 1) -> 
     return np.array(x, order="C", subok=False)  # always aligned, unlike ascontiguousarray
 
 
+def core_view(x: np.ndarray) -> np.ndarray:
+    """``x`` as the core takes it: bfloat16 as uint16."""
+    return x if x.dtype in _NAMES or x.dtype.name != "bfloat16" else x.view(np.uint16)
+
+
 def aligned(size: int) -> np.ndarray:
     """Uninitialised bytes that start at a cache line, as the kernels like best."""
     raw = np.empty(size + 63, np.uint8)

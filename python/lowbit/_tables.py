@@ -42,9 +42,11 @@ def fit(
 ) -> NDArray[Any]:
     """Chooses tables and codes of ``x`` (N, K), as it is to be rounded.
 
-    Fills ``parts`` and returns the tables, (tables, 2**nbits, 1); a ``codebook`` that is
-    given stays as it is.
+    Fills ``parts`` and returns the tables, (tables, 2**nbits, 1), int8 or float32: those of
+    a ``codebook`` that is given.
     """
+    if codebook is not None and codebook.dtype != np.int8:
+        codebook = codebook.astype(np.float32, copy=False)
     size = form[1]
     # Inputs none of which counts are as if each did.
     counts = np.ones(x.shape[1], np.float32) if importance is None or not importance.any() else importance

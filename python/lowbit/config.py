@@ -156,7 +156,7 @@ class Codebook(Config):
     activation : {"int8"} or None
         How a layer takes its inputs: rounded to 8 bits, with a zero point, per row within
         the call, and the table's entries are int8; or as the floats that they are, and the
-        entries are bfloat16.
+        entries are values of bfloat16, which layers of torch keep as such.
     rotate : {None, "hadamard"}
         As in :class:`Uniform`.
     equalize : bool

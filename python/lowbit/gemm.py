@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from lowbit import _core
-from lowbit._check import FLOATS, aligned, as_array, check_out, new_out
+from lowbit._check import FLOATS, aligned, as_array, check_out, core_view, new_out
 from lowbit.types import RowCodes
 from lowbit.weights import CodebookWeight, GroupedWeight, QuantizedWeight, TiledMatrix, Weight, vector
 
@@ -105,10 +105,10 @@ def matmul_int8(
 
 
 def _kernel_floats(x: NDArray[Any]) -> NDArray[Any]:
-    """float32, or bfloat16 as the uint16 that the core knows it by."""
+    """float32, or bfloat16 as the core takes it."""
     if x.dtype == np.float32:
         return x
-    return x.view(np.uint16) if x.dtype.name == "bfloat16" else x.astype(np.float32)
+    return core_view(x) if x.dtype.name == "bfloat16" else x.astype(np.float32)
 
 
 def _rows_in(x: ArrayLike | RowCodes, weight: Weight) -> tuple[Any, tuple[int, ...], np.dtype]:

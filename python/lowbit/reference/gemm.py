@@ -483,7 +483,7 @@ def _looked_up(weight: Any) -> tuple[NDArray[Any], NDArray[np.float32]]:
     m = multipliers[:, group].astype(np.int64) - 128
     if entries.dtype == np.int8:
         return (entries * m + 64) >> 7, scale
-    return entries * m.astype(np.float32), scale
+    return entries.astype(np.float32) * m.astype(np.float32), scale
 
 
 def _values(weight: Any) -> tuple[NDArray[Any], NDArray[np.float32]]:

@@ -18,8 +18,8 @@ class QuantLinear(nn.Module):
 
     Buffers: ``tiled``, uint8, the codes, scales and equalizer as FORMATS.md says
     under "Layer weights"; ``bias``, float32 (N,), or None; ``codebook``, the tables that
-    codes look up (:class:`lowbit.CodebookWeight`), or None. Layers may have one codebook
-    together.
+    codes look up (:class:`lowbit.CodebookWeight`), or None: int8, or for inputs as they are
+    bfloat16, float32 where that holds more. Layers may have one codebook together.
 
     A layer that `quantize_` fused with the one before runs both, with the
     activation between, as one operator; the first then hands its input on. In

@@ -44,7 +44,7 @@ def _floats(name: str, x: torch.Tensor) -> torch.Tensor:
 
 def _weight(tiled: torch.Tensor, codebook: torch.Tensor | None) -> tuple[Any, Any]:
     """A weight's bytes, and the tables that they look up."""
-    return tiled.numpy(), None if codebook is None else codebook.numpy()
+    return tiled.numpy(), None if codebook is None else _bridge.view(codebook)
 
 
 def _bias(bias: torch.Tensor | None) -> Any:

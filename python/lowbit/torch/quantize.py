@@ -507,8 +507,17 @@ def _kept(quantized: Weight) -> Made:
     tiled = torch.empty(quantized.tiled.size, dtype=torch.uint8, device="cpu")
     tiled.numpy()[:] = quantized.tiled
     if isinstance(quantized, lowbit.CodebookWeight):
-        return {"tiled": tiled, "codebook": torch.from_numpy(quantized.codebook)}, quantized.config
+        return {"tiled": tiled, "codebook": _entries(quantized.codebook)}, quantized.config
     return {"tiled": tiled}, quantized.config
+
+
+def _entries(codebook: Any) -> torch.Tensor:
+    """Tables as a layer has them: bfloat16 where that holds them, as it does all that lowbit makes."""
+    entries = torch.from_numpy(codebook)
+    if entries.dtype == torch.int8:
+        return entries
+    short = entries.bfloat16()
+    return short if torch.equal(short.float(), entries) else entries
 
 
 def _numpy_floats(weight: torch.Tensor) -> Any:

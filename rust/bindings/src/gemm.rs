@@ -68,10 +68,10 @@ impl<'py> ReadFloats<'py> {
     }
 }
 
-/// The entries of tables, int8 or float32.
+/// The entries of tables, int8, float32 or bfloat16.
 enum ReadCodebook<'py> {
     Int8(Read<'py, i8>),
-    Floats(Read<'py, f32>),
+    Floats(ReadFloats<'py>),
 }
 
 impl<'py> ReadCodebook<'py> {
@@ -79,13 +79,14 @@ impl<'py> ReadCodebook<'py> {
         if array.cast::<PyArrayDyn<i8>>().is_ok() {
             return Ok(ReadCodebook::Int8(Read::new("codebook", array)?));
         }
-        Ok(ReadCodebook::Floats(Read::new("codebook", array)?))
+        Ok(ReadCodebook::Floats(ReadFloats::new("codebook", array)?))
     }
 
     fn get(&self) -> PyResult<Codebook<'_>> {
         Ok(match self {
             ReadCodebook::Int8(entries) => Codebook::Int8(entries.slice()?),
-            ReadCodebook::Floats(entries) => Codebook::Floats(entries.slice()?),
+            ReadCodebook::Floats(ReadFloats::F32(entries)) => Codebook::F32(entries.slice()?),
+            ReadCodebook::Floats(ReadFloats::Bf16(entries)) => Codebook::Bf16(entries.slice()?),
         })
     }
 }

@@ -83,40 +83,36 @@ pub(crate) fn is_granted() -> bool {
     false
 }
 
-/// This thread's tiles, all of 16 rows of 64 bytes, until it is dropped.
+/// This thread's tiles, of 16 rows, until it is dropped.
 struct Tiles(PhantomData<*const ()>);
 
 impl Tiles {
+    /// Tiles of 64 bytes a row; but of so many columns where sums are, 0 to 3, and in 6 and 7.
+    ///
     /// # Safety
     /// No other of these is on this thread: the first to go would take the tiles with it.
-    unsafe fn new(isa: Isa) -> Tiles {
-        assert!(isa.has_amx());
-        #[repr(align(64))]
-        struct Palette([u8; 64]);
-        const ALL: Palette = {
-            let mut bytes = [0; 64];
-            bytes[0] = 1;
-            let mut tile = 0;
-            while tile < 8 {
-                bytes[16 + 2 * tile] = ROW as u8;
-                bytes[48 + tile] = ROWS as u8;
-                tile += 1;
-            }
-            Palette(bytes)
-        };
+    unsafe fn new(isa: Isa, columns: usize) -> Tiles {
+        assert!(isa.has_amx() && (1..=COLUMNS).contains(&columns));
+        let mut palette = [0u8; 64];
+        palette[0] = 1;
+        for tile in 0..8 {
+            palette[16 + 2 * tile] = if matches!(tile, 4 | 5) { ROW } else { 4 * columns } as u8;
+            palette[48 + tile] = ROWS as u8;
+        }
         // SAFETY: by the Isa, the CPU has tiles and the process may use them; 64 bytes that say palette 1.
         unsafe {
             with_tiles!(
                 [nostack, readonly, preserves_flags]
                 "ldtilecfg [{}]",
-                in(reg) ALL.0.as_ptr(),
+                in(reg) palette.as_ptr(),
             );
         }
         Tiles(PhantomData)
     }
 }
 
-/// Sums that stay in tiles 0 to 3 from call to call, of 16 rows with 32 columns; in [`floats`] factors in 4 and 5 too.
+/// Sums that stay in tiles 0 to 3 from call to call, of 16 rows with 32 columns; in [`floats`] of 32 with up to 16, and
+/// factors in 4 to 7 too.
 /// Rust says nothing of registers between blocks of assembly; but it has no use for tiles where no function asks for
 /// AMX, and [`multiply`], which has, is not called between.
 impl Tiles {
@@ -653,7 +649,7 @@ pub(super) fn panels(
         *columns = Some(Columns::bytes(k, part, last));
     }
     // SAFETY: this thread has no other tiles: nothing that holds them calls this.
-    let tiles = unsafe { Tiles::new(isa) };
+    let tiles = unsafe { Tiles::new(isa, COLUMNS) };
     let ends = parts.iter().map(|part| part.col + part.with.panel.width).max().unwrap_or(0);
     let (mut out, mut buffer) = (Out::new(out, ends), Buffer([0; BLOCK * BLOCK]));
     for row in (0..out.rows.len()).step_by(BLOCK) {
@@ -686,7 +682,7 @@ pub(super) fn groups(
     let (panel, depth) = (block.panel, block.depth.clone());
     assert!(depth.start.is_multiple_of(ROW) && (depth.end == panel.k || depth.end.is_multiple_of(ROW)));
     // SAFETY: this thread has no other tiles: nothing that holds them calls this.
-    let mut tiles = unsafe { Tiles::new(isa) };
+    let mut tiles = unsafe { Tiles::new(isa, COLUMNS) };
     let rest = if out.len() <= ROWS { 0 } else { planes_len(CHUNK.min(panel.k.min(panel.pass))) };
     let (mut packed, planes) = Packed::new(w, (block.a, panel.k, 0), scratch, rest, made);
     let all = out.len();

@@ -56,12 +56,12 @@ pub fn fit_groups(
         bail!("importance: expected {k} finite values of at least 0");
     }
     let size = 1 << groups.nbits();
-    let ascending = match codebook {
-        Codebook::Int8(entries) => entries.chunks_exact(size).all(|table| table.is_sorted()),
-        Codebook::Floats(entries) => {
-            entries.chunks_exact(size).all(|table| table.is_sorted() && table.iter().all(|entry| entry.is_finite()))
-        }
-    };
+    let mut entries = [0.0; 256];
+    let ascending = (0..codebook.len() / size).all(|table| {
+        let entries = &mut entries[..size];
+        codebook.read(table * size, entries);
+        entries.is_sorted() && entries.iter().all(|entry| entry.is_finite())
+    });
     if !ascending {
         bail!("codebook: expected finite entries, ascending in each table");
     }
@@ -108,15 +108,10 @@ impl Job<'_> {
     fn largest(&self, group: usize) -> f32 {
         let at = self.groups.table_of(self.row, group, self.count);
         let size = 1 << self.groups.nbits();
-        match self.codebook {
-            Codebook::Int8(entries) => {
-                let largest = entries[at..at + size].iter().map(|entry| entry.unsigned_abs()).max();
-                f32::from(largest.unwrap_or_default()) / 128.0
-            }
-            Codebook::Floats(entries) => {
-                entries[at..at + size].iter().fold(0.0, |most: f32, entry| most.max(entry.abs()))
-            }
-        }
+        let mut entries = [0.0; 256];
+        self.codebook.read(at, &mut entries[..size]);
+        let largest = entries[..size].iter().fold(0.0, |most: f32, entry| most.max(entry.abs()));
+        if matches!(self.codebook, Codebook::Int8(_)) { largest / 128.0 } else { largest }
     }
 
     #[inline(always)]
@@ -128,10 +123,10 @@ impl Job<'_> {
                     *to = fold(entry, multiplier).into();
                 }
             }
-            Codebook::Floats(entries) => {
-                for (to, &entry) in to.values[..to.size].iter_mut().zip(&entries[at..]) {
-                    *to = entry * f32::from(multiplier);
-                }
+            Codebook::F32(_) | Codebook::Bf16(_) => {
+                let values = &mut to.values[..to.size];
+                self.codebook.read(at, values);
+                values.iter_mut().for_each(|value| *value *= f32::from(multiplier));
             }
         }
     }

@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use super::groups::{GroupPanel, SUPER, places};
+use super::groups::{GroupPanel, Grouped, SUPER, places};
 use super::tables::{Codebook, Tables};
 use super::tiled::PANEL;
 use crate::affine::RowScale;
@@ -19,7 +19,7 @@ const SPAN: usize = 64;
 const MR: usize = 6;
 /// Groups from one to that whose tables are asked for meanwhile.
 const SOON: usize = 4;
-/// Floats of scratch.
+/// Floats of scratch for a span.
 pub(super) const SCRATCH: usize = SPAN * PANEL;
 /// Rows of a block: enough to repay unpacking, several times over.
 pub(super) const ROWS: usize = 192;
@@ -32,6 +32,16 @@ on_isa! {
         = column_sums;
     /// `totals += (sums - zero point · column sums) · scale`.
     pub(super) fn add_span(sums: &[i32], col_sum: &[i32; PANEL], row: RowScale, totals: &mut [f32]) = add;
+}
+
+/// Floats of scratch: a span's, and what a panel's tables of bfloat16 are.
+pub(super) fn scratch_len(weight: &Grouped) -> usize {
+    let tables = match (weight.codebook(), weight.groups().tables()) {
+        (Some(Codebook::Bf16(_)), Some(Tables::Tensor)) => 1,
+        (Some(Codebook::Bf16(_)), _) => PANEL,
+        _ => 0,
+    };
+    SCRATCH + (tables << weight.groups().nbits())
 }
 
 /// Rows of `k` as tiles read them: those of six, then of two, then of one row, each `[k][rows]`.
@@ -69,8 +79,9 @@ fn spans(depth: Range<usize>, group_size: usize) -> impl Iterator<Item = Range<u
 #[inline(always)]
 fn sums<L: Lanes>(l: L, x: &[f32], panel: &GroupPanel, scratch: &mut [f32], out: &mut [[f32; PANEL]]) {
     out.iter_mut().for_each(|out| out.fill(0.0));
+    let (scratch, tables) = scratch.split_at_mut(SCRATCH);
     if let [out] = out {
-        return one(l, x, panel, out);
+        return one(l, x, panel, tables, out);
     }
     let (k, group_size) = (panel.k, panel.groups.group_size());
     let (sixes, rest) = out.as_chunks_mut::<MR>();
@@ -79,7 +90,7 @@ fn sums<L: Lanes>(l: L, x: &[f32], panel: &GroupPanel, scratch: &mut [f32], out:
     let (x_twos, x_ones) = x_rest.split_at(2 * k * twos.len());
     for span in spans(0..k, group_size) {
         let w = &mut scratch[..span.len() * PANEL];
-        unpack(l, panel, span.clone(), w);
+        unpack(l, panel, span.clone(), tables, w);
         let multipliers = multipliers(panel, span.start / group_size);
         for (at, w) in (0..panel.width).step_by(2 * L::N).zip(w.chunks_exact(2 * L::N * span.len())) {
             let strip = Strip { w, at, multipliers: &multipliers };
@@ -152,9 +163,9 @@ fn term<L: Lanes, const R: usize>(l: L, x: &[f32; R], w: &[f32], sums: &mut [[L:
     }
 }
 
-/// A call with the [`Values`] of a panel's group.
+/// A call with the [`Values`] of a panel's group, from a depth on.
 macro_rules! with_values {
-    ($l:ident, $panel:ident, $group:ident, |$values:ident| $call:expr) => {{
+    ($l:ident, $panel:ident, $depth:expr, $tables:ident, |$values:ident| $call:expr) => {{
         let nbits = $panel.groups.nbits();
         macro_rules! call {
             ($of:expr) => {{
@@ -162,12 +173,10 @@ macro_rules! with_values {
                 $call
             }};
         }
-        match $panel.codebook {
-            Some(Codebook::Floats(entries)) if entries.len() == 1 << nbits && nbits <= 4 => {
-                call!(Picked { table: $l.table(entries) })
-            }
-            Some(Codebook::Floats(entries)) => {
-                let tables = Entries::new($panel, $group, entries);
+        match ($panel.codebook, sole_table($panel)) {
+            (_, Some(table)) => call!(Picked { table: $l.table(&table[..1 << nbits]) }),
+            (Some(codebook), None) => {
+                let tables = Entries::new($panel, $depth, codebook, $tables);
                 match nbits {
                     2 => call!(LookedUp::<2>(tables)),
                     3 => call!(LookedUp::<3>(tables)),
@@ -175,24 +184,36 @@ macro_rules! with_values {
                     _ => call!(LookedUp::<8>(tables)),
                 }
             }
-            _ => call!(Numbers::new($panel, $group)),
+            (None, None) => call!(Numbers::new($panel, $depth / $panel.groups.group_size())),
         }
     }};
 }
 
+/// The one table of codes of up to 4 bits, if they have only one.
+#[inline(always)]
+fn sole_table(panel: &GroupPanel) -> Option<[f32; 16]> {
+    let len = 1 << panel.groups.nbits();
+    let codebook = panel.codebook.filter(|codebook| codebook.len() == len && len <= 16)?;
+    let mut table = [0.0; 16];
+    codebook.read(0, &mut table[..len]);
+    Some(table)
+}
+
 /// One row times a panel, with nothing written in between.
 #[inline(always)]
-fn one<L: Lanes>(l: L, x: &[f32], panel: &GroupPanel, out: &mut [f32; PANEL]) {
+fn one<L: Lanes>(l: L, x: &[f32], panel: &GroupPanel, tables: &mut [f32], out: &mut [f32; PANEL]) {
     let group_size = panel.groups.group_size();
     for span in spans(0..panel.k, group_size) {
         let group = span.start / group_size;
         let by = multipliers(panel, group);
         let mut sums = [0.0; PANEL];
-        match panel.codebook {
-            Some(Codebook::Floats(entries)) if entries.len() == 16 && panel.groups.nbits() == 4 => {
-                add_from_registers(l, x, panel, span, &l.table(entries), &mut sums);
+        match sole_table(panel) {
+            Some(table) if panel.groups.nbits() == 4 => {
+                add_from_registers(l, x, panel, span, &l.table(&table), &mut sums);
             }
-            _ => with_values!(l, panel, group, |values| add_products(l, x, panel, span, values, &mut sums)),
+            _ => {
+                with_values!(l, panel, span.start, tables, |values| add_products(l, x, panel, span, values, &mut sums))
+            }
         }
         let sums = sums.chunks_exact(L::N).zip(by.chunks_exact(L::N));
         for ((sums, by), out) in sums.zip(out.chunks_exact_mut(L::N)) {
@@ -287,9 +308,8 @@ fn strip_from_registers<L: Lanes, const V: usize>(
 /// The values that codes of a span stand for, less multipliers, `[strip][k][2 N]`; past the
 /// panel, anything.
 #[inline(always)]
-fn unpack<L: Lanes>(l: L, panel: &GroupPanel, depth: Range<usize>, to: &mut [f32]) {
-    let group = depth.start / panel.groups.group_size();
-    with_values!(l, panel, group, |values| unpacked(l, panel, depth, to, values));
+fn unpack<L: Lanes>(l: L, panel: &GroupPanel, depth: Range<usize>, tables: &mut [f32], to: &mut [f32]) {
+    with_values!(l, panel, depth.start, tables, |values| unpacked(l, panel, depth, to, values));
 }
 
 /// What codes stand for. Not closures: those would be compiled without the instruction set.
@@ -349,18 +369,37 @@ struct Entries<'a> {
 
 impl<'a> Entries<'a> {
     #[inline(always)]
-    fn new(panel: &GroupPanel, group: usize, all: &'a [f32]) -> Self {
-        let mut tables = [0; PANEL];
-        let soon = group + SOON;
-        if panel.groups.tables() == Some(Tables::Group) && soon < panel.groups.count(panel.k) {
+    fn new(panel: &GroupPanel, depth: usize, codebook: Codebook<'a>, scratch: &'a mut [f32]) -> Self {
+        let (mut tables, group) = ([0; PANEL], depth / panel.groups.group_size());
+        let (soon, own) = (group + SOON, panel.groups.tables() == Some(Tables::Group));
+        if own && soon < panel.groups.count(panel.k) {
             // A column's tables follow each other, but the columns' are far apart: no CPU sees them coming.
             panel.tables_of(soon, &mut tables);
             for &table in &tables[..panel.width] {
-                prefetch_line(all.as_ptr().wrapping_add(table as usize).cast());
+                match codebook {
+                    Codebook::F32(all) => prefetch_line(all.as_ptr().wrapping_add(table as usize).cast()),
+                    Codebook::Bf16(all) => prefetch_line(all.as_ptr().wrapping_add(table as usize).cast()),
+                    Codebook::Int8(_) => (),
+                }
             }
         }
         panel.tables_of(group, &mut tables);
-        Entries { all, tables }
+        if let Codebook::F32(all) = codebook {
+            return Entries { all, tables };
+        }
+        let size = 1 << panel.groups.nbits();
+        // They are there from the first span, or a group's, on.
+        let is_new = depth == 0 || own && depth.is_multiple_of(panel.groups.group_size());
+        for (j, (table, to)) in tables[..panel.width].iter_mut().zip(scratch.chunks_exact_mut(size)).enumerate() {
+            if is_new {
+                codebook.read(*table as usize, to);
+            }
+            *table = (j * size) as u32;
+        }
+        if panel.groups.tables() == Some(Tables::Tensor) {
+            tables.fill(0);
+        }
+        Entries { all: scratch, tables }
     }
 }
 
@@ -417,7 +456,7 @@ fn column_sums<L: Lanes>(l: L, panel: &GroupPanel, depth: Range<usize>, scratch:
     out.fill(0);
     for span in spans(depth, panel.groups.group_size()) {
         let w = &mut scratch[..span.len() * PANEL];
-        unpack(l, panel, span.clone(), w);
+        unpack(l, panel, span.clone(), &mut [], w);
         let multipliers = multipliers(panel, span.start / panel.groups.group_size());
         // Below 32 · 255 · 255 < 2^24: floats hold them.
         for (strip, w) in (0..panel.width).step_by(2 * L::N).zip(w.chunks_exact(2 * L::N * span.len())) {

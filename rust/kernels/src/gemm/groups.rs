@@ -221,16 +221,16 @@ impl Groups {
         if expected > i32::MAX as usize {
             bail!("codebook: expected fewer than 2**31 entries, got a weight that takes {expected}");
         }
-        let (got, kind) = match codebook {
-            None => (0, None),
-            Some(Codebook::Int8(entries)) => (entries.len(), Some(Inputs::Rows)),
-            Some(Codebook::Floats(entries)) => (entries.len(), Some(Inputs::Floats)),
-        };
+        let got = codebook.map_or(0, |codebook| codebook.len());
+        let kind = codebook.map(|codebook| match codebook {
+            Codebook::Int8(_) => Inputs::Rows,
+            Codebook::F32(_) | Codebook::Bf16(_) => Inputs::Floats,
+        });
         if got != expected || self.tables.is_some() != codebook.is_some() {
             bail!("codebook: a weight of {n} rows of {k} takes {expected} entries of {} bits, got {got}", self.nbits);
         }
         if kind.is_some_and(|kind| kind != self.inputs) {
-            bail!("codebook: expected int8 entries for inputs of 8 bits, and float32 ones for floats");
+            bail!("codebook: expected int8 entries for inputs of 8 bits, and float32 or bfloat16 ones for floats");
         }
         Ok(())
     }
@@ -437,6 +437,11 @@ impl<'a> Grouped<'a> {
         self.pass
     }
 
+    /// The tables that codes look up.
+    pub(crate) fn codebook(&self) -> Option<Codebook<'a>> {
+        self.codebook
+    }
+
     /// The entries, where codes stand for integers of tables.
     pub(crate) fn integers(&self) -> Option<&'a [i8]> {
         match self.codebook {
@@ -500,7 +505,7 @@ impl<'a> Grouped<'a> {
                     let value = match self.codebook {
                         None => ((i32::from(code) - zero) * i32::from(multiplier)) as f32,
                         Some(Codebook::Int8(entries)) => fold(entries[at + usize::from(code)], signed).into(),
-                        Some(Codebook::Floats(entries)) => entries[at + usize::from(code)] * f32::from(signed),
+                        Some(codebook) => codebook.entry(at + usize::from(code)) * f32::from(signed),
                     };
                     *out = value * scale;
                 }
@@ -615,7 +620,7 @@ pub fn tile_groups(
                             integers.push(fold(entries[at + usize::from(code)], (multiplier ^ 0x80) as i8));
                             integers[k].into()
                         }
-                        Some(Codebook::Floats(_)) => 0,
+                        Some(Codebook::F32(_) | Codebook::Bf16(_)) => 0,
                     };
                     sum = sum.wrapping_add(part);
                     reaches[usize::from(part > 0)] += u64::from(part.unsigned_abs());

@@ -1442,7 +1442,11 @@ impl Scratch {
         };
         let (codes, floats) = if inputs == Inputs::Floats { (0, rows) } else { (rows, 1) };
         let spans = if inputs == Inputs::Spans { rows * k.div_ceil(SUPER) } else { 0 };
-        let columns = if inputs == Inputs::Rows { 0 } else { floats::SCRATCH };
+        let columns = match (inputs, weight.codes) {
+            (Inputs::Rows, _) => 0,
+            (Inputs::Floats, Codes::Groups(grouped)) => floats::scratch_len(&grouped),
+            _ => floats::SCRATCH,
+        };
         let expanded = match weight.codes {
             Codes::Groups(grouped) if grouped.integers().is_some() => tables::room(isa, rows, &grouped),
             _ => 0,

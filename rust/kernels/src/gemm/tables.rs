@@ -4,6 +4,8 @@
 //! brought into the form of an int8 one, in the cache, and the kernels of int8 multiply it.
 //! A table of 16 entries is a register to the look-up of bytes.
 
+use half::bf16;
+
 use super::groups::{GroupPanel, Grouped, SUPER};
 use super::tiled::PANEL;
 use crate::Isa;
@@ -20,13 +22,44 @@ pub enum Tables {
 }
 
 /// Tables one after the other, each of 2^nbits entries: int8 for inputs of 8 bits, else
-/// floats.
+/// floats, which are used as they are.
 #[derive(Clone, Copy, Debug)]
 pub enum Codebook<'a> {
     /// For inputs that are rounded to 8 bits.
     Int8(&'a [i8]),
     /// For inputs as they are.
-    Floats(&'a [f32]),
+    F32(&'a [f32]),
+    /// The same, bfloat16.
+    Bf16(&'a [u16]),
+}
+
+impl Codebook<'_> {
+    /// Entries.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Codebook::Int8(entries) => entries.len(),
+            Codebook::F32(entries) => entries.len(),
+            Codebook::Bf16(entries) => entries.len(),
+        }
+    }
+
+    /// An entry.
+    #[inline]
+    pub(crate) fn entry(&self, at: usize) -> f32 {
+        match self {
+            Codebook::Int8(entries) => entries[at].into(),
+            Codebook::F32(entries) => entries[at],
+            Codebook::Bf16(entries) => bf16::from_bits(entries[at]).to_f32(),
+        }
+    }
+
+    /// Writes entries from `at` on.
+    pub(crate) fn read(&self, at: usize, to: &mut [f32]) {
+        match self {
+            Codebook::F32(entries) => to.copy_from_slice(&entries[at..at + to.len()]),
+            _ => to.iter_mut().enumerate().for_each(|(i, to)| *to = self.entry(at + i)),
+        }
+    }
 }
 
 /// The integer, -127 to 127, that an entry stands for in a group: entry · multiplier / 128, to

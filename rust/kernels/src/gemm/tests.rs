@@ -171,12 +171,12 @@ struct Grouping {
     /// Entries of tables, of the one or the other kind, or neither.
     int8: Vec<i8>,
     floats: Vec<f32>,
+    /// The floats as bfloat16, if they are looked up so.
+    halves: Vec<u16>,
 }
 
-/// The codebook of [`Grouping::int8`] and [`Grouping::floats`].
-fn codebook<'a>(groups: Groups, int8: &'a [i8], floats: &'a [f32]) -> Option<Codebook<'a>> {
-    let floating = groups.inputs() == Inputs::Floats;
-    groups.tables().map(|_| if floating { Codebook::Floats(floats) } else { Codebook::Int8(int8) })
+fn upper_halves(floats: &[f32]) -> Vec<u16> {
+    floats.iter().map(|x| (x.to_bits() >> 16) as u16).collect()
 }
 
 impl Grouping {
@@ -184,15 +184,15 @@ impl Grouping {
     fn random(groups: Groups, n: usize, k: usize, seed: u64) -> Grouping {
         let (count, q, most) = (groups.count(k), groups.qmax(), groups.most());
         let mut next = random(seed);
-        let mut codes: Vec<u8> = (0..n * k).map(|_| [0, q, next() as u8 & q][(next() % 3) as usize]).collect();
+        let codes: Vec<u8> = (0..n * k).map(|_| [0, q, next() as u8 & q][(next() % 3) as usize]).collect();
         let mut multipliers: Vec<u8> =
             (0..n * count).map(|_| [0, most, next() as u8 & most][(next() % 3) as usize]).collect();
         if groups.tables().is_some() {
             multipliers.iter_mut().for_each(|m| *m = (*m).max(1));
         }
         let zero = |x: u64| if groups.symmetric() { groups.middle() } else { [0, q, x as u8 & q][(x % 3) as usize] };
-        let mut zeros: Vec<u8> = (0..n * count).map(|_| zero(next() >> 8)).collect();
-        let mut scale = vec![1.0; n];
+        let zeros: Vec<u8> = (0..n * count).map(|_| zero(next() >> 8)).collect();
+        let scale = vec![1.0; n];
         let mut bytes = vec![0; groups.len(k, n).unwrap()];
         let entries = groups.table_count(k, n).unwrap() << groups.nbits();
         let small = next() % 2 == 0; // four products fit 16 bits, or two
@@ -204,15 +204,23 @@ impl Grouping {
         let kept = if seed % 2 == 0 { u32::MAX << 16 } else { u32::MAX };
         let floats: Vec<f32> =
             (0..entries).map(|_| f32::from_bits(((next() as i32) as f32 / 1e9).to_bits() & kept)).collect();
+        let halves = if seed % 4 == 0 { upper_halves(&floats) } else { vec![] };
+        let mut made = Grouping { groups, codes, multipliers, zeros, scale, bytes: vec![], int8, floats, halves };
+        let Grouping { codes, multipliers, zeros, scale, .. } = &mut made;
+        let (mut codes, mut multipliers) = (std::mem::take(codes), std::mem::take(multipliers));
+        let (mut zeros, mut scale) = (std::mem::take(zeros), std::mem::take(scale));
         let parts =
             GroupedRows { codes: &mut codes, multipliers: &mut multipliers, zeros: &mut zeros, scale: &mut scale };
-        let entries = codebook(groups, &int8, &floats);
-        tile_groups(&parts, groups, entries, n, k, &mut bytes, &Ctl::new(1)).unwrap();
-        Grouping { groups, codes, multipliers, zeros, scale, bytes, int8, floats }
+        tile_groups(&parts, groups, made.codebook(), n, k, &mut bytes, &Ctl::new(1)).unwrap();
+        Grouping { codes, multipliers, zeros, scale, bytes, ..made }
     }
 
     fn codebook(&self) -> Option<Codebook<'_>> {
-        codebook(self.groups, &self.int8, &self.floats)
+        self.groups.tables().map(|_| match self.groups.inputs() {
+            Inputs::Floats if !self.halves.is_empty() => Codebook::Bf16(&self.halves),
+            Inputs::Floats => Codebook::F32(&self.floats),
+            _ => Codebook::Int8(&self.int8),
+        })
     }
 
     /// Whether rows of floats times this are sums of tiles, in an order of their own.
@@ -514,7 +522,17 @@ fn groups_that_just_fit_16_bits() {
             let parts =
                 GroupedRows { codes: &mut codes, multipliers: &mut multipliers, zeros: &mut zeros, scale: &mut scale };
             tile_groups(&parts, groups, None, n, k, &mut bytes, &Ctl::new(1)).unwrap();
-            let weight = Grouping { groups, codes, multipliers, zeros, scale, bytes, int8: vec![], floats: vec![] };
+            let weight = Grouping {
+                groups,
+                codes,
+                multipliers,
+                zeros,
+                scale,
+                bytes,
+                int8: vec![],
+                floats: vec![],
+                halves: vec![],
+            };
             for m in [1, 7, 40] {
                 let a = vec![row; m * k];
                 vnni_is_right(Plain::<16>, &a, &weight, (n, k));
@@ -697,23 +715,32 @@ fn floats_of_every_size_times_tables() {
     let (n, k) = (33, 100);
     for &isa in Isa::available() {
         // Some entries have more bits, or none are of a size that tiles keep.
-        for (tables, size, power, kept) in [
-            (Tables::Group, 32, 0, true),
-            (Tables::Group, 64, -60, true),
-            (Tables::Row, 128, 25, true),
-            (Tables::Row, 96, -30, true),
-            (Tables::Group, 64, 0, false),
-            (Tables::Group, 64, -110, false),
-            (Tables::Row, 96, -140, false),
-            (Tables::Group, 32, 70, false),
+        for (tables, size, power, kept, halves) in [
+            (Tables::Group, 32, 0, true, true),
+            (Tables::Group, 64, -60, true, false),
+            (Tables::Group, 64, -60, true, true),
+            (Tables::Row, 128, 25, true, false),
+            (Tables::Row, 128, 25, true, true),
+            (Tables::Row, 96, -30, true, false),
+            (Tables::Group, 64, 0, false, false),
+            (Tables::Group, 64, 0, false, true),
+            (Tables::Group, 64, -110, false, true),
+            (Tables::Row, 96, -140, false, true),
+            (Tables::Row, 64, 70, false, true),
+            (Tables::Group, 32, 70, false, false),
         ] {
             let groups = Groups::new(4, size, true).unwrap().with_tables(Some(tables)).unwrap().with(Inputs::Floats);
             let mut weight = Grouping::random(groups, n, k, 6);
             for (i, x) in weight.floats.iter_mut().enumerate() {
                 *x = if i % 7 == 0 { 0.0 } else { (f64::from(*x) * 2f64.powi(power)) as f32 };
             }
+            // The last entry alone, of a second table of two.
             if !kept && power == 0 {
-                *weight.floats.last_mut().unwrap() = 1.0 + f32::EPSILON;
+                *weight.floats.last_mut().unwrap() = if halves { 1e-30 } else { 1.0 + f32::EPSILON };
+            }
+            if halves {
+                weight.halves = upper_halves(&weight.floats);
+                weight.floats.iter_mut().for_each(|x| *x = f32::from_bits(x.to_bits() & u32::MAX << 16));
             }
             let bytes = Weight::from_bytes(&weight.bytes, k, n, weight.codebook()).unwrap();
             let layer = Layer { weight: &bytes, bias: None, activation: Activation::Identity };
