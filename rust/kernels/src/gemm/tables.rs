@@ -4,8 +4,6 @@
 //! brought into the form of an int8 one, in the cache, and the kernels of int8 multiply it.
 //! A table of 16 entries is a register to the look-up of bytes.
 
-use half::bf16;
-
 use super::groups::{GroupPanel, Grouped, SUPER};
 use super::tiled::PANEL;
 use crate::Isa;
@@ -44,22 +42,31 @@ impl Codebook<'_> {
     }
 
     /// An entry.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn entry(&self, at: usize) -> f32 {
         match self {
             Codebook::Int8(entries) => entries[at].into(),
             Codebook::F32(entries) => entries[at],
-            Codebook::Bf16(entries) => bf16::from_bits(entries[at]).to_f32(),
+            Codebook::Bf16(entries) => widened(entries[at]),
         }
     }
 
     /// Writes entries from `at` on.
+    #[inline(always)]
     pub(crate) fn read(&self, at: usize, to: &mut [f32]) {
+        let at = at..at + to.len();
         match self {
-            Codebook::F32(entries) => to.copy_from_slice(&entries[at..at + to.len()]),
-            _ => to.iter_mut().enumerate().for_each(|(i, to)| *to = self.entry(at + i)),
+            Codebook::Int8(entries) => to.iter_mut().zip(&entries[at]).for_each(|(to, &entry)| *to = entry.into()),
+            Codebook::F32(entries) => to.copy_from_slice(&entries[at]),
+            Codebook::Bf16(entries) => to.iter_mut().zip(&entries[at]).for_each(|(to, &entry)| *to = widened(entry)),
         }
     }
+}
+
+/// A bfloat16.
+#[inline(always)]
+fn widened(bits: u16) -> f32 {
+    f32::from_bits(u32::from(bits) << 16)
 }
 
 /// The integer, -127 to 127, that an entry stands for in a group: entry · multiplier / 128, to
