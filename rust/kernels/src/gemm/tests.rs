@@ -175,6 +175,15 @@ struct Grouping {
     halves: Vec<u16>,
 }
 
+/// The codebook of [`Grouping::int8`], [`Grouping::floats`] and [`Grouping::halves`].
+fn codebook<'a>(groups: Groups, int8: &'a [i8], floats: &'a [f32], halves: &'a [u16]) -> Option<Codebook<'a>> {
+    groups.tables().map(|_| match groups.inputs() {
+        Inputs::Floats if !halves.is_empty() => Codebook::Bf16(halves),
+        Inputs::Floats => Codebook::F32(floats),
+        _ => Codebook::Int8(int8),
+    })
+}
+
 fn upper_halves(floats: &[f32]) -> Vec<u16> {
     floats.iter().map(|x| (x.to_bits() >> 16) as u16).collect()
 }
@@ -184,15 +193,15 @@ impl Grouping {
     fn random(groups: Groups, n: usize, k: usize, seed: u64) -> Grouping {
         let (count, q, most) = (groups.count(k), groups.qmax(), groups.most());
         let mut next = random(seed);
-        let codes: Vec<u8> = (0..n * k).map(|_| [0, q, next() as u8 & q][(next() % 3) as usize]).collect();
+        let mut codes: Vec<u8> = (0..n * k).map(|_| [0, q, next() as u8 & q][(next() % 3) as usize]).collect();
         let mut multipliers: Vec<u8> =
             (0..n * count).map(|_| [0, most, next() as u8 & most][(next() % 3) as usize]).collect();
         if groups.tables().is_some() {
             multipliers.iter_mut().for_each(|m| *m = (*m).max(1));
         }
         let zero = |x: u64| if groups.symmetric() { groups.middle() } else { [0, q, x as u8 & q][(x % 3) as usize] };
-        let zeros: Vec<u8> = (0..n * count).map(|_| zero(next() >> 8)).collect();
-        let scale = vec![1.0; n];
+        let mut zeros: Vec<u8> = (0..n * count).map(|_| zero(next() >> 8)).collect();
+        let mut scale = vec![1.0; n];
         let mut bytes = vec![0; groups.len(k, n).unwrap()];
         let entries = groups.table_count(k, n).unwrap() << groups.nbits();
         let small = next() % 2 == 0; // four products fit 16 bits, or two
@@ -205,22 +214,15 @@ impl Grouping {
         let floats: Vec<f32> =
             (0..entries).map(|_| f32::from_bits(((next() as i32) as f32 / 1e9).to_bits() & kept)).collect();
         let halves = if seed % 4 == 0 { upper_halves(&floats) } else { vec![] };
-        let mut made = Grouping { groups, codes, multipliers, zeros, scale, bytes: vec![], int8, floats, halves };
-        let Grouping { codes, multipliers, zeros, scale, .. } = &mut made;
-        let (mut codes, mut multipliers) = (std::mem::take(codes), std::mem::take(multipliers));
-        let (mut zeros, mut scale) = (std::mem::take(zeros), std::mem::take(scale));
         let parts =
             GroupedRows { codes: &mut codes, multipliers: &mut multipliers, zeros: &mut zeros, scale: &mut scale };
-        tile_groups(&parts, groups, made.codebook(), n, k, &mut bytes, &Ctl::new(1)).unwrap();
-        Grouping { codes, multipliers, zeros, scale, bytes, ..made }
+        let entries = codebook(groups, &int8, &floats, &halves);
+        tile_groups(&parts, groups, entries, n, k, &mut bytes, &Ctl::new(1)).unwrap();
+        Grouping { groups, codes, multipliers, zeros, scale, bytes, int8, floats, halves }
     }
 
     fn codebook(&self) -> Option<Codebook<'_>> {
-        self.groups.tables().map(|_| match self.groups.inputs() {
-            Inputs::Floats if !self.halves.is_empty() => Codebook::Bf16(&self.halves),
-            Inputs::Floats => Codebook::F32(&self.floats),
-            _ => Codebook::Int8(&self.int8),
-        })
+        codebook(self.groups, &self.int8, &self.floats, &self.halves)
     }
 
     /// Whether rows of floats times this are sums of tiles, in an order of their own.

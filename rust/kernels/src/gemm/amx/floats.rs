@@ -129,8 +129,8 @@ impl<'a> Inputs<'a> {
     }
 }
 
-/// Where a whole span's `q`-th four codes, two in each tile, have their dword in a tile's row: as [`Entries::write_fours`]
-/// meets them.
+/// Where a whole span's `q`-th four codes, two in each tile, have their dword in a tile's row: as [`Entries::write_with`]
+/// meets those of 4 bits.
 fn place_of(q: usize) -> usize {
     q / 8 * 8 + q % 2 * 4 + q % 8 / 2
 }
@@ -389,13 +389,11 @@ impl<'a, const NBITS: usize, const JOINED: bool> Entries<'a, NBITS, JOINED> {
                 let upper = _mm512_add_epi32(steps, _mm512_set1_epi32(0x0003_0001));
                 let table = |_: usize, at: usize| {
                     let from = all.as_ptr().wrapping_add(at);
-                    if span.is_new {
-                        prefetch_line(from.wrapping_add(span.soon).cast());
-                    }
                     // SAFETY: `new` has seen that all groups' tables are there.
                     let dwords = unsafe { _mm512_maskz_loadu_epi32(mask, from.cast()) };
                     let words = _mm512_permutexvar_epi16(upper, dwords);
                     if span.is_new {
+                        prefetch_line(from.wrapping_add(span.soon).cast());
                         met.bits = _mm512_or_si512(met.bits, dwords);
                         met.add(words);
                     }
